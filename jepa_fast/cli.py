@@ -1,0 +1,36 @@
+"""How every command starts: parse the flags, run, and turn bad input into one line and exit status 2."""
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+import tyro
+
+from jepa_fast.errors import InputError
+
+Arguments = TypeVar("Arguments")
+
+
+def run(main: Callable[[Arguments], None], arguments_type: type[Arguments], description: str) -> None:
+    """Parse `arguments_type` (a frozen dataclass) from the command line and call `main` with it.
+
+    Exit status: 0 done, 2 bad input (InputError or OSError: one line on standard error), 130 interrupted.
+    """
+    arguments = tyro.cli(arguments_type, description=description)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        main(arguments)
+    except InputError as error:
+        fail(str(error))
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        fail(f"{error.strerror or error}{where}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def fail(message: str) -> None:
+    """Print `error: message` on standard error, in one line, and exit with status 2."""
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,108 @@
+"""Every setting of a run as frozen dataclasses: validated on construction, stored as JSON, no torch import."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from jepa_fast.errors import InputError
+
+
+def require(condition: bool, argument: str, got: object, expected: str) -> None:
+    """Raise InputError naming the argument, what came and what was expected, unless `condition` holds."""
+    if not condition:
+        raise InputError(f"{argument}: got {got!r}, expected {expected}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of the world model. The defaults give 293,344 parameters.
+
+    Attributes:
+        channels: C, width of the ConvNeXt blocks.
+        blocks: L, ConvNeXt blocks per branch.
+        dim: D, size of a state.
+        dropout: rate in the encoder heads and in the predictor.
+        residual: what the predictor's MLP is added to: "sum" = LN(s) + LN(Wa a + ba), "state" = LN(s).
+    """
+
+    channels: int = 16
+    blocks: int = 2
+    dim: int = 128
+    dropout: float = 0.1
+    residual: Literal["sum", "state"] = "sum"
+
+    def __post_init__(self) -> None:
+        require(self.channels >= 1, "model.channels", self.channels, "at least 1")
+        require(self.blocks >= 1, "model.blocks", self.blocks, "at least 1")
+        require(self.dim >= 1, "model.dim", self.dim, "at least 1")
+        require(0 <= self.dropout < 1, "model.dropout", self.dropout, "a rate in [0, 1)")
+        require(self.residual in ("sum", "state"), "model.residual", self.residual, "'sum' or 'state'")
+
+
+@dataclass(frozen=True)
+class EnergyConfig:
+    """Options of the VICReg energy.
+
+    Attributes:
+        sides: regularise the predictions alone, or predictions and encodings (the mean of both sides' terms).
+        steps: statistics over [B*(T-1), D] ("all"), per time step and averaged ("each"), or the first step's ("first").
+        covariance_divisor: divide the squared off-diagonal covariances by D ("dim") or by D(D-1) ("pairs").
+        gamma: standard deviation below which the variance hinge pulls.
+        eps: added to the variance under the square root.
+        targets: encodings predicted against: with gradient, without, or from an exponential moving average encoder.
+        ema_decay: decay per step of that average; used with targets = "ema" only.
+    """
+
+    sides: Literal["predicted", "both"] = "predicted"
+    steps: Literal["all", "each", "first"] = "all"
+    covariance_divisor: Literal["dim", "pairs"] = "dim"
+    gamma: float = 1.0
+    eps: float = 1e-4
+    targets: Literal["shared", "stop_gradient", "ema"] = "shared"
+    ema_decay: float = 0.996
+
+    def __post_init__(self) -> None:
+        require(self.gamma > 0, "energy.gamma", self.gamma, "a positive number")
+        require(self.eps > 0, "energy.eps", self.eps, "a positive number")
+        require(0 <= self.ema_decay < 1, "energy.ema_decay", self.ema_decay, "a decay in [0, 1)")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of training with fixed weights of the three terms; `epochs` is its share of the run."""
+
+    epochs: int
+    invariance: float
+    variance: float
+    covariance: float
+
+    def __post_init__(self) -> None:
+        require(self.epochs >= 1, "stage.epochs", self.epochs, "at least 1")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam with L2 weight decay, cosine to zero per step over the whole run, gradient norm clipped."""
+
+    learning_rate: float = 5e-4
+    weight_decay: float = 3e-4
+    clip_norm: float = 0.5
+
+    def __post_init__(self) -> None:
+        require(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "a positive number")
+        require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "zero or more")
+        require(self.clip_norm > 0, "optimizer.clip_norm", self.clip_norm, "a positive number")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is trained and how, apart from the data and the machine: a preset is a named Recipe."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    energy: EnergyConfig = field(default_factory=EnergyConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    stages: tuple[Stage, ...] = (Stage(50, 25.0, 25.0, 1.0), Stage(50, 30.0, 25.0, 1.0))
+
+    @property
+    def epochs(self) -> int:
+        """Epochs over all stages."""
+        return sum(stage.epochs for stage in self.stages)

@@ -1,0 +1,1 @@
+"""Trajectories: simulator, shards, sampler, loaders."""

@@ -1,0 +1,1 @@
+"""Probing: can the agent be located from the predicted states alone?"""
