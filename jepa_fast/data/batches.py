@@ -52,6 +52,6 @@ def expand_walls(batch: Batch, spec: FrameSpec) -> Tensor:
 
 
 def expand_frames(batch: Batch, spec: FrameSpec) -> Tensor:
-    """Frames float32 [B, T, 2, H, W] as the model sees them: channel 0 the agent, channel 1 the walls: uint8 * scale."""
+    """Frames float32 [B, T, 2, H, W] as the model sees them: channel 0 the agent, 1 the walls; uint8 * scale."""
     frames = torch.stack([expand_dots(batch, spec), expand_walls(batch, spec)], dim=2)
     return frames.to(torch.float32) * spec.scale
