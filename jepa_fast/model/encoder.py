@@ -1,0 +1,85 @@
+"""The encoder: one ConvNeXt branch for the agent's channel, one for the walls', their states added.
+
+    stem    1x1 convolution, 1 -> C, no bias
+    block   y = x + W2 gelu(W1 LN(dwconv7x7(x))), L of them
+    head    average pool to 6x6, linear to D, LayerNorm
+
+Source: Liu et al., A ConvNet for the 2020s, arXiv:2201.03545; without layer scale, stochastic depth and MLP biases.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from jepa_fast.model.dropout import SITE_AGENT, SITE_WALL, dropout_mask
+
+POOLED_SIDE = 6
+
+
+class ConvNeXtBlock(nn.Module):
+    """x + W2 gelu(W1 LN(dwconv(x))): [N, C, H, W] to the same shape, channels last in memory."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.dwconv = nn.Conv2d(channels, channels, 7, padding=3, groups=channels, bias=False)
+        self.norm = nn.LayerNorm(channels, eps=1e-5)
+        self.expand = nn.Linear(channels, 4 * channels, bias=False)
+        self.project = nn.Linear(4 * channels, channels, bias=False)
+
+    def mlp(self, convolved: Tensor) -> Tensor:
+        """W2 gelu(W1 LN(z)) over the last axis of [..., C]."""
+        out: Tensor = self.project(F.gelu(self.expand(self.norm(convolved))))
+        return out
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The block's output, [N, C, H, W]."""
+        # In channels-last memory this permutation moves nothing.
+        update = self.mlp(self.dwconv(x).permute(0, 2, 3, 1))
+        return x + update.permute(0, 3, 1, 2)
+
+
+class Branch(nn.Module):
+    """One channel's encoder: images [N, 1, H, W] to normalised states [N, D], before dropout."""
+
+    def __init__(self, channels: int, blocks: int, dim: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, channels, 1, bias=False)
+        self.blocks = nn.ModuleList(ConvNeXtBlock(channels) for _ in range(blocks))
+        self.fc = nn.Linear(channels * POOLED_SIDE**2, dim)
+        self.norm = nn.LayerNorm(dim, eps=1e-5)
+
+    def head(self, pooled: Tensor) -> Tensor:
+        """States [N, D] from pooled activations [N, C, 6, 6]."""
+        out: Tensor = self.norm(self.fc(pooled.flatten(1)))
+        return out
+
+    def forward(self, images: Tensor) -> Tensor:
+        """States [N, D]."""
+        # Elementwise, so that the result is channels last whatever the layout of the images.
+        x = (images.permute(0, 2, 3, 1) * self.stem.weight.view(-1)).permute(0, 3, 1, 2)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(F.adaptive_avg_pool2d(x, POOLED_SIDE))
+
+
+class Encoder(nn.Module):
+    """Frames to states: agent branch + wall branch, each with dropout on its output."""
+
+    def __init__(self, channels: int, blocks: int, dim: int, dropout: float) -> None:
+        super().__init__()
+        self.agent = Branch(channels, blocks, dim)
+        self.wall = Branch(channels, blocks, dim)
+        self.dropout = dropout
+
+    def combine(self, agent: Tensor, wall: Tensor, clock: Tensor) -> Tensor:
+        """States [B, T, D] of both branches' outputs [B, T, D]; masks are drawn per frame."""
+        if self.training and self.dropout > 0:
+            agent = agent * dropout_mask(tuple(agent.shape), self.dropout, clock, SITE_AGENT)
+            wall = wall * dropout_mask(tuple(wall.shape), self.dropout, clock, SITE_WALL)
+        return agent + wall
+
+    def forward(self, frames: Tensor, clock: Tensor) -> Tensor:
+        """States [B, T, D] of frames [B, T, 2, H, W]; `clock` int64 [2] is the dropout clock."""
+        batch, steps, _, height, width = frames.shape
+        agent = self.agent(frames[:, :, 0].reshape(batch * steps, 1, height, width))
+        wall = self.wall(frames[:, :, 1].reshape(batch * steps, 1, height, width))
+        return self.combine(agent.view(batch, steps, -1), wall.view(batch, steps, -1), clock)

@@ -1,0 +1,76 @@
+"""The energy: how far predictions are from encodings, and how far the states are from collapse.
+
+    invariance   mean over all elements of (predicted - encoded)^2
+    variance     mean_j max(0, gamma - sqrt(var_j + eps))
+    covariance   sum_{i != j} S_ij^2 / D, S the unbiased covariance matrix
+
+Source: Bardes, Ponce, LeCun, VICReg, arXiv:2105.04906.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from jepa_fast.config import EnergyConfig
+
+
+class Energy(NamedTuple):
+    """The three terms, unweighted, and their weighted sum. Scalars on the states' device."""
+
+    total: Tensor
+    invariance: Tensor
+    variance: Tensor
+    covariance: Tensor
+
+
+def energy(predicted: Tensor, encoded: Tensor, weights: Tensor, config: EnergyConfig) -> Energy:
+    """The energy of predictions against encodings.
+
+    Computed in float32 (float64 for float64 states) also under autocast: bf16 statistics are a known source of NaN.
+
+    Args:
+        predicted: [B, T-1, D].
+        encoded: [B, T-1, D].
+        weights: float [3]: of invariance, variance and covariance.
+        config: options.
+
+    Raises:
+        ValueError: shapes that differ, or fewer than two rows to take a covariance of.
+    """
+    if predicted.shape != encoded.shape or predicted.dim() != 3:
+        shapes = f"{tuple(predicted.shape)} and {tuple(encoded.shape)}"
+        raise ValueError(f"predicted, encoded: got shapes {shapes}, expected [B, T-1, D] twice")
+    with torch.autocast(predicted.device.type, enabled=False):
+        if predicted.dtype != torch.float64:
+            predicted, encoded = predicted.float(), encoded.float()
+        invariance = F.mse_loss(predicted, encoded)
+        variance, covariance = regularisers(predicted, config)
+        if config.sides == "both":
+            other_variance, other_covariance = regularisers(encoded, config)
+            variance, covariance = (variance + other_variance) / 2, (covariance + other_covariance) / 2
+        total = weights[0] * invariance + weights[1] * variance + weights[2] * covariance
+    return Energy(total, invariance, variance, covariance)
+
+
+def regularisers(states: Tensor, config: EnergyConfig) -> tuple[Tensor, Tensor]:
+    """The variance and the covariance term of states [B, T-1, D], as `config.steps` groups them."""
+    dim = states.shape[-1]
+    if config.steps == "all":
+        groups = states.reshape(1, -1, dim)
+    elif config.steps == "each":
+        groups = states.transpose(0, 1)
+    else:
+        groups = states[:, :1].transpose(0, 1)
+    rows = groups.shape[1]
+    if rows < 2:
+        raise ValueError(f"states: got {rows} row(s) to take a covariance of, expected at least 2")
+    centred = groups - groups.mean(dim=1, keepdim=True)  # [G, N, D]
+    covariances = centred.transpose(1, 2) @ centred / (rows - 1)  # [G, D, D]
+    variances = torch.diagonal(covariances, dim1=1, dim2=2)
+    hinge = F.relu(config.gamma - torch.sqrt(variances + config.eps)).mean()
+    # Masked, not subtracted: taking the diagonal's squares off the full sum cancels.
+    off_diagonal = covariances.masked_fill(torch.eye(dim, dtype=torch.bool, device=states.device), 0.0)
+    divisor = dim if config.covariance_divisor == "dim" else dim * (dim - 1)
+    return hinge, off_diagonal.square().sum(dim=(1, 2)).mean() / divisor

@@ -1,0 +1,51 @@
+"""The predictor: one MLP that moves a state by an action, applied to its own output step after step."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from jepa_fast.model.dropout import SITE_PREDICTOR, dropout_mask
+
+
+class Predictor(nn.Module):
+    """s' = residual + W2 dropout(gelu(LN(W1 r + b1))) + b2 with r = LN(s) + LN(Wa a + ba).
+
+    The residual is r itself ("sum") or the normalised state LN(s) alone ("state").
+    """
+
+    def __init__(self, dim: int, dropout: float, residual: Literal["sum", "state"]) -> None:
+        super().__init__()
+        self.state_norm = nn.LayerNorm(dim, eps=1e-5)
+        self.action = nn.Linear(2, dim)
+        self.action_norm = nn.LayerNorm(dim, eps=1e-5)
+        self.expand = nn.Linear(dim, 4 * dim)
+        self.norm = nn.LayerNorm(4 * dim, eps=1e-5)
+        self.project = nn.Linear(4 * dim, dim)
+        self.dropout = dropout
+        self.residual = residual
+
+    def step(self, state: Tensor, action: Tensor, mask: Tensor | None) -> Tensor:
+        """Next state [B, D] from state [B, D], action [B, 2] and a dropout mask [B, 4D] or none."""
+        normed = self.state_norm(state)
+        fused = normed + self.action_norm(self.action(action))
+        hidden = F.gelu(self.norm(self.expand(fused)))
+        if mask is not None:
+            hidden = hidden * mask
+        update: Tensor = self.project(hidden)
+        following: Tensor = (fused if self.residual == "sum" else normed) + update
+        return following
+
+    def forward(self, first: Tensor, actions: Tensor, clock: Tensor) -> Tensor:
+        """Predicted states [B, T-1, D] from the first states [B, D] and actions [B, T-1, 2], feeding itself back."""
+        batch, steps, _ = actions.shape
+        masks: Tensor | None = None
+        if self.training and self.dropout > 0:
+            shape = (batch, steps, self.expand.out_features)
+            masks = dropout_mask(shape, self.dropout, clock, SITE_PREDICTOR)
+        state, states = first, []
+        for t in range(steps):
+            state = self.step(state, actions[:, t], None if masks is None else masks[:, t])
+            states.append(state)
+        return torch.stack(states, dim=1)

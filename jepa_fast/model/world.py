@@ -1,0 +1,75 @@
+"""The world model: an encoder of frames and a predictor of states, trained together."""
+
+import torch
+from torch import Tensor, nn
+
+from jepa_fast.config import ModelConfig
+from jepa_fast.model.dropout import new_clock
+from jepa_fast.model.encoder import Encoder
+from jepa_fast.model.predictor import Predictor
+
+
+class World(nn.Module):
+    """A joint-embedding predictive world model. `World()` has 293,344 parameters.
+
+    Frames are float [.., 2, H, W], channel 0 the agent and channel 1 the walls, in the range of the data (0 to 0.0942
+    for two rooms, not 0 to 1); actions are (x, y) in pixels per step.
+
+    Dropout masks are a pure function of `dropout_clock`, int64 [2] = (seed, step). In training mode every forward
+    advances the step by one; set the clock to repeat a mask.
+
+    Source: LeCun, A Path Towards Autonomous Machine Intelligence, 2022.
+    """
+
+    dropout_clock: Tensor
+
+    def __init__(self, config: ModelConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or ModelConfig()
+        self.encoder = Encoder(config.channels, config.blocks, config.dim, config.dropout)
+        self.predictor = Predictor(config.dim, config.dropout, config.residual)
+        self.register_buffer("dropout_clock", new_clock(), persistent=False)
+
+    def forward(self, frames: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Predicted and encoded states of frames 1..T-1, both [B, T-1, D].
+
+        Args:
+            frames: [B, T, 2, H, W].
+            actions: [B, T-1, 2].
+
+        Raises:
+            ValueError: shapes that do not fit together.
+        """
+        _check(frames, actions)
+        if self.training:
+            self.dropout_clock[1] += 1
+        encoded = self.encoder(frames, self.dropout_clock)
+        predicted = self.predictor(encoded[:, 0], actions, self.dropout_clock)
+        return predicted, encoded[:, 1:]
+
+    def rollout(self, first_frames: Tensor, actions: Tensor) -> Tensor:
+        """States [B, T, D]: the encoding of frame 0, then one prediction per action. No later frame is asked for.
+
+        Args:
+            first_frames: [B, 2, H, W].
+            actions: [B, T-1, 2].
+
+        Raises:
+            ValueError: shapes that do not fit together.
+        """
+        if first_frames.dim() != 4:
+            raise ValueError(f"first_frames: got shape {tuple(first_frames.shape)}, expected [B, 2, H, W]")
+        _check(first_frames[:, None], actions, steps=actions.shape[1])
+        first = self.encoder(first_frames[:, None], self.dropout_clock)[:, 0]
+        return torch.cat([first[:, None], self.predictor(first, actions, self.dropout_clock)], dim=1)
+
+
+def _check(frames: Tensor, actions: Tensor, steps: int | None = None) -> None:
+    """Raise ValueError unless frames [B, T, 2, H, W] and actions [B, steps, 2] fit; steps is T-1 by default."""
+    if frames.dim() != 5 or frames.shape[2] != 2:
+        raise ValueError(f"frames: got shape {tuple(frames.shape)}, expected [B, T, 2, H, W]")
+    expected = (frames.shape[0], frames.shape[1] - 1 if steps is None else steps, 2)
+    if tuple(actions.shape) != expected:
+        raise ValueError(f"actions: got shape {tuple(actions.shape)}, expected {expected}")
+    if expected[1] < 1:
+        raise ValueError(f"actions: got {expected[1]} steps, expected at least 1")
