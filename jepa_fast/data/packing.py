@@ -14,8 +14,10 @@ from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any, Never
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from jepa_fast.data.encoding import Encoded, Misfit, Source, encode, encode_chunk, strongest_layout, weaker_layout
@@ -26,7 +28,9 @@ from jepa_fast.data.walls import DistinctImages, WallBases, find_bases
 from jepa_fast.data.writing import ArrayWriter, locked, require_space, sync_folder, write_array, write_text
 from jepa_fast.errors import InputError
 
+# What one task holds in memory at most: this many trajectories, or fewer long ones of this many bytes as frames.
 CHUNK_ROWS = 512
+CHUNK_BYTES = 40_000_000
 SHARD_BYTES = 250_000_000
 
 OWN_FILE = re.compile(
@@ -80,6 +84,8 @@ class _Packing:
         self.workers = workers
         self.shard_rows = shard_rows
         self.label = label
+        frame_bytes = source.frames * source.height * source.width
+        self.chunk_rows = min(CHUNK_ROWS, _multiple(64, CHUNK_BYTES // frame_bytes))
         # As it reads back from JSON, so that it can be compared with what was read.
         self.description = json.loads(json.dumps(source.description))
 
@@ -155,7 +161,7 @@ class _Packing:
 
     def _first_layout(self) -> Layout:
         """The strongest layout that the first chunk allows."""
-        rows = min(CHUNK_ROWS, self.source.count)
+        rows = min(self.chunk_rows, self.source.count)
         chunk = self.source.chunk(0, rows)
         layout = strongest_layout(self.source, self.encoding, chunk.locations is not None)
         while isinstance(outcome := encode_chunk(chunk, 0, rows, layout), Misfit):
@@ -187,7 +193,7 @@ class _Packing:
         """Write every shard that an earlier run did not finish, or tell the first frame that does not fit."""
         fields = layout.fields()
         row_bytes = sum(np.dtype(field.dtype).itemsize * int(np.prod(field.shape)) for field in fields.values())
-        rows = self.shard_rows or max(1, SHARD_BYTES // row_bytes)
+        rows = self.shard_rows or _multiple(self.chunk_rows, SHARD_BYTES // row_bytes)
         starts = range(0, self.source.count, rows)
         if len(starts) > 100_000:
             raise InputError(f"{self.label}: shard_rows: {rows} gives {len(starts)} shards, expected at most 100000")
@@ -197,9 +203,9 @@ class _Packing:
         missing = [first for first in starts if first not in kept]
         require_space(self.folder, row_bytes * sum(stops[first] - first for first in missing))
         tasks = [
-            (low, min(low + CHUNK_ROWS, stops[first]))
+            (low, min(low + self.chunk_rows, stops[first]))
             for first in missing
-            for low in range(first, stops[first], CHUNK_ROWS)
+            for low in range(first, stops[first], self.chunk_rows)
         ]
         work = partial(_encode_task, self.source, layout)
         done = self.source.count - sum(stops[first] - first for first in missing)
@@ -215,7 +221,7 @@ class _Packing:
         return [kept[first] for first in starts]
 
     def _write_shard(
-        self, index: int, first: int, stop: int, layout: Layout, chunks: Iterator[Encoded | Misfit], bar: "tqdm[None]"
+        self, index: int, first: int, stop: int, layout: Layout, chunks: Iterator[Encoded | Misfit], bar: "tqdm[Never]"
     ) -> Shard | Misfit:
         """Write the next chunks as one shard, then its record."""
         rows = stop - first
@@ -273,7 +279,7 @@ class _Packing:
             return None
         for number, (shard, index) in enumerate(zip(list(shards), indices, strict=True)):
             used, group = np.unique(bases.groups[index], return_inverse=True)
-            arrays = {
+            arrays: dict[str, NDArray[Any]] = {
                 "group": group.astype(np.int32),
                 "group_corner": bases.corners[index],
                 "base": bases.bases[used],
@@ -304,3 +310,8 @@ def _weakness(layout: Layout) -> tuple[float, bool]:
 def _names(shard: Shard, index: int) -> list[str]:
     """Every file name of a finished shard, its record included."""
     return [f"shard-{index:05d}.json", *(file.name for file in shard.files.values())]
+
+
+def _multiple(unit: int, most: int) -> int:
+    """The largest multiple of `unit` up to `most`, at least one unit. Generators may draw in blocks of 64."""
+    return unit * max(1, most // unit)

@@ -217,7 +217,7 @@ def _merge_bases(
 ) -> tuple[NDArray[np.uint8], tuple[NDArray[np.int32], ...]]:
     """Distinct base images of all shards [G, H, W], and per shard the group of each trajectory in that list."""
     positions: dict[bytes, int] = {}
-    images = []
+    images: list[NDArray[np.uint8]] = []
     groups = []
     for shard, bases, group in zip(manifest.shards, arrays["base"], arrays["group"], strict=True):
         if group.min() < 0 or group.max() >= len(bases):

@@ -91,4 +91,5 @@ def _clusters(walls: NDArray[np.uint8]) -> list[NDArray[np.int64]]:
 def _upper_median(images: NDArray[np.uint8], axis: int) -> NDArray[np.uint8]:
     """The upper median along an axis: a value that occurs, and the larger of two candidates."""
     middle = images.shape[axis] // 2
-    return np.partition(images, middle, axis=axis).take(middle, axis=axis)
+    median: NDArray[np.uint8] = np.partition(images, middle, axis=axis).take(middle, axis=axis)
+    return median

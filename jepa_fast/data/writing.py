@@ -39,16 +39,17 @@ class ArrayWriter:
         self._digest = hashlib.sha256()
         self._file = self._temporary.open("wb")
         header = {"descr": field.dtype, "fortran_order": False, "shape": (rows, *field.shape)}
-        np.lib.format.write_array_header_1_0(self, header)  # type: ignore[arg-type]
+        np.lib.format.write_array_header_1_0(self, header)
 
     def write(self, data: bytes | NDArray[Any]) -> None:
         """Append raw bytes, or the rows of a C-contiguous array."""
+        view = data.data if isinstance(data, np.ndarray) else memoryview(data)
         try:
-            self._file.write(data)
+            self._file.write(view)
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self.path)) from None
-        self._digest.update(data)
-        self.bytes += data.nbytes if isinstance(data, np.ndarray) else len(data)
+        self._digest.update(view)
+        self.bytes += view.nbytes
 
     def finish(self) -> FileRecord:
         """Put the file in its place for good and tell what it holds."""
@@ -102,6 +103,7 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
 
 def require_space(folder: Path, needed: int) -> None:
     """Raise InputError unless `needed` bytes and some spare ones are free on the folder's disk."""
