@@ -5,9 +5,10 @@ it. Results on one are not results on the other.
 
 Trajectories are drawn in blocks of 64, each from its own Philox stream keyed (seed, split id) and counted from
 (0, 0, 0, block), so any range can be made again in any order and by any number of workers. Whatever has a quota (walks
-sent through the door, direction, starting room) fills it within each block, whose rows are then shuffled. All that is
-transcendental happens per block, with shapes that never change; what follows uses sums and products alone. The bits are
-therefore those of the range as a whole, on one NumPy version: NumPy may improve its distributions between versions.
+sent through the door, direction, starting room) fills it within each block, whose rows are then shuffled. Whatever may
+round differently in vectors of another length (sines, long sums) happens within a block; the dynamics, run over all
+blocks together, use sums, products and comparisons alone. The bits hold for one NumPy version: NumPy may improve its
+distributions between versions.
 """
 
 from dataclasses import dataclass
@@ -22,7 +23,6 @@ from jepa_fast.data.two_rooms_world import (
     Float32,
     Float64,
     Int64,
-    World,
     is_solid,
     render_dots,
     render_walls,
@@ -36,7 +36,6 @@ __all__ = [
     "Plans",
     "Split",
     "Trajectories",
-    "World",
     "draw_block",
     "expert_actions",
     "is_solid",
@@ -143,29 +142,39 @@ def draw_block(split: str, block: int, seed: int) -> tuple[Plans, Int64]:
 
 
 def _draw_walks(generator: np.random.Generator, wall_x: Int64, door_y: Int64, steps: int) -> tuple[Float32, Float32]:
-    """Starts [n, 2] and actions [n, steps, 2] of random walks, the first six sent through the door."""
+    """Starts [n, 2] and actions [n, steps, 2] of random walks, the first six sent through the door.
+
+    A start in solid wall is not kept: a walk through the door is drawn anew as a whole, another one gets a new column,
+    from the left and from the right room with equal chances.
+    """
     doors = WORLD.door_walks
-    free = len(wall_x) - doors
     door_starts, door_actions = _draw_door_walks(generator, wall_x[:doors], door_y[:doors], steps)
-    actions = np.concatenate([door_actions, _random_walks(generator, generator.uniform(0, 2 * pi, free), steps)])
-    free_starts = generator.uniform(*WORLD.borders, (free, 2))
-    starts = np.concatenate([door_starts, free_starts]).astype(np.float32)
+    solid = is_solid(door_starts, wall_x[:doors], door_y[:doors])
+    while solid.any():
+        door_walls = wall_x[:doors][solid], door_y[:doors][solid]
+        door_starts[solid], door_actions[solid] = _draw_door_walks(generator, *door_walls, steps)
+        solid = is_solid(door_starts, wall_x[:doors], door_y[:doors])
+
+    wall_x, door_y = wall_x[doors:], door_y[doors:]
+    starts = generator.uniform(*WORLD.borders, (len(wall_x), 2)).astype(np.float32)
     # Judged after rounding, and again after each redraw: rounding can move a start onto the wall's face.
     solid = is_solid(starts, wall_x, door_y)
     while solid.any():
-        goes_left = generator.random(len(starts)) < 0.5
-        starts[solid, 0] = _draw_x(generator, wall_x, goes_left)[solid]
+        goes_left = generator.random(np.count_nonzero(solid)) < 0.5
+        starts[solid, 0] = _draw_x(generator, wall_x[solid], goes_left)
         solid = is_solid(starts, wall_x, door_y)
-    return starts, actions.astype(np.float32)
+    actions = _random_walks(generator, generator.uniform(0, 2 * pi, len(wall_x)), steps)
+    return np.concatenate([door_starts, starts]), np.concatenate([door_actions, actions])
 
 
 def _draw_door_walks(
     generator: np.random.Generator, wall_x: Int64, door_y: Int64, steps: int
-) -> tuple[Float64, Float64]:
+) -> tuple[Float32, Float32]:
     """Starts [n, 2] and actions [n, steps, 2] of walks through a point in the door, from either side.
 
     Two random walks leave the point in opposite directions. The first `crossing` actions of the one to the left, walked
     backwards, lead to the point; the other, without its first action, leads on. Half of the walks are turned around.
+    A start may lie in solid wall; that is for the caller to see.
     """
     count = len(wall_x)
     jamb = WORLD.door_half_height
@@ -191,7 +200,7 @@ def _draw_door_walks(
     before_door = np.where(turned[:, None, None], ~before_door[:, ::-1], before_door)
     starts = point - (actions * before_door).sum(axis=1)
     near, far = WORLD.borders
-    return starts.clip(near + 0.01, far - 0.01), actions
+    return starts.clip(near + 0.01, far - 0.01).astype(np.float32), actions
 
 
 def _draw_pushes(generator: np.random.Generator, wall_x: Int64, door_y: Int64, steps: int) -> tuple[Float32, Float32]:
@@ -266,7 +275,7 @@ def _draw_x(generator: np.random.Generator, wall_x: Int64, in_left_room: Bool) -
     return columns
 
 
-def _random_walks(generator: np.random.Generator, first_angles: Float64, steps: int) -> Float64:
+def _random_walks(generator: np.random.Generator, first_angles: Float64, steps: int) -> Float32:
     """Actions [n, steps, 2]: von Mises turns after the first angle, independent truncated normal lengths."""
     count = len(first_angles)
     angles = np.empty((count, steps))
@@ -274,7 +283,8 @@ def _random_walks(generator: np.random.Generator, first_angles: Float64, steps: 
     angles[:, 1:] = generator.vonmises(0.0, WORLD.turn_concentration, (count, steps - 1))
     np.cumsum(angles, axis=1, out=angles)
     lengths = _truncated_normal(generator, WORLD.length_mean, WORLD.length_std, *WORLD.length_range, (count, steps))
-    return lengths[..., None] * np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+    actions: Float32 = (lengths[..., None] * np.stack([np.cos(angles), np.sin(angles)], axis=-1)).astype(np.float32)
+    return actions
 
 
 def _truncated_normal(
