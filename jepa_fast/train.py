@@ -138,8 +138,8 @@ def resumed(stored: RunConfig, arguments: Arguments, device: Literal["cpu", "cud
     }
     for flag, (value, expected) in given.items():
         require(value is None or value == expected, flag, value, f"{expected!r}, as the run was started")
-    for flag, value in {"--out": arguments.out, "--epochs": arguments.epochs}.items():
-        require(value is None, flag, value, "to be left out with --resume")
+    for flag, unused in {"--out": arguments.out, "--epochs": arguments.epochs}.items():
+        require(unused is None, flag, unused, "to be left out with --resume")
     return replace(
         stored,
         compile=stored.compile if arguments.compile is None else arguments.compile == "on",

@@ -1,19 +1,18 @@
 """The training loop: batches through the step, metrics and checkpoints out, clean stops in between."""
 
 import contextlib
-import dataclasses
 import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from tqdm import tqdm
 
-from jepa_fast.config import RunConfig, require
+from jepa_fast.config import RunConfig
 from jepa_fast.data.batches import Batch
 from jepa_fast.data.host import HostLoader
 from jepa_fast.data.sampler import Position, Sampler
@@ -60,7 +59,6 @@ def train(config: RunConfig, folder: Path, resume: bool, checkpoint_minutes: flo
     """
     split = open_split(Path(config.data) / "train", verify=verify)
     sampler = Sampler(split.count, config.batch_size, config.seed)
-    require(sampler.batches_per_epoch > 0, "--data.batch-size", config.batch_size, f"at most {split.count}")
     trainer = Trainer(config, split.spec)
     done = _restore(trainer, sampler, split, folder) if resume else 0
     batches = _batches(HostLoader(split, sampler), sampler, done, config.steps)
@@ -85,8 +83,8 @@ def train(config: RunConfig, folder: Path, resume: bool, checkpoint_minutes: flo
                 record.write(metrics)
                 bar.set_postfix_str(describe(metrics))
             if last or time.monotonic() - saved_at >= 60 * checkpoint_minutes:
-                position = dataclasses.asdict(sampler.position(done, split.fingerprint))
-                save_checkpoint(folder, done, {"step": done, "position": position, **trainer.state()})
+                position = Position.of(sampler, split.fingerprint, *divmod(done, sampler.batches_per_epoch))
+                save_checkpoint(folder, done, {"step": done, "position": position.to_json(), **trainer.state()})
                 saved_at = time.monotonic()
             if last:
                 break
@@ -96,7 +94,7 @@ def train(config: RunConfig, folder: Path, resume: bool, checkpoint_minutes: flo
     return done
 
 
-def _batches(loader: HostLoader, sampler: Sampler, done: int, steps: int) -> Iterator[Batch]:
+def _batches(loader: HostLoader, sampler: Sampler, done: int, steps: int) -> Generator[Batch]:
     """The batches of steps `done` to `steps`, epoch after epoch."""
     first, start = divmod(done, sampler.batches_per_epoch)
     for epoch in range(first, math.ceil(steps / sampler.batches_per_epoch)):
@@ -109,8 +107,7 @@ def _restore(trainer: Trainer, sampler: Sampler, split: Split, folder: Path) -> 
     state = load_checkpoint(folder)
     try:
         done: int = state["step"]
-        position = Position(**state["position"])
-        position.check(sampler.position(done, split.fingerprint))
+        Position.from_json(state["position"]).check(sampler, split.fingerprint)
         trainer.restore(state)
     except (KeyError, TypeError, RuntimeError) as error:
         raise InputError(f"{folder}: its checkpoint is not of the model in its config.json ({error})") from error

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from jepa_fast.config import RunConfig
 from jepa_fast.data.batches import Batch, expand_frames
-from jepa_fast.data.shards import FrameSpec
+from jepa_fast.data.manifest import FrameSpec
 from jepa_fast.engine.checkpoint import State
 from jepa_fast.engine.schedule import learning_rate, stage_at
 from jepa_fast.model.encoder import Encoder

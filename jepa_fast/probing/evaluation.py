@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jepa_fast.data.shards import MANIFEST, open_split
+from jepa_fast.data.manifest import MANIFEST_NAME
+from jepa_fast.data.shards import open_split
 from jepa_fast.errors import InputError
 from jepa_fast.model.world import World
 from jepa_fast.probing.prober import Probe, converged_probe, official_probe
-from jepa_fast.probing.rollouts import Rollouts, rollout_split
+from jepa_fast.probing.rollouts import Rollouts, all_locations, rollout_split
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ def evaluate(world: World, data: Path, probe_seed: int = 0) -> Evaluation:
     """
     names = []
     for name, source in PROBE_SETS.items():
-        missing = [split for split in (name, source) if not (data / split / MANIFEST).is_file()]
+        missing = [split for split in (name, source) if not (data / split / MANIFEST_NAME).is_file()]
         if missing:
             logger.info("%s: left out, %s has no %s", name, data, " and no ".join(missing))
         else:
@@ -144,10 +145,10 @@ def evaluate(world: World, data: Path, probe_seed: int = 0) -> Evaluation:
         scores, rollouts = trained.scores(name)
         if norm is None:
             norm = rollouts.states[:, 1:].norm(dim=2).mean().item()
-        source = open_split(data / PROBE_SETS[name])
-        floor = constant_error(torch.from_numpy(source.all_locations()), rollouts.locations)
+        probe_split = open_split(data / PROBE_SETS[name])
+        floor = constant_error(all_locations(probe_split), rollouts.locations)
         results.append(
-            ProbeSetResult(name, len(rollouts.states), source.count, scores, untrained.scores(name)[0], floor)
+            ProbeSetResult(name, len(rollouts.states), probe_split.count, scores, untrained.scores(name)[0], floor)
         )
     parameters = sum(parameter.numel() for parameter in world.parameters())
     return Evaluation(str(data), probe_seed, parameters, world.config.dim, norm or 0.0, results)

@@ -44,8 +44,8 @@ class Probe(NamedTuple):
     @torch.no_grad()
     def squared_errors(self, rollouts: Rollouts) -> Tensor:
         """Squared error in pixels^2, mean over both axes: [N, T]."""
-        located = self.network((rollouts.states - self.mean) / self.std)
-        predicted = located * torch.tensor(LOCATION_STD) + torch.tensor(LOCATION_MEAN)
+        located: Tensor = self.network((rollouts.states - self.mean) / self.std)
+        predicted: Tensor = located * torch.tensor(LOCATION_STD) + torch.tensor(LOCATION_MEAN)
         return (predicted - rollouts.locations).square().mean(dim=2)
 
 
@@ -53,7 +53,7 @@ def official_probe(rollouts: Rollouts, seed: int) -> Probe:
     """Adam, batch 64, 20 epochs, last batch dropped, rate 5e-5 with 10% linear warm-up, then cosine to 0.001 of it."""
     dim = rollouts.states.shape[2]
     generator = torch.Generator().manual_seed(seed)
-    network = _network(dim, generator)
+    network = _network(dim, seed)
     for _ in _train(network, rollouts, OFFICIAL_EPOCHS, OFFICIAL_RATE, warmup_cosine, generator, "official probe"):
         pass
     return Probe(network, torch.zeros(dim), torch.ones(dim))
@@ -80,7 +80,7 @@ def converged_probe(rollouts: Rollouts, seed: int) -> Probe:
     held = order[: max(1, len(order) // 10)]
     rest = order[len(held) :]
     std, mean = torch.std_mean(rollouts.states[rest].flatten(0, 1), dim=0)
-    probe = Probe(_network(len(mean), generator), mean, std.clamp_min(1e-6))
+    probe = Probe(_network(len(mean), seed), mean, std.clamp_min(1e-6))
     train = Rollouts((rollouts.states[rest] - probe.mean) / probe.std, rollouts.locations[rest])
     held_out = Rollouts(rollouts.states[held], rollouts.locations[held])
     best, weights = math.inf, copy.deepcopy(probe.network.state_dict())
@@ -92,14 +92,11 @@ def converged_probe(rollouts: Rollouts, seed: int) -> Probe:
     return probe
 
 
-def _network(dim: int, generator: torch.Generator) -> nn.Sequential:
-    """D -> 256 -> 2 with ReLU, PyTorch's default initialisation drawn from `generator`."""
-    network = nn.Sequential(nn.Linear(dim, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 2))
-    for layer in (network[0], network[2]):
-        bound = layer.in_features**-0.5
-        nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
-        nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
-    return network
+def _network(dim: int, seed: int) -> nn.Sequential:
+    """D -> 256 -> 2 with ReLU, initialised by PyTorch's default from `seed`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(dim, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 2))
 
 
 def _train(

@@ -2,13 +2,15 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from jepa_fast.data.batches import Batch, expand_frames
 from jepa_fast.data.host import evaluation_batches
-from jepa_fast.data.shards import FrameSpec, Split
+from jepa_fast.data.manifest import FrameSpec
+from jepa_fast.data.shards import Split
 from jepa_fast.model.world import World
 
 
@@ -27,6 +29,11 @@ def first_frames(batch: Batch, spec: FrameSpec) -> Tensor:
     return expand_frames(first, spec)[:, 0]
 
 
+def all_locations(split: Split) -> Tensor:
+    """Where the agent really was: float32 [N, T, 2]."""
+    return torch.from_numpy(split.locations(np.arange(split.count)))
+
+
 @torch.no_grad()
 def rollout_split(world: World, split: Split, name: str, batch_size: int = 256) -> Rollouts:
     """Roll `world` out over every trajectory of `split`, with a progress bar called `name`."""
@@ -40,4 +47,4 @@ def rollout_split(world: World, split: Split, name: str, batch_size: int = 256) 
             states.append(world.rollout(first_frames(moved, split.spec), moved.actions).float().cpu())
             bar.update(len(batch.indices))
     world.train(training)
-    return Rollouts(torch.cat(states), torch.from_numpy(split.all_locations()))
+    return Rollouts(torch.cat(states), all_locations(split))
