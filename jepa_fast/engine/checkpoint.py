@@ -62,7 +62,7 @@ def load_checkpoint(run: Path) -> State:
     for path in _newest_first(checkpoint_folder(run)):
         try:
             state: State = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError) as error:
+        except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError) as error:
             logger.warning("%s: does not open (%s); trying the one before", path, error)
             continue
         return state
