@@ -110,15 +110,39 @@ def test_walk_actions_are_as_long_as_the_truncated_normal_allows(split):
     assert lengths.std() == pytest.approx(0.3518, abs=4 * 0.3518 / np.sqrt(2 * lengths.size))
 
 
-def test_free_walks_turn_by_von_mises_angles_from_a_uniform_first_one():
-    actions = np.concatenate([draw_block("train", block, seed=7)[0].actions[6:] for block in range(60)])
+def test_walks_turn_by_von_mises_angles_also_in_the_door():
+    actions = np.concatenate([draw_block("train", block, seed=7)[0].actions for block in range(60)])
     angles = np.arctan2(actions[..., 1], actions[..., 0]).astype(np.float64)
     turns = np.diff(angles, axis=1)
     # Mean of cos of a von Mises angle: I1(5) / I0(5) = 0.89338; the variance of the cosine is below 0.02.
     assert np.cos(turns).mean() == pytest.approx(0.89338, abs=4 * np.sqrt(0.02 / turns.size))
     assert np.sin(turns).mean() == pytest.approx(0.0, abs=4 * np.sqrt(0.18 / turns.size))
-    first = np.stack([np.cos(angles[:, 0]), np.sin(angles[:, 0])])
-    np.testing.assert_allclose(first.mean(axis=1), 0, atol=4 * np.sqrt(0.5 / len(actions)))
+    # Halves of a door walk joined without a turn would show 360 times.
+    assert (abs(turns) < 1e-6).sum() <= 2
+
+
+def test_free_walks_set_out_in_every_direction():
+    actions = np.concatenate([draw_block("train", block, seed=7)[0].actions[6:, 0] for block in range(60)])
+    directions = actions / np.linalg.norm(actions, axis=-1, keepdims=True)
+    np.testing.assert_allclose(directions.mean(axis=0), 0, atol=4 * np.sqrt(0.5 / len(actions)))
+    np.testing.assert_allclose((directions**2).mean(axis=0), 0.5, atol=4 * np.sqrt(0.125 / len(actions)))
+
+
+def test_free_walks_start_anywhere_and_those_moved_out_of_the_wall_as_often_left_as_right():
+    plans = [draw_block("train", block, seed=8)[0] for block in range(1000)]
+    starts = np.concatenate([plan.starts[6:] for plan in plans])
+    wall_x = np.concatenate([plan.wall_x[6:] for plan in plans])
+    x, y = starts.T.astype(np.float64)
+    # Of 56 columns those left of the left face, and half of the two between the faces: in the door as in the wall.
+    expected = (wall_x - 5 + 1) / 56
+    assert ((x < wall_x) - expected).mean() == pytest.approx(0, abs=4 * np.sqrt(0.25 / len(x)))
+    assert y.mean() == pytest.approx(32, abs=4 * 56 / np.sqrt(12 * len(y)))
+    assert y.std() == pytest.approx(56 / np.sqrt(12), rel=4 * np.sqrt(0.2 / len(y)))
+
+
+def test_half_of_the_door_walks_go_each_way():
+    actions = np.concatenate([draw_block("train", block, seed=7)[0].actions[:6] for block in range(100)])
+    assert (actions[..., 0].sum(axis=1) < 0).mean() == pytest.approx(0.5, abs=4 * np.sqrt(0.25 / 600))
 
 
 def test_exactly_the_first_six_plans_of_a_block_are_led_through_the_door():

@@ -140,6 +140,14 @@ def test_a_step_does_not_depend_on_how_many_are_taken_together():
         assert alone.dtype == together.dtype == np.float32
 
 
+def test_one_move_can_be_tried_in_many_worlds():
+    columns = np.array([*range(20, 29), *range(32, 45)])
+    ends = step(np.array([[30.0, 20.0]]), np.array([2.5, 0.0]), columns, 40)
+    np.testing.assert_array_equal(ends, [step((30.0, 20.0), (2.5, 0.0), column, 40) for column in columns])
+    # Left faces at 31 and at 32 are between 30 and 32.5; the next is at 33.
+    np.testing.assert_array_equal(columns[ends[:, 0] == 30], [32, 33])
+
+
 def test_a_dot_image_is_the_rounded_gaussian_bit_for_bit():
     generator = np.random.default_rng(0)
     edges = np.array([4, 4.6, 4.999, 31.4, 31.6, 32, 55.4, 55.41, 59.6, 60], np.float32)
