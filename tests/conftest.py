@@ -1,8 +1,21 @@
 import os
 
+import pytest
 from hypothesis import settings
+
+from jepa_fast.data.two_rooms import SPLITS
+from jepa_fast.generate import generate
 
 # No deadline: the first call of an op may compile or load a library. The same examples on every machine of the CI.
 settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+@pytest.fixture(scope="session")
+def two_rooms(tmp_path_factory):
+    """A folder with all seven splits of the two-room world, small: 48 to train on, at most 80 in the probe sets."""
+    folder = tmp_path_factory.mktemp("two_rooms")
+    generate(folder, trajectories=48, splits=("train",), workers=1)
+    generate(folder, trajectories=80, splits=tuple(name for name in SPLITS if name != "train"), workers=1)
+    return folder

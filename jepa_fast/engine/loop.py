@@ -86,7 +86,7 @@ def train(config: RunConfig, folder: Path, resume: bool, checkpoint_minutes: flo
                 position = Position.of(sampler, split.fingerprint, *divmod(done, sampler.batches_per_epoch))
                 save_checkpoint(folder, done, {"step": done, "position": position.to_json(), **trainer.state()})
                 saved_at = time.monotonic()
-            if last:
+            if stop.received is not None:
                 break
     if stop.received is not None and done < config.steps:
         logger.info("%s: saved at step %d; go on with --resume %s", stop.received.name, done, folder)
@@ -96,10 +96,13 @@ def train(config: RunConfig, folder: Path, resume: bool, checkpoint_minutes: flo
 
 def _batches(loader: HostLoader, sampler: Sampler, done: int, steps: int) -> Generator[Batch]:
     """The batches of steps `done` to `steps`, epoch after epoch."""
-    first, start = divmod(done, sampler.batches_per_epoch)
-    for epoch in range(first, math.ceil(steps / sampler.batches_per_epoch)):
-        yield from loader.batches(epoch, start)
-        start = 0
+    while done < steps:
+        epoch, start = divmod(done, sampler.batches_per_epoch)
+        for batch in loader.batches(epoch, start):
+            yield batch
+            done += 1
+            if done == steps:
+                return
 
 
 def _restore(trainer: Trainer, sampler: Sampler, split: Split, folder: Path) -> int:
