@@ -17,7 +17,8 @@ def load() -> str | None:
     try:
         torch.ops.load_library(LIBRARY)  # type: ignore[no-untyped-call]
     except OSError as error:
-        reason = " ".join(str(error).split())
+        # torch wraps the loader's message, which names the symbol or library that is missing.
+        reason = " ".join(str(error.__cause__ or error).split())
         return f"{LIBRARY.name} does not fit torch {torch.__version__}, reinstall jepa_fast ({reason})"
     return None
 

@@ -3,18 +3,17 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
 
 from scripts import gates
 
 ROOT = Path(__file__).resolve().parent.parent
 NO_NETWORK = ["--no-build-isolation", "--no-deps", "--no-index", "--no-cache-dir"]
 MISSING_COMPILER = "jepa_fast: installed without jepa_fast._C, plain PyTorch is used instead: missing a C++ compiler"
-
-
+# What a source archive would hold of the top level.
 PARTS = {
     "CMakeLists.txt",
     "LICENSE",
@@ -109,7 +108,7 @@ def test_source_archive_holds_all_that_a_build_needs(sources: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
 @pytest.mark.skipif(
-    "+cpu" not in metadata.version("torch"), reason="torch may be a CUDA build, with which CUDA=ON can be met"
+    any(Path(torch.__path__[0], "lib").glob("libc10_cuda*")), reason="torch is a CUDA build: CUDA=ON can be met"
 )
 def test_cuda_on_with_a_cpu_torch_is_refused(sources: Path, tmp_path: Path) -> None:
     built = pip("wheel", *NO_NETWORK, "--wheel-dir", str(tmp_path), ".", cwd=sources, JEPA_FAST_CUDA="ON")
