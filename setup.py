@@ -75,4 +75,6 @@ class CMakeBuild(build_ext):
 setup(
     ext_modules=[Extension("jepa_fast._C", sources=[], py_limited_api=True)],
     cmdclass={"build_ext": CMakeBuild},
+    # _C holds no Python: one wheel serves every version from 3.11 on.
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

@@ -6,7 +6,9 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/shim_utils.h>
 
+#include <algorithm>
 #include <tuple>
 
 #include "vicreg.h"
@@ -86,7 +88,7 @@ std::tuple<Tensor, Tensor> column_moments_cuda(Tensor x) {
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const ColumnMomentsTensors t = prepare_column_moments(x);
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
   STD_CUDA_CHECK(static_cast<cudaError_t>(jepa_fast::column_moments_cuda(
       t.matrix, t.means(), t.squares(), t.mean.mutable_data_ptr(), t.variance.mutable_data_ptr(), stream)));
   return {t.mean, t.variance};

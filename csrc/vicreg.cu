@@ -1,6 +1,6 @@
 // Column moments on CUDA: two launches, no atomics, float64 accumulation, every sum in a fixed order.
 //
-// Bytes moved: x once, plus 32 bytes per chunk and column of partial results (half a byte per value at 64 rows a chunk).
+// Bytes moved: x once, plus 32 bytes per chunk and column of partial results (at 64 rows a chunk, half a byte a value).
 // Compiled for sm_80, sm_90 and PTX; `make gates` prints registers and stack and fails on any local memory.
 #include "vicreg.h"
 

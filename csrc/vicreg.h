@@ -39,7 +39,8 @@ inline int64_t chunk_count(int64_t rows) {
 void column_moments_chunks_cpu(
     const Matrix& x, int64_t first_chunk, int64_t last_chunk, double* means, double* squares);
 
-// Stage two; overwrites the first row of means and squares. mean and variance [columns]: double for float64, else float.
+// Stage two; overwrites the first row of means and squares. mean and variance [columns]: double for float64 input, else
+// float.
 void column_moments_merge_cpu(const Matrix& x, double* means, double* squares, void* mean, void* variance);
 
 // Both stages on a CUDA stream; all pointers are device pointers. Returns a cudaError_t.

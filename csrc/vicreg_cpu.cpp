@@ -1,6 +1,7 @@
 #include "vicreg.h"
 
 #include <bit>
+#include <type_traits>
 
 // One build for every x86-64, and the wide registers where the processor has them.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
@@ -43,7 +44,7 @@ inline __attribute__((always_inline)) void block_moments(
   for (int64_t j = 0; j < width; ++j) {
     const double centred = square[j] - sum[j] * sum[j] / count;
     mean[j] = shift[j] + sum[j] / count;
-    // Rounding may leave a negative zero-ish value; a NaN fails the comparison and stays.
+    // Rounding may leave it just below zero; a NaN fails the comparison and stays.
     squares[j] = centred < 0 ? 0 : centred;
   }
 }

@@ -17,12 +17,14 @@ def load() -> str | None:
     try:
         torch.ops.load_library(LIBRARY)  # type: ignore[no-untyped-call]
     except OSError as error:
-        reason = " ".join(str(error).split())
+        # torch wraps the loader's message, which names the symbol or library that is missing.
+        reason = " ".join(str(error.__cause__ or error).split())
         return f"{LIBRARY.name} does not fit torch {torch.__version__}, reinstall jepa_fast ({reason})"
     return None
 
 
 def has_kernel(operator: str, device_type: str) -> bool:
-    """Whether `jepa_fast::operator` has a compiled kernel for "cpu" or "cuda"; False too when the library is absent."""
-    load()
+    """Whether the library is loaded and has a kernel of `jepa_fast::operator` for "cpu" or "cuda"."""
+    if load() is not None or not hasattr(torch.ops.jepa_fast, operator):
+        return False
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"jepa_fast::{operator}", device_type.upper())

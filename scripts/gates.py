@@ -1,4 +1,4 @@
-"""Compile every CUDA kernel for sm_80 and sm_90 and check what it costs: registers, stack, local memory. Needs no GPU."""
+"""Compile every CUDA kernel for sm_80 and sm_90 and check its registers, stack and local memory; no GPU needed."""
 
 import importlib.util
 import os

@@ -71,15 +71,17 @@ def assert_same_state(ours, theirs):
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path, two_rooms):
     flags = ("--data.path", two_rooms, "--data.batch-size", 6, "--steps", 11, "--checkpoint-minutes", 0, "--seed", 5)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert command("--out", whole, *flags).wait() == 0
+    with command("--out", whole, *flags) as process:
+        assert process.wait() == 0
 
-    process = command("--out", killed, *flags)
-    wait_for_checkpoint(killed, 3)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
+    with command("--out", killed, *flags) as process:
+        wait_for_checkpoint(killed, 3)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
     assert load_checkpoint(killed)["step"] < 11
 
-    assert command("--resume", killed).wait() == 0
+    with command("--resume", killed) as process:
+        assert process.wait() == 0
     assert_same_state(load_checkpoint(killed), load_checkpoint(whole))
     timeless = [
         [{k: v for k, v in line.items() if k != "trajectories_per_s"} for line in read_metrics(folder)]
