@@ -7,6 +7,7 @@ import hashlib
 import resource
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from jepa_fast.errors import InputError
 __all__ = ["FrameSpec", "Manifest", "Split", "open_split"]
 
 # What a process may have open besides the shards: libraries, logs, sockets of a distributed run.
-OTHER_FILES = 256
+OTHER_FILES = 64
 FINITE_FIELDS = ("actions", "locations")
 
 
@@ -191,7 +192,7 @@ def _read_header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
         except InputError:
             raise
-        except ValueError as error:
+        except (ValueError, SyntaxError, TokenError) as error:
             raise InputError(f"{path}: found no .npy header ({error}), expected one") from None
         return shape, fortran, dtype, stream.tell()
 

@@ -75,7 +75,8 @@ def find_bases(walls: NDArray[np.uint8], count: int) -> WallBases | None:
     corners = np.minimum(boxes.corners, [height - side, width - side])
     rebuilt = stacked[groups]
     paste_windows(rebuilt, cut_windows(walls, corners, side), corners)
-    assert np.array_equal(rebuilt, walls), "wall windows lose pixels"
+    if not np.array_equal(rebuilt, walls):
+        raise AssertionError("wall windows lose pixels")
     return WallBases(stacked, groups, corners.astype(np.uint8), side)
 
 
