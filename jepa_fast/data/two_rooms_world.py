@@ -84,13 +84,12 @@ def step(location: ArrayLike, action: ArrayLike, wall_x: ArrayLike, door_y: Arra
     Nothing slides and nothing is clamped. A move is blocked by
 
     1. a border: the move touches or crosses column or row 4 or 60, or starts on one;
-    2. a door jamb: it leaves y <= door_y + 4 for y > door_y + 4, or y >= door_y - 4 for y < door_y - 4, and is strictly
-       between the wall's faces where it does;
-    3. a face of the wall: it strictly crosses x = wall_x - 1 or wall_x + 1 outside [door_y - 4, door_y + 4];
-    4. the wall itself: it ends in solid wall and did not start there. Rules 2 and 3 alone let a move through that ends
-       exactly on a face or enters exactly by a corner; in every other case they have blocked it already.
+    2. a face of the wall: it strictly crosses x = wall_x - 1 or wall_x + 1 outside [door_y - 4, door_y + 4];
+    3. the solid wall: it ends there, as `is_solid` says, faces included.
 
-    So a dot that starts outside the solid wall is never inside it.
+    A move that leaves the door through a jamb needs no rule of its own: it ends in the wall or crosses a face below or
+    above the door. So a dot that starts outside the solid wall is never inside it, and a move is blocked exactly where
+    its way meets a border or the wall's interior, or ends on a face.
 
     The destination is rounded to float32 before the rules see it and they are evaluated in float64: whatever `step`
     returned can be stored as float32 and stepped again, with the same bits. Only sums, products and comparisons are
@@ -120,17 +119,11 @@ def step(location: ArrayLike, action: ArrayLike, wall_x: ArrayLike, door_y: Arra
     x, y = here[..., 0], here[..., 1]
     next_x, next_y = there[..., 0], there[..., 1]
     move_x, move_y = next_x - x, next_y - y
-    half_width, half_height = WORLD.wall_half_width, WORLD.door_half_height
-    for side in (-1, 1):
-        passes = (side * y <= half_height) & (side * next_y > half_height)
-        in_wall = abs(x * move_y + (side * half_height - y) * move_x) < half_width * abs(move_y)
-        blocked = blocked | (passes & in_wall)
-
-        face = side * half_width
+    for face in (-WORLD.wall_half_width, WORLD.wall_half_width):
         crosses = (x - face) * (next_x - face) < 0
-        beside_door = abs(y * move_x + (face - x) * move_y) > half_height * abs(move_x)
-        blocked |= crosses & beside_door
-    blocked |= is_solid(there, 0, 0) & ~is_solid(here, 0, 0)
+        beside_door = abs(y * move_x + (face - x) * move_y) > WORLD.door_half_height * abs(move_x)
+        blocked = blocked | (crosses & beside_door)
+    blocked = blocked | is_solid(there, 0, 0)
     return np.where(blocked[..., None], start, goal)
 
 
@@ -165,14 +158,18 @@ def render_dots(locations: Float32) -> UInt8:
 
 
 def render_walls(wall_x: Int64, door_y: Int64) -> UInt8:
-    """Images of borders and wall, uint8 [n, 65, 65], 255 where solid: borders one pixel wide, the wall three."""
+    """Images of borders and wall, uint8 [n, 65, 65], 255 where solid: borders one pixel wide, the wall three.
+
+    Args:
+        wall_x: [n], the wall's middle column.
+        door_y: [n], the door's middle row; the door stays clear of the borders.
+    """
     rows = np.arange(WORLD.size)
     room = np.zeros((WORLD.size, WORLD.size), np.uint8)
     room[WORLD.borders, :] = 255
     room[:, WORLD.borders] = 255
     images = np.tile(room, (len(wall_x), 1, 1))
     closed = abs(rows - door_y[:, None]) > WORLD.door_half_height  # [n, 65]
-    closed[:, WORLD.borders] = True
     strips = sliding_window_view(images, 2 * WORLD.wall_half_width + 1, axis=2, writeable=True)  # [n, 65, 63, 3]
     selected = np.arange(len(wall_x))[:, None], rows, (wall_x - WORLD.wall_half_width)[:, None]
     strips[selected] = 255 * closed[..., None].astype(np.uint8)
