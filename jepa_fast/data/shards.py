@@ -32,7 +32,7 @@ class Split:
         manifest: what it is.
         fingerprint: sha256 of the manifest, which holds the sha256 of every file.
         starts: int64 [S + 1], first trajectory of each shard, then N.
-        arrays: per field one array for each shard. `group` counts in `wall_bases`, not in the shard's own bases.
+        arrays: per field one array for each shard, `base` apart; `group` counts in `wall_bases`, not in shards' bases.
         wall_bases: uint8 [G, H, W], distinct wall base images of all shards, or None without groups.
     """
 
@@ -118,6 +118,7 @@ def open_split(folder: Path, verify: bool = False) -> Split:
     wall_bases = None
     if "base" in arrays:
         wall_bases, arrays["group"] = _merge_bases(folder, manifest, arrays)
+        del arrays["base"]
     starts = np.cumsum([0, *(shard.rows for shard in manifest.shards)], dtype=np.int64)
     return Split(folder, manifest, hashlib.sha256(text).hexdigest(), starts, arrays, wall_bases)
 

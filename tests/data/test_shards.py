@@ -303,3 +303,15 @@ def test_many_shards_raise_the_limit_on_open_files_or_explain_it(tmp_path, draw_
     refused = open_limited(tmp_path, soft=100, hard=enough - 1)
     assert refused.returncode == 1
     assert f"320 shard files need a limit of {enough}, found a hard limit of {enough - 1}" in refused.stderr
+
+
+@pytest.mark.parametrize("encoding", ["window", "wall_once", "full"])
+def test_the_documented_way_to_read_a_frame_gives_the_frame(tmp_path, draw_source, encoding):
+    source = draw_source()
+    pack(source, tmp_path, encoding, shard_rows=15)
+    code = (ROOT / "docs" / "format.md").read_text().split("```python\n")[1].split("```")[0]
+    names = {}
+    exec(code.replace('"data/train"', repr(str(tmp_path))), names)
+    frame = np.stack([source.dots[3, 2], source.walls[3]]).astype(np.float32) * np.float32(source.scale)
+    np.testing.assert_array_equal(names["frame"], frame)
+    assert names["frame"].dtype == np.float32
