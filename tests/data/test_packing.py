@@ -164,8 +164,11 @@ def test_verification_finds_a_window_cut_at_the_wrong_place(draw_source):
 
 def test_wall_groups_give_every_wall_back(tmp_path, draw_source):
     source = draw_source(count=60)
+    # The first shard knows one base, the last one the other: their own numbering starts at 0 in both.
+    source.walls = source.walls[np.argsort(source.walls[:, :, 8].max(axis=1))]
     pack(source, tmp_path, shard_rows=25)
     split = open_split(tmp_path, verify=True)
+    assert [shard.files["base"].rows for shard in split.manifest.shards] == [1, 2, 1]
     side = split.spec.wall_window
     assert side == 3
     full_walls = np.zeros((2, 20, 26), np.uint8)
@@ -307,7 +310,24 @@ def test_an_interrupted_source_goes_on_after_the_finished_shards(tmp_path, draw_
     assert folder_bytes(tmp_path / "parts") == folder_bytes(tmp_path / "whole")
 
 
-def test_unfinished_shards_of_another_source_are_not_kept(tmp_path, draw_source, folder_bytes):
+def test_shards_of_another_size_are_written_again(tmp_path, draw_source, folder_bytes):
+    source = draw_source()
+
+    def fail_late(start, stop):
+        if start >= 30:
+            raise KeyboardInterrupt
+        return type(source).chunk(source, start, stop)
+
+    source.chunk = fail_late
+    with pytest.raises(KeyboardInterrupt):
+        pack(source, tmp_path / "parts", shard_rows=10)
+    del source.chunk
+    pack(source, tmp_path / "parts", shard_rows=8)
+    pack(source, tmp_path / "whole", shard_rows=8)
+    assert folder_bytes(tmp_path / "parts") == folder_bytes(tmp_path / "whole")
+
+
+def test_unfinished_shards_of_another_source_are_not_kept(tmp_path, draw_source, folder_bytes, monkeypatch):
     source, other = draw_source(seed=0), draw_source(seed=1)
     other.description = {"made": "otherwise"}
     pack(source, tmp_path / "expected", shard_rows=10)
@@ -319,7 +339,17 @@ def test_unfinished_shards_of_another_source_are_not_kept(tmp_path, draw_source,
     (tmp_path / "used" / "manifest.json").unlink()
     (tmp_path / "used" / "shard-00003.json").write_text("{")
     (tmp_path / "used" / "notes.txt").write_text("mine")
+    found_when_measured = []
+    disk_usage = shutil.disk_usage
+
+    def look(folder):
+        found_when_measured.append([path.name for path in folder.iterdir()])
+        return disk_usage(folder)
+
+    monkeypatch.setattr(shutil, "disk_usage", look)
     pack(source, tmp_path / "used", shard_rows=10)
+    # Their space is free before it is measured.
+    assert found_when_measured == [["notes.txt"]]
     assert folder_bytes(tmp_path / "used") == {**folder_bytes(tmp_path / "expected"), "notes.txt": b"mine"}
 
 
