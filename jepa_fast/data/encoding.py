@@ -177,7 +177,8 @@ def _encode_windows(
         return Misfit(start + first // spec.frames, first % spec.frames, reason, max(spec.height, spec.width))
     windows = cut_windows(dots, corners, side)
     first_lost = first_difference(dots, windows, corners)
-    assert first_lost is None, f"window encoding loses pixels of frame {first_lost}"
+    if first_lost is not None:
+        raise AssertionError(f"windows lose pixels of frame {first_lost} after trajectory {start}")
     return (
         windows.reshape(-1, spec.frames, side, side),
         corners.astype(np.uint8).reshape(-1, spec.frames, 2),

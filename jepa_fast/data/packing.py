@@ -14,18 +14,17 @@ from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Never
+from typing import Never
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from jepa_fast.data.encoding import Encoded, Misfit, Source, encode, encode_chunk, strongest_layout, weaker_layout
 from jepa_fast.data.manifest import MANIFEST_NAME, Encoding, Layout, Manifest, Shard
 from jepa_fast.data.parallel import ordered_map
 from jepa_fast.data.shards import verify_shard
-from jepa_fast.data.walls import DistinctImages, WallBases, find_bases
-from jepa_fast.data.writing import ArrayWriter, locked, require_space, sync_folder, write_array, write_text
+from jepa_fast.data.walls import write_groups
+from jepa_fast.data.writing import ArrayWriter, locked, require_space, sync_folder, write_text
 from jepa_fast.errors import InputError
 
 # What one task holds in memory at most: this many trajectories, or fewer long ones of this many bytes as frames.
@@ -93,6 +92,8 @@ class _Packing:
         finished = self._finished()
         if finished is not None:
             log.info("%s: already there, %d trajectories", self.label, finished.trajectories)
+            # A run that was killed right after writing the manifest left its records.
+            self._discard(_names(finished))
             return finished
         began = time.perf_counter()
         layout = self._first_layout()
@@ -103,12 +104,13 @@ class _Packing:
         while isinstance(shards, Misfit):
             layout = self._weaken(layout, shards)
             shards = self._write_shards(layout)
-        walls = None if layout.wall_per_frame else self._write_groups(shards)
-        if walls is not None:
+        grouped = None if layout.wall_per_frame else write_groups(self.folder, shards, self.source.count)
+        if grouped is not None:
+            shards, walls = grouped
             layout = replace(layout, spec=replace(layout.spec, wall_window=walls.side))
         manifest = replace(self._header(layout), shards=tuple(shards))
         write_text(self.folder / MANIFEST_NAME, manifest.to_json())
-        self._discard({file.name for shard in shards for file in shard.files.values()})
+        self._discard(_names(manifest))
         seconds = time.perf_counter() - began
         window = layout.spec.window
         log.info(
@@ -118,7 +120,9 @@ class _Packing:
             seconds,
             self.source.count / seconds,
             "as full frames" if window is None else f"in windows of {window} pixels",
-            "per frame" if layout.wall_per_frame else f"once, {0 if walls is None else len(walls.bases)} base images",
+            "per frame"
+            if layout.wall_per_frame
+            else f"once, {0 if grouped is None else len(grouped[1].bases)} base images",
         )
         return manifest
 
@@ -199,7 +203,8 @@ class _Packing:
             raise InputError(f"{self.label}: shard_rows: {rows} gives {len(starts)} shards, expected at most 100000")
         stops = {first: min(first + rows, self.source.count) for first in starts}
         kept = self._keep_shards(layout, stops)
-        self._discard({name for shard in kept.values() for name in _names(shard, shard.first // rows)})
+        records = {f"shard-{first // rows:05d}.json" for first in kept}
+        self._discard(records | _names(replace(self._header(layout), shards=tuple(kept.values()))))
         missing = [first for first in starts if first not in kept]
         require_space(self.folder, row_bytes * sum(stops[first] - first for first in missing))
         tasks = [
@@ -264,32 +269,6 @@ class _Packing:
             log.info("%s: kept %d finished shards of an earlier run", self.label, len(kept))
         return kept
 
-    def _write_groups(self, shards: list[Shard]) -> WallBases | None:
-        """Find base images over all walls and add the group files to `shards`, if they pay."""
-        distinct = DistinctImages()
-        indices = []
-        for shard in shards:
-            walls = np.load(self.folder / shard.files["wall"].name, mmap_mode="r", allow_pickle=False)
-            found = distinct.add(walls)
-            if found is None:
-                return None
-            indices.append(found)
-        bases = find_bases(np.stack(distinct.images), self.source.count)
-        if bases is None:
-            return None
-        for number, (shard, index) in enumerate(zip(list(shards), indices, strict=True)):
-            used, group = np.unique(bases.groups[index], return_inverse=True)
-            arrays: dict[str, NDArray[Any]] = {
-                "group": group.astype(np.int32),
-                "group_corner": bases.corners[index],
-                "base": bases.bases[used],
-            }
-            files = {
-                name: write_array(self.folder / f"{name}-{number:05d}.npy", array) for name, array in arrays.items()
-            }
-            shards[number] = replace(shard, files=shard.files | files)
-        return bases
-
     def _discard(self, keep: set[str]) -> None:
         """Delete files of this format that belong to no kept shard."""
         for path in self.folder.iterdir():
@@ -307,9 +286,9 @@ def _weakness(layout: Layout) -> tuple[float, bool]:
     return (np.inf if window is None else window, layout.wall_per_frame)
 
 
-def _names(shard: Shard, index: int) -> list[str]:
-    """Every file name of a finished shard, its record included."""
-    return [f"shard-{index:05d}.json", *(file.name for file in shard.files.values())]
+def _names(manifest: Manifest) -> set[str]:
+    """Every file that the manifest lists."""
+    return {file.name for shard in manifest.shards for file in shard.files.values()}
 
 
 def _multiple(unit: int, most: int) -> int:

@@ -7,6 +7,7 @@ import hashlib
 import resource
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from jepa_fast.errors import InputError
 __all__ = ["FrameSpec", "Manifest", "Split", "open_split"]
 
 # What a process may have open besides the shards: libraries, logs, sockets of a distributed run.
-OTHER_FILES = 256
+OTHER_FILES = 64
 FINITE_FIELDS = ("actions", "locations")
 
 
@@ -31,7 +32,7 @@ class Split:
         manifest: what it is.
         fingerprint: sha256 of the manifest, which holds the sha256 of every file.
         starts: int64 [S + 1], first trajectory of each shard, then N.
-        arrays: per field one array for each shard. `group` counts in `wall_bases`, not in the shard's own bases.
+        arrays: per field one array for each shard, `base` apart; `group` counts in `wall_bases`, not in shards' bases.
         wall_bases: uint8 [G, H, W], distinct wall base images of all shards, or None without groups.
     """
 
@@ -117,6 +118,7 @@ def open_split(folder: Path, verify: bool = False) -> Split:
     wall_bases = None
     if "base" in arrays:
         wall_bases, arrays["group"] = _merge_bases(folder, manifest, arrays)
+        del arrays["base"]
     starts = np.cumsum([0, *(shard.rows for shard in manifest.shards)], dtype=np.int64)
     return Split(folder, manifest, hashlib.sha256(text).hexdigest(), starts, arrays, wall_bases)
 
@@ -191,7 +193,7 @@ def _read_header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
         except InputError:
             raise
-        except ValueError as error:
+        except (ValueError, SyntaxError, TokenError) as error:
             raise InputError(f"{path}: found no .npy header ({error}), expected one") from None
         return shape, fortran, dtype, stream.tell()
 

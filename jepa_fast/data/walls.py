@@ -4,12 +4,16 @@ A wall with one door is its base, the wall without the door, apart from the door
 bases and correct a window for each trajectory. Bases are found from pixels alone, and verified bit by bit.
 """
 
-from typing import NamedTuple
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jepa_fast.data.encoding import LARGEST_CORNER, bounding_boxes, cut_windows, paste_windows
+from jepa_fast.data.manifest import Shard
+from jepa_fast.data.writing import write_array
 
 # Beyond this many distinct walls in a split, the search is given up: bases would not be few.
 MOST_DISTINCT = 4096
@@ -47,6 +51,32 @@ class DistinctImages:
         return indices
 
 
+def write_groups(folder: Path, shards: list[Shard], count: int) -> tuple[list[Shard], WallBases] | None:
+    """Find base images over all stored walls and write the group files: the shards with them, or None if none pay."""
+    distinct = DistinctImages()
+    positions = []
+    for shard in shards:
+        walls = np.load(folder / shard.files["wall"].name, mmap_mode="r", allow_pickle=False)
+        found = distinct.add(walls)
+        if found is None:
+            return None
+        positions.append(found)
+    bases = find_bases(np.stack(distinct.images), count)
+    if bases is None:
+        return None
+    grouped = []
+    for number, (shard, position) in enumerate(zip(shards, positions, strict=True)):
+        used, group = np.unique(bases.groups[position], return_inverse=True)
+        arrays: dict[str, NDArray[Any]] = {
+            "group": group.astype(np.int32),
+            "group_corner": bases.corners[position],
+            "base": bases.bases[used],
+        }
+        files = {name: write_array(folder / f"{name}-{number:05d}.npy", array) for name, array in arrays.items()}
+        grouped.append(replace(shard, files=shard.files | files))
+    return grouped, bases
+
+
 def find_bases(walls: NDArray[np.uint8], count: int) -> WallBases | None:
     """Bases for distinct walls [D, H, W] that appear in `count` trajectories, or None where they would not pay.
 
@@ -75,7 +105,8 @@ def find_bases(walls: NDArray[np.uint8], count: int) -> WallBases | None:
     corners = np.minimum(boxes.corners, [height - side, width - side])
     rebuilt = stacked[groups]
     paste_windows(rebuilt, cut_windows(walls, corners, side), corners)
-    assert np.array_equal(rebuilt, walls), "wall windows lose pixels"
+    if not np.array_equal(rebuilt, walls):
+        raise AssertionError("wall windows lose pixels")
     return WallBases(stacked, groups, corners.astype(np.uint8), side)
 
 

@@ -1,0 +1,429 @@
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from jepa_fast.data.encoding import bounding_boxes, cut_windows, first_difference
+from jepa_fast.data.packing import pack
+from jepa_fast.data.shards import open_split
+from jepa_fast.data.two_rooms_source import TwoRoomsSource
+from jepa_fast.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+ENCODINGS = ("window", "wall_once", "full")
+
+
+def assert_same_frames(source, split, read_frames):
+    dots, walls = read_frames(split)
+    expected = source.walls if source.walls.ndim == 4 else np.broadcast_to(source.walls[:, None], source.dots.shape)
+    np.testing.assert_array_equal(dots, source.dots)
+    np.testing.assert_array_equal(walls, expected)
+    everything = np.arange(source.count)
+    actions = np.empty_like(source.actions)
+    split.take("actions", everything, actions)
+    np.testing.assert_array_equal(actions, source.actions)
+    if source.locations is not None:
+        np.testing.assert_array_equal(split.locations(everything), source.locations)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("shard_rows", [None, 7, 40])
+def test_every_encoding_gives_the_frames_back(tmp_path, draw_source, read_frames, encoding, shard_rows):
+    source = draw_source()
+    pack(source, tmp_path, encoding, shard_rows=shard_rows)
+    split = open_split(tmp_path, verify=True)
+    assert split.spec.window == (4 if encoding == "window" else None)
+    assert split.manifest.layout.wall_per_frame == (encoding == "full")
+    assert len(split.manifest.shards) == (1 if shard_rows is None else -(-40 // shard_rows))
+    assert_same_frames(source, split, read_frames)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    count=st.integers(1, 6),
+    frames=st.integers(2, 4),
+    height=st.integers(1, 12),
+    width=st.integers(1, 12),
+    ink=st.floats(0, 1),
+    moving_wall=st.booleans(),
+    encoding=st.sampled_from(ENCODINGS),
+    seed=st.integers(0, 1000),
+)
+def test_any_images_survive_packing(
+    tmp_path, draw_source, read_frames, count, frames, height, width, ink, moving_wall, encoding, seed
+):
+    random = np.random.default_rng(seed)
+    source = draw_source(2, frames, 20, 20)
+    source.actions = random.standard_normal((count, frames - 1, 2)).astype(np.float32)
+    source.locations = None
+    source.dots = random.integers(0, 256, (count, frames, height, width)).astype(np.uint8)
+    source.dots *= random.random(source.dots.shape) < ink**3
+    wall_shape = (count, frames, height, width) if moving_wall else (count, height, width)
+    source.walls = random.integers(0, 2, wall_shape).astype(np.uint8)
+    folder = tmp_path / "split"
+    shutil.rmtree(folder, ignore_errors=True)
+    pack(source, folder, encoding, shard_rows=4)
+    assert_same_frames(source, open_split(folder, verify=True), read_frames)
+
+
+def put_noise(source):
+    source.dots[23, 2] = np.random.default_rng(1).integers(0, 2, source.dots.shape[2:])
+
+
+def put_second_dot(source):
+    source.dots[23, 2, 0, 0] = source.dots[23, 2, -1, -1] = 9
+
+
+def put_larger_dot(source):
+    source.dots[23, 2] = 0
+    source.dots[23, 2, 3:9, 5:10] = 7
+
+
+@pytest.mark.parametrize(("fault", "window"), [(put_noise, None), (put_second_dot, None), (put_larger_dot, 6)])
+@pytest.mark.parametrize("shard_rows", [10, 40])
+def test_dots_that_do_not_fit_the_window_are_stored_whole(
+    tmp_path, draw_source, read_frames, monkeypatch, caplog, fault, window, shard_rows
+):
+    monkeypatch.setattr("jepa_fast.data.packing.CHUNK_ROWS", 5)
+    source = draw_source()
+    fault(source)
+    with caplog.at_level(logging.INFO):
+        pack(source, tmp_path, shard_rows=shard_rows)
+    named = [line for line in caplog.messages if "trajectory 23, step 2" in line]
+    assert len(named) == 1
+    assert ("full frames" if window is None else f"windows are {window} pixels") in named[0]
+    split = open_split(tmp_path, verify=True)
+    assert split.spec.window == window
+    assert_same_frames(source, split, read_frames)
+    names = {file.name for shard in split.manifest.shards for file in shard.files.values()}
+    assert {path.name for path in tmp_path.iterdir()} == names | {"manifest.json"}
+
+
+def test_a_wall_that_changes_is_stored_per_frame(tmp_path, draw_source, read_frames, monkeypatch, caplog):
+    monkeypatch.setattr("jepa_fast.data.packing.CHUNK_ROWS", 5)
+    source = draw_source()
+    source.walls = np.repeat(source.walls[:, None], source.frames, axis=1)
+    source.walls[31, 3, 0, 0] ^= 1
+    with caplog.at_level(logging.INFO):
+        pack(source, tmp_path, shard_rows=8)
+    assert sum("trajectory 31, step 3: the wall differs" in line for line in caplog.messages) == 1
+    split = open_split(tmp_path, verify=True)
+    assert split.manifest.layout.wall_per_frame
+    assert split.spec.window == 4
+    assert split.wall_bases is None
+    assert_same_frames(source, split, read_frames)
+
+
+def test_equal_walls_given_per_frame_are_stored_once(tmp_path, draw_source, read_frames):
+    source = draw_source()
+    source.walls = np.repeat(source.walls[:, None], source.frames, axis=1)
+    pack(source, tmp_path)
+    split = open_split(tmp_path)
+    assert not split.manifest.layout.wall_per_frame
+    assert_same_frames(source, split, read_frames)
+
+
+def test_windows_whose_corners_exceed_a_byte_are_not_used(tmp_path, draw_source, read_frames):
+    source = draw_source(count=3, height=300, width=20)
+    source.dots[1, 1] = 0
+    source.dots[1, 1, 298, 3] = 1
+    pack(source, tmp_path)
+    split = open_split(tmp_path)
+    assert split.spec.window is None
+    assert_same_frames(source, split, read_frames)
+
+
+def test_bounding_boxes_match_a_search_pixel_by_pixel():
+    random = np.random.default_rng(3)
+    images = (random.random((200, 7, 9)) < 0.05).astype(np.uint8)
+    boxes = bounding_boxes(images)
+    assert any(not image.any() for image in images)
+    for image, corner, size in zip(images, boxes.corners, boxes.sizes, strict=True):
+        places = np.argwhere(image)
+        expected = (places.min(axis=0), np.ptp(places, axis=0) + 1) if len(places) else ([0, 0], [0, 0])
+        np.testing.assert_array_equal((corner, size), expected)
+
+
+def test_verification_finds_a_window_cut_at_the_wrong_place(draw_source):
+    dots = draw_source().dots.reshape(-1, 20, 26)
+    corners = bounding_boxes(dots).corners
+    assert first_difference(dots, cut_windows(dots, corners, 4), corners) is None
+    corners[77, 0] ^= 1
+    corners[77, 0] = min(corners[77, 0], 16)
+    assert first_difference(dots, cut_windows(dots, corners, 4), corners) == 77
+
+
+def test_wall_groups_give_every_wall_back(tmp_path, draw_source):
+    source = draw_source(count=60)
+    # The first shard knows one base, the last one the other: their own numbering starts at 0 in both.
+    source.walls = source.walls[np.argsort(source.walls[:, :, 8].max(axis=1))]
+    pack(source, tmp_path, shard_rows=25)
+    split = open_split(tmp_path, verify=True)
+    assert [shard.files["base"].rows for shard in split.manifest.shards] == [1, 2, 1]
+    side = split.spec.wall_window
+    assert side == 3
+    full_walls = np.zeros((2, 20, 26), np.uint8)
+    full_walls[0, :, 8] = full_walls[1, :, 15] = 200
+    assert {base.tobytes() for base in split.wall_bases} == {wall.tobytes() for wall in full_walls}
+    everything = np.arange(60)
+    groups, corners = np.empty(60, np.int32), np.empty((60, 2), np.uint8)
+    split.take("group", everything, groups)
+    split.take("group_corner", everything, corners)
+    for wall, group, (row, column) in zip(source.walls, groups, corners, strict=True):
+        rebuilt = split.wall_bases[group].copy()
+        rebuilt[row : row + side, column : column + side] = wall[row : row + side, column : column + side]
+        np.testing.assert_array_equal(rebuilt, wall)
+
+
+@pytest.mark.parametrize(("name", "bases"), [("train", 20), ("probe_wall_other/val", 5)])
+def test_two_rooms_has_one_wall_base_for_each_wall_column(tmp_path, name, bases):
+    source = TwoRoomsSource(name, 900, seed=1)
+    pack(source, tmp_path, shard_rows=400)
+    split = open_split(tmp_path, verify=True)
+    assert split.spec.wall_window == 9
+    assert len(split.wall_bases) == bases
+    # A wall base is the room with the wall and no door: three full columns besides the borders' two.
+    np.testing.assert_array_equal((split.wall_bases == 255).all(axis=1).sum(axis=1), np.full(bases, 5))
+    walls, groups, corners = (
+        np.empty((900, *row), kind) for row, kind in (((65, 65), np.uint8), ((), np.int32), ((2,), np.uint8))
+    )
+    for field, out in (("wall", walls), ("group", groups), ("group_corner", corners)):
+        split.take(field, np.arange(900), out)
+    np.testing.assert_array_equal(walls, source.chunk(0, 900).walls)
+    differs = walls != split.wall_bases[groups]
+    for image, (row, column) in zip(differs, corners, strict=True):
+        assert image.any()
+        image[row : row + 9, column : column + 9] = False
+        assert not image.any()
+
+
+def test_walls_without_likeness_get_no_groups(tmp_path, draw_source, read_frames):
+    source = draw_source()
+    source.walls = np.random.default_rng(2).integers(0, 256, source.walls.shape).astype(np.uint8)
+    pack(source, tmp_path)
+    split = open_split(tmp_path)
+    assert split.spec.wall_window is None
+    assert split.wall_bases is None
+    assert_same_frames(source, split, read_frames)
+
+
+def test_too_many_distinct_walls_end_the_search_for_groups(tmp_path, draw_source, monkeypatch):
+    monkeypatch.setattr("jepa_fast.data.walls.MOST_DISTINCT", 4)
+    source = draw_source(count=60)
+    pack(source, tmp_path)
+    assert open_split(tmp_path).wall_bases is None
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda s: s.actions.__setitem__((13, 2, 1), np.nan), "trajectory 13, step 2: actions: found .*nan"),
+        (lambda s: s.actions.__setitem__((13, 2, 0), -np.inf), "trajectory 13, step 2: actions: found .*-inf"),
+        (lambda s: s.locations.__setitem__((9, 4, 0), np.inf), "trajectory 9, step 4: locations: found .*inf"),
+        (lambda s: setattr(s, "dots", s.dots.astype(np.float32)), r"dots: found float32 .* expected uint8"),
+        (lambda s: setattr(s, "actions", s.actions.astype(np.float64)), r"actions: found float64 .* expected float32"),
+        (lambda s: setattr(s, "actions", s.actions[:, 1:]), r"actions: found .*\[40, 3, 2\], expected .*\[40, 4, 2\]"),
+        (lambda s: setattr(s, "walls", s.walls[:, 1:]), r"walls: found .*\[40, 19, 26\], expected .*\[40, 20, 26\]"),
+        (lambda s: setattr(s, "dots", s.dots[:, :1]), "source: found 40 trajectories of 1 frames"),
+        (lambda s: setattr(s, "dots", s.dots[:0]), "source: found 0 trajectories"),
+    ],
+)
+def test_bad_source_data_is_refused_by_name(tmp_path, draw_source, spoil, message):
+    source = draw_source()
+    spoil(source)
+    with pytest.raises(InputError, match=message) as raised:
+        pack(source, tmp_path)
+    assert "\n" not in str(raised.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_finished_split_is_kept_untouched(tmp_path, draw_source, caplog):
+    source = draw_source()
+    first = pack(source, tmp_path)
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    source.asked.clear()
+    # What a run leaves that is killed right after the manifest.
+    (tmp_path / "shard-00000.json").write_text(first.to_json())
+    with caplog.at_level(logging.INFO):
+        assert pack(source, tmp_path) == first
+    assert source.asked == []
+    assert "already there" in caplog.text
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == written
+
+
+@pytest.mark.parametrize(
+    ("change", "encoding", "what"),
+    [
+        (lambda s: setattr(s, "description", {"made": "otherwise"}), "window", "source"),
+        (lambda s: setattr(s, "dots", s.dots[:20]), "window", "trajectories"),
+        (lambda s: setattr(s, "scale", 0.25), "window", "scale"),
+        (lambda s: None, "full", "encoding"),
+    ],
+)
+def test_a_finished_split_of_another_description_is_not_overwritten(
+    tmp_path, draw_source, folder_bytes, change, encoding, what
+):
+    source = draw_source()
+    pack(source, tmp_path)
+    before = folder_bytes(tmp_path)
+    change(source)
+    with pytest.raises(InputError, match=f"holds another finished split: {what}: found"):
+        pack(source, tmp_path, encoding)
+    assert folder_bytes(tmp_path) == before
+
+
+def test_an_interrupted_source_goes_on_after_the_finished_shards(tmp_path, draw_source, folder_bytes, monkeypatch):
+    monkeypatch.setattr("jepa_fast.data.packing.CHUNK_ROWS", 5)
+    source = draw_source()
+    put_larger_dot(source)
+    pack(source, tmp_path / "whole", shard_rows=10)
+
+    def fail_late(start, stop):
+        if start >= 30:
+            raise KeyboardInterrupt
+        return type(source).chunk(source, start, stop)
+
+    source.chunk = fail_late
+    with pytest.raises(KeyboardInterrupt):
+        pack(source, tmp_path / "parts", shard_rows=10)
+    names = {path.name for path in (tmp_path / "parts").iterdir()}
+    assert {name for name in names if name.startswith("shard-")} == {f"shard-{index:05d}.json" for index in range(3)}
+    assert not any(name.endswith((".tmp", "-00003.npy")) for name in names)
+    # One finished shard rots in the meantime: it is noticed and written again.
+    with (tmp_path / "parts" / "wall-00001.npy").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x07")
+    del source.chunk
+    source.asked.clear()
+    pack(source, tmp_path / "parts", shard_rows=10)
+    # The first chunk is looked at for the layout; then only what is missing is computed.
+    assert source.asked == [(0, 5), (10, 15), (15, 20), (30, 35), (35, 40)]
+    assert folder_bytes(tmp_path / "parts") == folder_bytes(tmp_path / "whole")
+
+
+def test_shards_of_another_size_are_written_again(tmp_path, draw_source, folder_bytes):
+    source = draw_source()
+
+    def fail_late(start, stop):
+        if start >= 30:
+            raise KeyboardInterrupt
+        return type(source).chunk(source, start, stop)
+
+    source.chunk = fail_late
+    with pytest.raises(KeyboardInterrupt):
+        pack(source, tmp_path / "parts", shard_rows=10)
+    del source.chunk
+    pack(source, tmp_path / "parts", shard_rows=8)
+    pack(source, tmp_path / "whole", shard_rows=8)
+    assert folder_bytes(tmp_path / "parts") == folder_bytes(tmp_path / "whole")
+
+
+def test_unfinished_shards_of_another_source_are_not_kept(tmp_path, draw_source, folder_bytes, monkeypatch):
+    source, other = draw_source(seed=0), draw_source(seed=1)
+    other.description = {"made": "otherwise"}
+    pack(source, tmp_path / "expected", shard_rows=10)
+    pack(other, tmp_path / "used", shard_rows=10)
+    manifest = open_split(tmp_path / "used").manifest
+    records = [type(manifest)(**{**vars(manifest.header()), "shards": (shard,)}) for shard in manifest.shards]
+    for index, record in enumerate(records):
+        (tmp_path / "used" / f"shard-{index:05d}.json").write_text(record.to_json())
+    (tmp_path / "used" / "manifest.json").unlink()
+    (tmp_path / "used" / "shard-00003.json").write_text("{")
+    (tmp_path / "used" / "notes.txt").write_text("mine")
+    found_when_measured = []
+    disk_usage = shutil.disk_usage
+
+    def look(folder):
+        found_when_measured.append([path.name for path in folder.iterdir()])
+        return disk_usage(folder)
+
+    monkeypatch.setattr(shutil, "disk_usage", look)
+    pack(source, tmp_path / "used", shard_rows=10)
+    # Their space is free before it is measured.
+    assert found_when_measured == [["notes.txt"]]
+    assert folder_bytes(tmp_path / "used") == {**folder_bytes(tmp_path / "expected"), "notes.txt": b"mine"}
+
+
+PACK_TRAIN = """
+import sys
+from pathlib import Path
+from jepa_fast.data.packing import pack
+from jepa_fast.data.two_rooms_source import TwoRoomsSource
+pack(TwoRoomsSource("train", 12_000, 5), Path(sys.argv[1]), workers=2, shard_rows=1024)
+"""
+
+
+def children(process: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def test_a_killed_packer_leaves_no_worker_and_its_finished_shards_are_kept(tmp_path, folder_bytes):
+    source = TwoRoomsSource("train", 12_000, 5)
+    parts, whole = tmp_path / "parts", tmp_path / "whole"
+    packer = subprocess.Popen([sys.executable, "-c", PACK_TRAIN, str(parts)], cwd=ROOT)
+    deadline = time.monotonic() + 30
+    while not (parts / "shard-00001.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    workers = children(packer.pid)
+    packer.send_signal(signal.SIGKILL)
+    assert packer.wait() == -signal.SIGKILL
+    assert not (parts / "manifest.json").exists(), "the packer was done before it was killed"
+    assert len(workers) >= 2
+    while any(Path(f"/proc/{worker}").exists() for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+    with pytest.raises(InputError, match="packing did not finish"):
+        open_split(parts)
+
+    finished = {path: path.stat().st_mtime_ns for path in parts.glob("w*-0000[01].npy")}
+    assert len(finished) == 4
+    pack(source, parts, workers=2, shard_rows=1024)
+    pack(source, whole, workers=1, shard_rows=1024)
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    assert folder_bytes(parts) == folder_bytes(whole)
+
+
+def test_two_packers_do_not_share_a_folder(tmp_path, draw_source):
+    source = draw_source()
+
+    def pack_again(start, stop):
+        pack(draw_source(), tmp_path)
+
+    source.chunk = pack_again
+    with pytest.raises(InputError, match="another process is writing this split"):
+        pack(source, tmp_path)
+
+
+def test_too_little_disk_space_is_told_before_writing(tmp_path, draw_source, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=1_000_000))
+    with pytest.raises(InputError, match=r"found 0\.00 GB free, expected 0\.06 GB"):
+        pack(draw_source(), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+WRITE_LIMITED = """
+import resource, runpy, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))
+sys.argv = ["generate", "--out", sys.argv[1], "--splits", "train", "--trajectories", "2000", "--workers", "1"]
+runpy.run_module("jepa_fast.generate", run_name="__main__")
+"""
+
+
+def test_a_refused_write_is_one_line_and_leaves_nothing_half_done(tmp_path):
+    # A limit on file sizes: the system refuses write() in the middle of a shard, as it does on a full disk.
+    done = subprocess.run(
+        [sys.executable, "-c", WRITE_LIMITED, str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr == f"error: File too large: {tmp_path}/train/wall-00000.npy\n"
+    assert list((tmp_path / "train").iterdir()) == []
