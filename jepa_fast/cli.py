@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import tyro
 
-from jepa_fast.errors import InputError
+from jepa_fast.errors import InputError, RunError
 
 Arguments = TypeVar("Arguments")
 
@@ -15,7 +15,8 @@ Arguments = TypeVar("Arguments")
 def run(main: Callable[[Arguments], None], arguments_type: type[Arguments], description: str) -> None:
     """Parse `arguments_type` (a frozen dataclass) from the command line and call `main` with it.
 
-    Exit status: 0 done, 2 bad input (InputError or OSError: one line on standard error), 130 interrupted.
+    Exit status: 0 done, 1 a run that cannot go on (RunError), 2 bad input (InputError or OSError), 130 interrupted.
+    Errors are one line on standard error.
     """
     arguments = tyro.cli(arguments_type, description=description)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -23,6 +24,8 @@ def run(main: Callable[[Arguments], None], arguments_type: type[Arguments], desc
         main(arguments)
     except InputError as error:
         fail(str(error))
+    except RunError as error:
+        fail(str(error), status=1)
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
         fail(f"{error.strerror or error}{where}")
@@ -30,7 +33,7 @@ def run(main: Callable[[Arguments], None], arguments_type: type[Arguments], desc
         sys.exit(130)
 
 
-def fail(message: str) -> None:
-    """Print `error: message` on standard error, in one line, and exit with status 2."""
+def fail(message: str, status: int = 2) -> None:
+    """Print `error: message` on standard error, in one line, and exit with `status`."""
     print("error: " + " ".join(message.split()), file=sys.stderr)
-    sys.exit(2)
+    sys.exit(status)

@@ -1,6 +1,9 @@
 """Every setting of a run as frozen dataclasses: validated on construction, stored as JSON, no torch import."""
 
+import dataclasses
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from jepa_fast.errors import InputError
@@ -106,3 +109,62 @@ class Recipe:
     def epochs(self) -> int:
         """Epochs over all stages."""
         return sum(stage.epochs for stage in self.stages)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides what a run computes; stored in the run folder as config.json.
+
+    Attributes:
+        preset: name of the recipe, for people.
+        recipe: what is trained and how.
+        seed: of weights, batch order and dropout masks.
+        steps: optimiser steps in all; the recipe's stages share them in proportion to their epochs.
+        batch_size: trajectories per step.
+        amp: "bf16" runs encoder and predictor under autocast; energy and optimiser stay float32.
+        compile: whether the step goes through torch.compile.
+        device: "cpu" or "cuda".
+        data: folder of packed splits.
+        loader: which loader feeds the step.
+        kernels: which implementation of the ops runs.
+    """
+
+    preset: str
+    recipe: Recipe
+    seed: int
+    steps: int
+    batch_size: int
+    amp: Literal["off", "bf16"]
+    compile: bool
+    device: Literal["cpu", "cuda"]
+    data: str
+    loader: Literal["host"]
+    kernels: Literal["reference"]
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 1, "--steps", self.steps, "at least 1")
+        require(self.batch_size >= 2, "--data.batch-size", self.batch_size, "at least 2")
+        require(0 <= self.seed < 2**63, "--seed", self.seed, "an integer in [0, 2^63)")
+
+    def save(self, path: Path) -> None:
+        """Write the configuration to `path` as JSON."""
+        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+
+    @staticmethod
+    def load(path: Path) -> "RunConfig":
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: no such file, or not a run configuration.
+        """
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; expected a run folder with config.json")
+        try:
+            fields = json.loads(path.read_text())
+            recipe = fields.pop("recipe")
+            stages = tuple(Stage(**stage) for stage in recipe["stages"])
+            model, energy = ModelConfig(**recipe["model"]), EnergyConfig(**recipe["energy"])
+            optimizer = OptimizerConfig(**recipe["optimizer"])
+            return RunConfig(recipe=Recipe(model, energy, optimizer, stages), **fields)
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path}: not a run configuration ({error})") from error

@@ -7,3 +7,7 @@ class InputError(ValueError):
     Commands print it without a traceback and exit with status 2. Anything else that escapes is a bug of ours and keeps
     its traceback.
     """
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on, through no fault of its input: an energy that is not finite, say. Exit status 1."""

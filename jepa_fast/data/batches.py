@@ -44,14 +44,14 @@ def expand_dots(batch: Batch, spec: FrameSpec) -> Tensor:
     return images.view(count, frames, spec.height, spec.width)
 
 
-def expand_walls(batch: Batch, spec: FrameSpec) -> Tensor:
+def expand_walls(batch: Batch) -> Tensor:
     """Wall images uint8 [B, T, H, W]; a wall stored once is a broadcast view over T."""
     if batch.walls.dim() == 4:
         return batch.walls
-    return batch.walls[:, None].expand(-1, spec.frames, -1, -1)
+    return batch.walls[:, None].expand(-1, batch.dots.shape[1], -1, -1)
 
 
 def expand_frames(batch: Batch, spec: FrameSpec) -> Tensor:
     """Frames float32 [B, T, 2, H, W] as the model sees them: channel 0 the agent, 1 the walls; uint8 * scale."""
-    frames = torch.stack([expand_dots(batch, spec), expand_walls(batch, spec)], dim=2)
+    frames = torch.stack([expand_dots(batch, spec), expand_walls(batch)], dim=2)
     return frames.to(torch.float32) * spec.scale

@@ -1,24 +1,236 @@
-"""Shards, schema version 1: plain .npy files and a JSON manifest."""
+"""Reading splits: every file checked against the manifest, memory-mapped, and gathered row by row.
 
+A split is a folder such as DIR/train or DIR/probe_normal/val: a manifest and shards of plain .npy files. NumPy only.
+"""
+
+import hashlib
+import resource
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jepa_fast.data.manifest import MANIFEST_NAME, Field, FileRecord, FrameSpec, Manifest, Shard
+from jepa_fast.errors import InputError
+
+__all__ = ["FrameSpec", "Manifest", "Split", "open_split"]
+
+# What a process may have open besides the shards: libraries, logs, sockets of a distributed run.
+OTHER_FILES = 256
+FINITE_FIELDS = ("actions", "locations")
 
 
-@dataclass(frozen=True)
-class FrameSpec:
-    """What the frames of one split look like: everything a Batch does not carry itself.
+@dataclass(frozen=True, eq=False)
+class Split:
+    """An opened split: N trajectories in memory-mapped shards.
 
     Attributes:
-        frames: T, frames per trajectory.
-        height: H, in pixels.
-        width: W, in pixels.
-        scale: value of one uint8 step; image = uint8 * scale.
-        window: side k of the square dot window in pixels, or None where dots are stored as full frames.
-        wall_window: side of the square window in which a wall may differ from its base image, or None without groups.
+        folder: where it lies.
+        manifest: what it is.
+        fingerprint: sha256 of the manifest, which holds the sha256 of every file.
+        starts: int64 [S + 1], first trajectory of each shard, then N.
+        arrays: per field one array for each shard. `group` counts in `wall_bases`, not in the shard's own bases.
+        wall_bases: uint8 [G, H, W], distinct wall base images of all shards, or None without groups.
     """
 
-    frames: int
-    height: int
-    width: int
-    scale: float
-    window: int | None
-    wall_window: int | None
+    folder: Path
+    manifest: Manifest
+    fingerprint: str
+    starts: NDArray[np.int64]
+    arrays: dict[str, tuple[NDArray[Any], ...]]
+    wall_bases: NDArray[np.uint8] | None
+
+    @property
+    def spec(self) -> FrameSpec:
+        """Geometry, scale and windows of the frames."""
+        return self.manifest.layout.spec
+
+    @property
+    def count(self) -> int:
+        """N, the number of trajectories."""
+        return self.manifest.trajectories
+
+    def take(self, field: str, indices: NDArray[np.int64], out: NDArray[Any]) -> None:
+        """Copy rows `indices` of a field (ascending, each in [0, N)) into `out` [len(indices), *row shape].
+
+        Raises:
+            IndexError: indices out of range or not ascending.
+            ValueError: `out` has another shape or dtype.
+        """
+        stored = self.manifest.layout.fields()[field]
+        if indices.size and (indices[0] < 0 or indices[-1] >= self.count or np.any(indices[1:] < indices[:-1])):
+            raise IndexError(f"indices: expected ascending values in [0, {self.count})")
+        if out.shape != (len(indices), *stored.shape) or out.dtype != np.dtype(stored.dtype):
+            raise ValueError(
+                f"out: found {out.dtype} {out.shape}, expected {np.dtype(stored.dtype)} {(len(indices), *stored.shape)}"
+            )
+        cuts = np.searchsorted(indices, self.starts)
+        for shard, array in enumerate(self.arrays[field]):
+            low, high = cuts[shard], cuts[shard + 1]
+            if low < high:
+                # "clip" copies straight into `out`, where "raise" would buffer; the indices are known to be valid.
+                np.take(array, indices[low:high] - self.starts[shard], axis=0, out=out[low:high], mode="clip")
+
+    def locations(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
+        """True locations float32 [len(indices), T, 2], (x, y) in pixels, for indices in any order.
+
+        Raises:
+            InputError: the split was packed without locations.
+        """
+        if "locations" not in self.arrays:
+            raise InputError(f"{self.folder}: holds no locations, which probing needs")
+        order = np.argsort(indices, kind="stable")
+        ascending = np.empty((len(indices), self.spec.frames, 2), np.float32)
+        self.take("locations", indices[order], ascending)
+        locations = np.empty_like(ascending)
+        locations[order] = ascending
+        return locations
+
+
+def open_split(folder: Path, verify: bool = False) -> Split:
+    """Open the split in `folder`, every file checked: presence, size, dtype, shape, order; `verify` also hashes all.
+
+    Raises:
+        InputError: one line naming the file, what was found and what was expected.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{path}: not found; the split is missing, or its packing did not finish") from None
+    manifest = Manifest.parse(text, path)
+    rows = sum(shard.rows for shard in manifest.shards)
+    if rows != manifest.trajectories or manifest.shards[0].first != 0:
+        raise InputError(f"{path}: shards: found {rows} rows, expected {manifest.trajectories} from trajectory 0 on")
+    fields = manifest.layout.fields()
+    _allow_open_files(len(manifest.shards) * len(fields))
+    arrays = {
+        name: tuple(_map_file(folder, shard.files[name], field) for shard in manifest.shards)
+        for name, field in fields.items()
+    }
+    if verify:
+        for shard in manifest.shards:
+            verify_shard(folder, shard)
+    _check_corners(folder, manifest, arrays)
+    wall_bases = None
+    if "base" in arrays:
+        wall_bases, arrays["group"] = _merge_bases(folder, manifest, arrays)
+    starts = np.cumsum([0, *(shard.rows for shard in manifest.shards)], dtype=np.int64)
+    return Split(folder, manifest, hashlib.sha256(text).hexdigest(), starts, arrays, wall_bases)
+
+
+def verify_shard(folder: Path, shard: Shard) -> None:
+    """Hash every file of a shard and look for values that are not finite.
+
+    Raises:
+        InputError: a hash differs, or an action or location is NaN or infinite.
+    """
+    for field, file in shard.files.items():
+        path = folder / file.name
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        if digest != file.sha256:
+            raise InputError(f"{path}: found sha256 {digest}, expected {file.sha256} (the file was changed)")
+        if field in FINITE_FIELDS:
+            values = np.load(path, mmap_mode="r", allow_pickle=False)
+            bad = np.argwhere(~np.isfinite(values))
+            if len(bad):
+                row, step = bad[0, 0], bad[0, 1]
+                found = values[row, step].tolist()
+                raise InputError(
+                    f"{path}: trajectory {shard.first + row}, step {step}: found {found}, expected finite numbers"
+                )
+
+
+def _allow_open_files(needed: int) -> None:
+    """Raise the soft limit on open files where it is below `needed` mapped files (each mapping keeps one open)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = needed + OTHER_FILES
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        raise InputError(
+            f"open files: {needed} shard files need a limit of {wanted}, found a hard limit of {hard}; "
+            "raise it (ulimit -Hn) or pack fewer, larger shards"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _map_file(folder: Path, file: FileRecord, field: Field) -> NDArray[Any]:
+    """The array in a .npy file, mapped read-only, if its header and size are exactly as recorded."""
+    path = folder / file.name
+    dtype, shape = np.dtype(field.dtype), (file.rows, *field.shape)
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise InputError(f"{path}: not found, expected a file of {file.bytes} bytes") from None
+    if size != file.bytes:
+        what = "truncated" if size < file.bytes else "trailing bytes"
+        raise InputError(f"{path}: found {size} bytes, expected {file.bytes} ({what})")
+    found_shape, fortran, found_dtype, offset = _read_header(path)
+    for what, found, expected in (
+        ("dtype", found_dtype, dtype),
+        ("shape", found_shape, shape),
+        ("order", "Fortran" if fortran else "C", "C"),
+        ("size", size, offset + dtype.itemsize * int(np.prod(shape))),
+    ):
+        if found != expected:
+            raise InputError(f"{path}: {what}: found {found}, expected {expected}")
+    return np.memmap(path, dtype, "r", offset, shape).view(np.ndarray)
+
+
+def _read_header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Shape, whether in Fortran order, dtype and data offset of a .npy file."""
+    with path.open("rb") as stream:
+        try:
+            version = np.lib.format.read_magic(stream)
+            if version != (1, 0):
+                raise InputError(f"{path}: found .npy version {version}, expected (1, 0)")
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+        except InputError:
+            raise
+        except ValueError as error:
+            raise InputError(f"{path}: found no .npy header ({error}), expected one") from None
+        return shape, fortran, dtype, stream.tell()
+
+
+def _check_corners(folder: Path, manifest: Manifest, arrays: dict[str, tuple[NDArray[Any], ...]]) -> None:
+    """Refuse windows that reach outside the image: pasting them would write into other pixels."""
+    spec = manifest.layout.spec
+    for name, side in (("corner", spec.window), ("group_corner", spec.wall_window)):
+        if side is None:
+            continue
+        most = np.array([spec.height - side, spec.width - side])
+        for shard, array in zip(manifest.shards, arrays[name], strict=True):
+            found = array.reshape(-1, 2).max(axis=0)
+            if np.any(found > most):
+                raise InputError(
+                    f"{folder / shard.files[name].name}: found a corner at {found.tolist()}, "
+                    f"expected at most {most.tolist()}"
+                )
+
+
+def _merge_bases(
+    folder: Path, manifest: Manifest, arrays: dict[str, tuple[NDArray[Any], ...]]
+) -> tuple[NDArray[np.uint8], tuple[NDArray[np.int32], ...]]:
+    """Distinct base images of all shards [G, H, W], and per shard the group of each trajectory in that list."""
+    positions: dict[bytes, int] = {}
+    images: list[NDArray[np.uint8]] = []
+    groups = []
+    for shard, bases, group in zip(manifest.shards, arrays["base"], arrays["group"], strict=True):
+        if group.min() < 0 or group.max() >= len(bases):
+            raise InputError(
+                f"{folder / shard.files['group'].name}: found groups {group.min()} to {group.max()}, "
+                f"expected 0 to {len(bases) - 1}"
+            )
+        merged = np.empty(len(bases), np.int32)
+        for local, base in enumerate(bases):
+            key = base.tobytes()
+            if key not in positions:
+                positions[key] = len(images)
+                images.append(base)
+            merged[local] = positions[key]
+        groups.append(merged[group])
+    return np.stack(images), tuple(groups)

@@ -1,6 +1,6 @@
 """The energy: how far predictions are from encodings, and how far the states are from collapse.
 
-    invariance   mean over all elements of (predicted - encoded)^2
+    invariance   mean over all elements of (predicted - target)^2
     variance     mean_j max(0, gamma - sqrt(var_j + eps))
     covariance   sum_{i != j} S_ij^2 / D, S the unbiased covariance matrix
 
@@ -25,7 +25,9 @@ class Energy(NamedTuple):
     covariance: Tensor
 
 
-def energy(predicted: Tensor, encoded: Tensor, weights: Tensor, config: EnergyConfig) -> Energy:
+def energy(
+    predicted: Tensor, encoded: Tensor, weights: Tensor, config: EnergyConfig, ema_targets: Tensor | None = None
+) -> Energy:
     """The energy of predictions against encodings.
 
     Computed in float32 (float64 for float64 states) also under autocast: bf16 statistics are a known source of NaN.
@@ -35,17 +37,23 @@ def energy(predicted: Tensor, encoded: Tensor, weights: Tensor, config: EnergyCo
         encoded: [B, T-1, D].
         weights: float [3]: of invariance, variance and covariance.
         config: options.
+        ema_targets: [B, T-1, D], with config.targets = "ema" only: what is predicted instead of `encoded`.
 
     Raises:
-        ValueError: shapes that differ, or fewer than two rows to take a covariance of.
+        ValueError: shapes that differ, fewer than two rows to take a covariance of, or targets that do not fit config.
     """
     if predicted.shape != encoded.shape or predicted.dim() != 3:
         shapes = f"{tuple(predicted.shape)} and {tuple(encoded.shape)}"
         raise ValueError(f"predicted, encoded: got shapes {shapes}, expected [B, T-1, D] twice")
+    if (ema_targets is not None) != (config.targets == "ema"):
+        raise ValueError(f"ema_targets: expected with targets='ema' and only then, got targets={config.targets!r}")
+    targets = encoded if ema_targets is None else ema_targets
+    if config.targets == "stop_gradient":
+        targets = encoded.detach()
     with torch.autocast(predicted.device.type, enabled=False):
         if predicted.dtype != torch.float64:
-            predicted, encoded = predicted.float(), encoded.float()
-        invariance = F.mse_loss(predicted, encoded)
+            predicted, encoded, targets = predicted.float(), encoded.float(), targets.float()
+        invariance = F.mse_loss(predicted, targets)
         variance, covariance = regularisers(predicted, config)
         if config.sides == "both":
             other_variance, other_covariance = regularisers(encoded, config)

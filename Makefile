@@ -1,0 +1,39 @@
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+PIP_INSTALL := $(RUN) -m pip install --quiet --constraint constraints.txt
+STAMP := $(VENV)/.installed
+
+.PHONY: install demo test lint bench gates
+
+# Nothing to do until the description of the build or its sources change.
+install: $(STAMP)
+
+# torch and the build tools first: the extension is then built against the torch it will run with.
+$(STAMP): pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csrc/*)
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) torch setuptools cmake ninja
+	$(PIP_INSTALL) --no-build-isolation --editable '.[dev]'
+	@$(RUN) -c "from jepa_fast import extension; print(extension.load() or 'jepa_fast._C is in place')"
+	@touch $@
+
+# A small model from nothing to its score, with its own data.
+demo: install
+	$(RUN) -m jepa_fast.train --preset demo --out runs/demo
+	$(RUN) -m jepa_fast.evaluate runs/demo
+
+test: lint
+	$(RUN) -m pytest
+
+lint: install
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+# Figures of this machine, in bench/latest.json; correctness is checked before anything is timed.
+bench: install
+	$(RUN) -m pytest bench --benchmark-json=bench/latest.json
+
+# Compiles every CUDA kernel for sm_80 and sm_90 and prints its registers, stack and local memory. Needs nvcc, no GPU.
+gates: install
+	$(RUN) scripts/gates.py

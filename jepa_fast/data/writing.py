@@ -1,0 +1,128 @@
+"""Files that appear whole or not at all: temporary name, hash while writing, fsync, rename, fsync the folder."""
+
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jepa_fast.data.manifest import Field, FileRecord
+from jepa_fast.errors import InputError
+
+TEMPORARY_SUFFIX = ".tmp"
+# Left free on the disk beyond the shards: manifest, file system overhead, the neighbours.
+SPARE_BYTES = 64_000_000
+
+
+class ArrayWriter:
+    """One .npy file of a known number of rows, written front to back.
+
+    Plain write() instead of a writable mapping: on a full disk a mapping ends the process with SIGBUS, write() raises.
+    Used in a `with` statement; leaving it without `finish` removes what was written.
+
+    Raises:
+        OSError: with the file's name, whatever the system refused.
+    """
+
+    def __init__(self, path: Path, field: Field, rows: int):
+        self.path = path
+        self.rows = rows
+        self.bytes = 0
+        self._temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+        self._digest = hashlib.sha256()
+        self._file = self._temporary.open("wb")
+        header = {"descr": field.dtype, "fortran_order": False, "shape": (rows, *field.shape)}
+        np.lib.format.write_array_header_1_0(self, header)
+
+    def write(self, data: bytes | NDArray[Any]) -> None:
+        """Append raw bytes, or the rows of a C-contiguous array."""
+        view = data.data if isinstance(data, np.ndarray) else memoryview(data)
+        try:
+            self._file.write(view)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from None
+        self._digest.update(view)
+        self.bytes += view.nbytes
+
+    def finish(self) -> FileRecord:
+        """Put the file in its place for good and tell what it holds."""
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from None
+        os.replace(self._temporary, self.path)
+        return FileRecord(self.path.name, self.rows, self.bytes, self._digest.hexdigest())
+
+    def __enter__(self) -> "ArrayWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # Closing flushes, so on a full disk it fails once more; the first error is the one to tell.
+        with suppress(OSError):
+            self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+
+def write_array(path: Path, array: NDArray[Any]) -> FileRecord:
+    """Write a whole array to `path`."""
+    with ArrayWriter(path, Field(array.dtype.str, array.shape[1:]), len(array)) as writer:
+        writer.write(np.ascontiguousarray(array))
+        return writer.finish()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small text file to `path` and make it, and the renames before it, durable."""
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Raise InputError unless `needed` bytes and some spare ones are free on the folder's disk."""
+    free = shutil.disk_usage(folder).free
+    if free < needed + SPARE_BYTES:
+        raise InputError(
+            f"{folder}: found {free / 1e9:.2f} GB free, expected {(needed + SPARE_BYTES) / 1e9:.2f} GB for the shards"
+        )
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder against a second packer; the lock ends with the process, however it ends."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{folder}: another process is writing this split") from None
+        yield
+    finally:
+        os.close(descriptor)

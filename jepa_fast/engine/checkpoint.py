@@ -1,0 +1,75 @@
+"""Checkpoints: written whole or not at all, the last two kept, the newest that opens is used."""
+
+import logging
+import os
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jepa_fast.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+_NAME = re.compile(r"step-(\d{9})\.pt")
+KEPT = 2
+
+# What a checkpoint holds: weights, optimiser, generators, position. Nested dicts of tensors and plain values only.
+State = dict[str, Any]
+
+
+def checkpoint_folder(run: Path) -> Path:
+    """Where the checkpoints of `run` lie."""
+    return run / "checkpoints"
+
+
+def save_checkpoint(run: Path, step: int, state: State) -> Path:
+    """Write `state` as the checkpoint of `step`; older ones but the last are deleted once it is safely on disk.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; earlier checkpoints are untouched.
+    """
+    folder = checkpoint_folder(run)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step-{step:09d}.pt"
+    temporary = path.with_suffix(".tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    for old in _newest_first(folder)[KEPT:]:
+        old.unlink()
+    return path
+
+
+def load_checkpoint(run: Path) -> State:
+    """The newest checkpoint of `run` that opens, tensors on the CPU. A damaged one is skipped with a warning.
+
+    Raises:
+        InputError: there is none.
+    """
+    for path in _newest_first(checkpoint_folder(run)):
+        try:
+            state: State = torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError) as error:
+            logger.warning("%s: does not open (%s); trying the one before", path, error)
+            continue
+        return state
+    raise InputError(f"{checkpoint_folder(run)}: no checkpoint that opens; expected step-*.pt")
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name)), reverse=True)

@@ -1,0 +1,112 @@
+"""One optimiser step: batch in, energy out."""
+
+import copy
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from jepa_fast.config import RunConfig
+from jepa_fast.data.batches import Batch, expand_frames
+from jepa_fast.data.manifest import FrameSpec
+from jepa_fast.engine.checkpoint import State
+from jepa_fast.engine.schedule import learning_rate, stage_at
+from jepa_fast.model.encoder import Encoder
+from jepa_fast.model.energy import Energy, energy
+from jepa_fast.model.world import World
+
+
+class StepResult(NamedTuple):
+    """What a step leaves on the device; reading it is what synchronises."""
+
+    energy: Energy
+    gradient_norm: Tensor  # before clipping
+    states: Tensor  # [B, T-1, D] predictions, detached
+
+
+class Trainer:
+    """The world, its optimiser and, with EMA targets, the averaged encoder; `step` advances all of them.
+
+    Every step is a pure function of (state, batch, step number): no generator is consumed, nothing is read back.
+    """
+
+    def __init__(self, config: RunConfig, spec: FrameSpec) -> None:
+        self.config = config
+        self.spec = spec
+        self.device = torch.device(config.device)
+        torch.manual_seed(config.seed)
+        self.world = World(config.recipe.model).to(self.device)
+        self.world.dropout_clock[0] = config.seed
+        self.target_encoder: Encoder | None = None
+        if config.recipe.energy.targets == "ema":
+            self.target_encoder = copy.deepcopy(self.world.encoder).requires_grad_(False).eval()
+        settings = config.recipe.optimizer
+        self.optimizer = torch.optim.Adam(
+            self.world.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        )
+        self._forward: Callable[[Batch, Tensor], tuple[Energy, Tensor]] = self.forward
+        if config.compile:
+            self._forward = torch.compile(self.forward, dynamic=False)
+
+    def forward(self, batch: Batch, weights: Tensor) -> tuple[Energy, Tensor]:
+        """The energy of `batch` and the predicted states [B, T-1, D]."""
+        world, clock = self.world, self.world.dropout_clock
+        targets: Tensor | None = None
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp == "bf16"):
+            frames = expand_frames(batch, self.spec)
+            encoded = world.encoder(frames, clock)
+            predicted = world.predictor(encoded[:, 0], batch.actions, clock)
+            if self.target_encoder is not None:
+                with torch.no_grad():
+                    targets = self.target_encoder(frames[:, 1:], clock)
+        terms = energy(predicted, encoded[:, 1:], weights, self.config.recipe.energy, targets)
+        return terms, predicted.detach()
+
+    def step(self, batch: Batch, number: int) -> StepResult:
+        """Step `number` (0 is the first) of the run, on a batch on the trainer's device."""
+        recipe, steps = self.config.recipe, self.config.steps
+        stage = stage_at(number, steps, recipe)
+        weights = torch.tensor([stage.invariance, stage.variance, stage.covariance]).to(self.device, non_blocking=True)
+        self.world.dropout_clock[1] = number
+        self.optimizer.zero_grad(set_to_none=True)
+        terms, states = self._forward(batch, weights)
+        torch.autograd.backward(terms.total)
+        norm = nn.utils.clip_grad_norm_(self.world.parameters(), recipe.optimizer.clip_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(number, steps, recipe.optimizer.learning_rate)
+        self.optimizer.step()
+        if self.target_encoder is not None:
+            self._average(self.target_encoder)
+        return StepResult(Energy(*(term.detach() for term in terms)), norm, states)
+
+    @torch.no_grad()
+    def _average(self, target: Encoder) -> None:
+        decay = self.config.recipe.energy.ema_decay
+        torch._foreach_lerp_(list(target.parameters()), list(self.world.encoder.parameters()), 1.0 - decay)
+
+    def state(self) -> State:
+        """Everything that the next step depends on, apart from configuration and data."""
+        return {
+            "world": self.world.state_dict(),
+            "target_encoder": None if self.target_encoder is None else self.target_encoder.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generators": {
+                "cpu": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            },
+        }
+
+    def restore(self, state: State) -> None:
+        """Take over what `state` returned.
+
+        Raises:
+            KeyError, RuntimeError, ValueError: the state is of another model or optimiser.
+        """
+        self.world.load_state_dict(state["world"])
+        if self.target_encoder is not None:
+            self.target_encoder.load_state_dict(state["target_encoder"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["generators"]["cpu"])
+        if self.device.type == "cuda" and state["generators"]["cuda"] is not None:
+            torch.cuda.set_rng_state(state["generators"]["cuda"], self.device)

@@ -1,0 +1,50 @@
+"""Predicted states of whole splits. The model is handed frame 0 and the actions, nothing else."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from jepa_fast.data.batches import Batch, expand_frames
+from jepa_fast.data.host import evaluation_batches
+from jepa_fast.data.manifest import FrameSpec
+from jepa_fast.data.shards import Split
+from jepa_fast.model.world import World
+
+
+class Rollouts(NamedTuple):
+    """N trajectories of T states and where the agent really was. float32, on the CPU."""
+
+    states: Tensor  # [N, T, D]
+    locations: Tensor  # [N, T, 2] in pixels
+
+
+def first_frames(batch: Batch, spec: FrameSpec) -> Tensor:
+    """Frame 0 of each trajectory, [B, 2, H, W]: all that the model may see."""
+    corners = None if batch.corners is None else batch.corners[:, :1]
+    walls = batch.walls if batch.walls.dim() == 3 else batch.walls[:, :1]
+    first = batch._replace(dots=batch.dots[:, :1], corners=corners, walls=walls)
+    return expand_frames(first, spec)[:, 0]
+
+
+def all_locations(split: Split) -> Tensor:
+    """Where the agent really was: float32 [N, T, 2]."""
+    return torch.from_numpy(split.locations(np.arange(split.count)))
+
+
+@torch.no_grad()
+def rollout_split(world: World, split: Split, name: str, batch_size: int = 256) -> Rollouts:
+    """Roll `world` out over every trajectory of `split`, with a progress bar called `name`."""
+    device = next(world.parameters()).device
+    training = world.training
+    world.eval()
+    states = []
+    with tqdm(total=split.count, desc=f"rollout {name}", unit="traj", leave=False, dynamic_ncols=True) as bar:
+        for batch in evaluation_batches(split, batch_size):
+            moved = batch.to(device)
+            states.append(world.rollout(first_frames(moved, split.spec), moved.actions).float().cpu())
+            bar.update(len(batch.indices))
+    world.train(training)
+    return Rollouts(torch.cat(states), all_locations(split))

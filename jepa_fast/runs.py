@@ -1,0 +1,43 @@
+"""Run folders: creating one, and reading a trained world back."""
+
+from pathlib import Path
+
+from jepa_fast.config import RunConfig
+from jepa_fast.engine.checkpoint import load_checkpoint
+from jepa_fast.errors import InputError
+from jepa_fast.model.world import World
+
+CONFIG = "config.json"
+
+
+def create_run(folder: Path, config: RunConfig) -> None:
+    """Make `folder` with the configuration in it.
+
+    Raises:
+        InputError: a run is already there, or the folder cannot be written.
+    """
+    if (folder / CONFIG).exists():
+        raise InputError(
+            f"--out: {folder} already holds a run; continue it with --resume {folder} or name another folder"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        config.save(folder / CONFIG)
+    except OSError as error:
+        raise InputError(f"--out: {folder} cannot be written ({error.strerror})") from error
+
+
+def load(run: str | Path) -> World:
+    """The trained world of run folder `run`, in evaluation mode, on the CPU.
+
+    Raises:
+        InputError: no run there, or its checkpoint does not fit its configuration.
+    """
+    folder = Path(run)
+    config = RunConfig.load(folder / CONFIG)
+    world = World(config.recipe.model)
+    try:
+        world.load_state_dict(load_checkpoint(folder)["world"])
+    except (KeyError, RuntimeError) as error:
+        raise InputError(f"{folder}: its checkpoint is not of the model in its {CONFIG} ({error})") from error
+    return world.eval()

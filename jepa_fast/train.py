@@ -1,0 +1,163 @@
+"""Train a world model: `python -m jepa_fast.train`. Flags become a RunConfig; the engine does the rest."""
+
+import logging
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from jepa_fast import cli
+from jepa_fast.config import RunConfig, require
+from jepa_fast.errors import InputError
+from jepa_fast.presets import DEFAULT_PRESET, preset
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_DATA = Path("data/two_rooms")
+DEFAULT_TRAJECTORIES = 12_800
+DEFAULT_BATCH_SIZE = 128
+
+
+@dataclass(frozen=True)
+class DataArguments:
+    """Where trajectories come from."""
+
+    path: Path | None = None
+    """Folder of packed splits. Default: data/two_rooms, generated there if absent."""
+    batch_size: int | None = None
+    """Trajectories per step. Default: 128."""
+    loader: Literal["auto", "host"] = "auto"
+    """How batches reach the device."""
+    verify: bool = False
+    """Hash every shard of the training split before starting."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Train a JEPA world model; without --data.path on a generated two-room set."""
+
+    preset: str | None = None
+    """Named recipe: explorejepa_repo (default) or explorejepa_writeup."""
+    out: Path | None = None
+    """Run folder to create. Default: runs/<date>-<time>."""
+    resume: Path | None = None
+    """Run folder to continue, bit for bit where it stopped."""
+    steps: int | None = None
+    """Optimiser steps in all. Default: the recipe's epochs."""
+    epochs: int | None = None
+    """Epochs in all, instead of --steps."""
+    seed: int | None = None
+    """Of weights, batch order and dropout masks. Default: 0."""
+    amp: Literal["off", "bf16"] | None = None
+    """bf16 autocast of encoder and predictor. Default: off."""
+    compile: Literal["off", "on"] | None = None
+    """torch.compile the step. Default: off."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: cuda where there is one."""
+    kernels: Literal["auto", "reference"] = "auto"
+    """Implementation of the ops."""
+    checkpoint_minutes: float = 5.0
+    """Time between checkpoints; 0 saves after every step."""
+    data: DataArguments = field(default_factory=DataArguments)
+
+
+def main(arguments: Arguments) -> None:
+    """Resolve, prepare data and folder, train."""
+    import torch
+
+    from jepa_fast.engine.loop import train
+    from jepa_fast.engine.record import write_environment
+    from jepa_fast.runs import CONFIG, create_run
+
+    require(arguments.checkpoint_minutes >= 0, "--checkpoint-minutes", arguments.checkpoint_minutes, "zero or more")
+    device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"
+    if arguments.device != "auto":
+        require(arguments.device != "cuda" or device == "cuda", "--device", "cuda", "cpu: torch sees no CUDA device")
+        device = arguments.device
+    if arguments.resume is not None:
+        folder = arguments.resume
+        config = resumed(RunConfig.load(folder / CONFIG), arguments, device)
+    else:
+        folder = arguments.out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
+        config = resolve(arguments, device, _prepare_data(arguments))
+        create_run(folder, config)
+    write_environment(folder, torch.device(config.device))
+    logger.info(
+        "%s: %s, %d steps of %d trajectories, %s, amp %s, compile %s, loader %s, kernels %s", folder, config.preset,
+        config.steps, config.batch_size, config.device, config.amp, "on" if config.compile else "off", config.loader,
+        config.kernels,
+    )  # fmt: skip
+    steps = train(config, folder, arguments.resume is not None, arguments.checkpoint_minutes, arguments.data.verify)
+    logger.info("%s: done after %d steps; probe it with python -m jepa_fast.evaluate %s", folder, steps, folder)
+
+
+def resolve(arguments: Arguments, device: Literal["cpu", "cuda"], data: Path) -> RunConfig:
+    """The configuration of a new run.
+
+    Raises:
+        InputError: an argument is out of range, or two contradict each other.
+    """
+    from jepa_fast.data.shards import open_split
+
+    name = arguments.preset or DEFAULT_PRESET
+    recipe = preset(name)
+    batch_size = DEFAULT_BATCH_SIZE if arguments.data.batch_size is None else arguments.data.batch_size
+    count = open_split(data / "train").count
+    require(2 <= batch_size <= count, "--data.batch-size", batch_size, f"from 2 to the {count} trajectories in {data}")
+    if arguments.steps is not None and arguments.epochs is not None:
+        raise InputError("--steps, --epochs: got both, expected at most one")
+    epochs = recipe.epochs if arguments.epochs is None else arguments.epochs
+    require(epochs >= 1, "--epochs", epochs, "at least 1")
+    return RunConfig(
+        preset=name,
+        recipe=recipe,
+        seed=arguments.seed or 0,
+        steps=epochs * (count // batch_size) if arguments.steps is None else arguments.steps,
+        batch_size=batch_size,
+        amp=arguments.amp or "off",
+        compile=arguments.compile == "on",
+        device=device,
+        data=str(data.absolute()),
+        loader="host",
+        kernels="reference",
+    )
+
+
+def resumed(stored: RunConfig, arguments: Arguments, device: Literal["cpu", "cuda"]) -> RunConfig:
+    """The stored configuration on this machine; flags that would change what is computed are refused.
+
+    Raises:
+        InputError: a flag differs from what the run was started with.
+    """
+    given = {
+        "--preset": (arguments.preset, stored.preset),
+        "--steps": (arguments.steps, stored.steps),
+        "--seed": (arguments.seed, stored.seed),
+        "--amp": (arguments.amp, stored.amp),
+        "--data.batch-size": (arguments.data.batch_size, stored.batch_size),
+    }
+    for flag, (value, expected) in given.items():
+        require(value is None or value == expected, flag, value, f"{expected!r}, as the run was started")
+    for flag, unused in {"--out": arguments.out, "--epochs": arguments.epochs}.items():
+        require(unused is None, flag, unused, "to be left out with --resume")
+    return replace(
+        stored,
+        compile=stored.compile if arguments.compile is None else arguments.compile == "on",
+        device=device,
+        data=stored.data if arguments.data.path is None else str(arguments.data.path.absolute()),
+    )
+
+
+def _prepare_data(arguments: Arguments) -> Path:
+    """The data folder, generated first if none was named and the default one is not there."""
+    if arguments.data.path is not None:
+        return arguments.data.path
+    from jepa_fast.generate import generate
+
+    logger.info("no --data.path: using %s, %d generated trajectories", DEFAULT_DATA, DEFAULT_TRAJECTORIES)
+    generate(DEFAULT_DATA, trajectories=DEFAULT_TRAJECTORIES)
+    return DEFAULT_DATA
+
+
+if __name__ == "__main__":
+    cli.run(main, Arguments, "Train a JEPA world model.")
