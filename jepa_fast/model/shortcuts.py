@@ -143,7 +143,7 @@ class BatchEncoder:
     def _encode_wall(self, batch: Batch, spec: FrameSpec, plan: Plan) -> Tensor:
         """Wall states [B, D], or [B * T, D] where every frame is encoded."""
         if plan.wall == "dense":
-            return self._dense(self._wall, expand_walls(batch, spec).flatten(0, 1))
+            return self._dense(self._wall, expand_walls(batch).flatten(0, 1))
         if plan.wall == "once":
             return self._dense(self._wall, batch.walls)
         assert batch.wall_corners is not None

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jepa_fast.model.encoder import POOLED_SIDE, Branch, ConvNeXtBlock
+from jepa_fast.model.local_ops import crop, depthwise, hidden_pool, norm_mlp, pool
 
 REACH = 3  # pixels a 7x7 convolution looks to each side
 
@@ -132,7 +133,7 @@ class ReceptiveWindowEncoder:
     def _encode_whole(self, images: Tensor, keep: bool) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Convolved activations and updates of each block (only if they are kept), and the pooled output."""
         stem = self.branch.stem.weight.view(-1)
-        rows, columns = (pooling_matrix(size, images) for size in images.shape[1:])
+        rows, columns = (pooling_matrix(size, images).expand(len(images), -1, -1) for size in images.shape[1:])
         x = images[..., None] * stem
         kept_convolved, kept_updates = [], []
         blocks = self._blocks()
@@ -140,16 +141,15 @@ class ReceptiveWindowEncoder:
             if index == 0 and self.stem_collapse:
                 z = _collapsed(images, stem, block, (REACH, REACH))
             else:
-                z = _depthwise(x, block, (REACH, REACH))
-            hidden = F.gelu(block.expand(block.norm(z)))
+                z = depthwise(x, block.dwconv.weight, (REACH, REACH))
             if index == len(blocks) - 1 and self.early_pool and not keep:
-                return [], [], _pool(x, rows, columns) + block.project(_pool(hidden, rows, columns))
-            update = block.project(hidden)
+                return [], [], pool(x, rows, columns) + _project_pooled(z, block, rows, columns)
+            update = _update(z, block)
             x = x + update
             if keep:
-                kept_convolved.append(z)
+                kept_convolved.append(z.to(images.dtype))
                 kept_updates.append(update)
-        return kept_convolved, kept_updates, _pool(x, rows, columns)
+        return kept_convolved, kept_updates, pool(x, rows, columns)
 
     def _encode(
         self, bases: Bases, windows: Tensor, place: _Placement, keep: bool = False
@@ -167,22 +167,21 @@ class ReceptiveWindowEncoder:
             if index == 0 and self.stem_collapse:
                 z = _collapsed(difference, stem, block, padding)
             else:
-                z = _depthwise(delta, block, padding)
+                z = depthwise(delta, block.dwconv.weight, padding)
             z = z + _crop(bases.convolved[index], place, after)
-            hidden = F.gelu(block.expand(block.norm(z)))
             delta = F.pad(delta, (0, 0, growth[1], growth[1], growth[0], growth[0]))
             delta = delta - _crop(bases.updates[index], place, after)
             if index == len(blocks) - 1 and self.early_pool and not keep:
                 break
-            update = block.project(hidden)
+            update = _update(z, block)
             delta = (delta + update) * place.inside(after, delta.dtype)
             if keep:
                 kept_convolved.append(z)
                 kept_updates.append(update)
         rows, columns = (_window_pooling(place, len(blocks), axis, delta) for axis in (0, 1))
-        pooled = bases.pooled[place.groups] + _pool(delta, rows, columns)
+        pooled = bases.pooled.index_select(0, place.groups) + pool(delta, rows, columns)
         if self.early_pool and not keep:
-            pooled = pooled + blocks[-1].project(_pool(hidden, rows, columns))
+            pooled = pooled + _project_pooled(z, blocks[-1], rows, columns)
         return kept_convolved, kept_updates, pooled
 
 
@@ -210,25 +209,23 @@ def _place(bases: Bases, windows: Tensor, corners: Tensor, groups: Tensor | None
     return _Placement(corners.to(torch.int64), groups.to(torch.int64), (height, width), image)
 
 
-def _depthwise(x: Tensor, block: ConvNeXtBlock, padding: tuple[int, int]) -> Tensor:
-    """The block's convolution of [N, h, w, C]: zero outside."""
-    out = F.conv2d(x.permute(0, 3, 1, 2), block.dwconv.weight, padding=padding, groups=x.shape[-1])
-    return out.permute(0, 2, 3, 1)
-
-
 def _collapsed(images: Tensor, stem: Tensor, block: ConvNeXtBlock, padding: tuple[int, int]) -> Tensor:
     """Stem and first convolution as one dense convolution 1 -> C of images [N, h, w]: [N, h', w', C]."""
     kernel = (block.dwconv.weight * stem.view(-1, 1, 1, 1)).contiguous(memory_format=torch.channels_last)
     return F.conv2d(images[:, None], kernel, padding=padding).permute(0, 2, 3, 1)
 
 
-def _pool(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """[N, 6, 6, C] of [N, h, w, C]; rows [(N,) 6, h] and columns [(N,) 6, w] are pooling matrices."""
-    count, height, width, channels = x.shape
-    # Not under autocast: the plain encoder pools in the dtype of the residual stream.
-    with torch.autocast(x.device.type, enabled=False):
-        by_row = rows @ x.to(rows.dtype).reshape(count, height, width * channels)
-        return columns.unsqueeze(-3) @ by_row.view(count, POOLED_SIDE, width, channels)
+def _update(z: Tensor, block: ConvNeXtBlock) -> Tensor:
+    """What the block adds to its input, [N, h, w, C], from its convolved activations."""
+    norm = block.norm
+    return norm_mlp(z, norm.weight, norm.bias, block.expand.weight, block.project.weight, norm.eps)
+
+
+def _project_pooled(z: Tensor, block: ConvNeXtBlock, rows: Tensor, columns: Tensor) -> Tensor:
+    """The pooled `_update`, [N, 6, 6, C], projected after pooling."""
+    norm = block.norm
+    pooled: Tensor = block.project(hidden_pool(z, norm.weight, norm.bias, block.expand.weight, rows, columns, norm.eps))
+    return pooled
 
 
 def _window_pooling(place: _Placement, blocks: int, axis: int, like: Tensor) -> Tensor:
@@ -239,21 +236,8 @@ def _window_pooling(place: _Placement, blocks: int, axis: int, like: Tensor) -> 
 
 
 def _crop(base: Tensor, place: _Placement, blocks: int) -> Tensor:
-    """[N, h, w, C]: base [G, H, W, C] under each grown window, zero outside the image.
-
-    Whole rows of the window are gathered, from a table of all row segments, so that one index moves w * C numbers.
-    """
-    height, channels = base.shape[1], base.shape[3]
-    rows, columns = place.margin(blocks)
-    length = place.grown(blocks)
-    padded = F.pad(base, (0, 0, columns, columns, rows, rows))
-    table = padded.unfold(2, length[1], 1).transpose(3, 4)  # [G, H + 2 rows, starts, w, C]
-    starts = table.shape[2]
-    first_rows = place.groups * (height + 2 * rows) + place.corners[:, 0]
-    segments = first_rows[:, None] + torch.arange(length[0], device=base.device)
-    segments = segments * starts + place.corners[:, 1, None]
-    picked = table.reshape(-1, length[1] * channels).index_select(0, segments.flatten())
-    return picked.view(-1, *length, channels)
+    """[N, h, w, C]: base [G, H, W, C] under each window grown by some blocks, zero outside the image."""
+    return crop(base, place.corners, place.groups, place.margin(blocks), place.grown(blocks))
 
 
 def _paste(windows: Tensor, base: Tensor, place: _Placement, blocks: int) -> Tensor:

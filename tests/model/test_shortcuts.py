@@ -116,7 +116,7 @@ def test_frames_packed_whole_are_encoded_whole(drawn):
 
 def test_walls_that_change_over_time_are_encoded_per_frame(drawn):
     batch, spec, bases = drawn(8)
-    moving = expand_walls(batch, spec).clone()
+    moving = expand_walls(batch).clone()
     moving[:, 1:] = moving[:, 1:].roll(1, dims=-1)
     moving_batch = batch._replace(walls=moving, wall_groups=None, wall_corners=None)
     batch_encoder = BatchEncoder(make_encoder(), spec, None)
