@@ -1,0 +1,157 @@
+"""The exact rewrites against the plain encoder: same states, same gradients, whatever route is taken."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from jepa_fast.data.batches import Batch, expand_dots, expand_walls
+from jepa_fast.data.shards import FrameSpec
+from jepa_fast.model.dropout import new_clock
+from jepa_fast.model.encoder import Encoder
+from jepa_fast.model.shortcuts import BatchEncoder, Rewrites
+
+ROUTES = {
+    "all": Rewrites(),
+    "static wall alone": Rewrites(windows=False, stem_collapse=False, early_pool=False),
+    "windows, no stem collapse": Rewrites(stem_collapse=False),
+    "windows, no early pooling": Rewrites(early_pool=False),
+    "no windows": Rewrites(windows=False),
+    "stem collapse and early pooling alone": Rewrites(static_wall=False, windows=False),
+}
+
+
+def make_encoder(channels: int = 16, blocks: int = 2, dim: int = 32) -> Encoder:
+    torch.manual_seed(channels + blocks)
+    encoder = Encoder(channels, blocks, dim, dropout=0.1)
+    for parameter in encoder.parameters():
+        # LayerNorms start at the identity, which would hide a missing weight or bias.
+        parameter.data += 0.1 * torch.randn(parameter.shape)
+    return encoder
+
+
+def states_and_gradients(
+    encoder: Encoder, batch_encoder: BatchEncoder, batch: Batch, clock: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    encoder.zero_grad()
+    states = batch_encoder(batch, clock)
+    probe = torch.randn(states.shape, generator=torch.Generator().manual_seed(7)).to(states.dtype)
+    (states * probe + states.square() * probe.roll(1)).sum().backward()
+    return states.detach(), {name: weight.grad.clone() for name, weight in encoder.named_parameters()}
+
+
+def relative(got: Tensor, expected: Tensor, floor: float = 0.0) -> float:
+    return float((got - expected).norm() / max(float(expected.norm()), floor))
+
+
+def assert_equal_to_plain(encoder: Encoder, batch: Batch, spec: FrameSpec, bases: Tensor, rewrites: Rewrites) -> None:
+    """States to 1e-10, every gradient to 1e-10 of itself or of a thousandth of all gradients, in float64."""
+    clock = new_clock(5)
+    encoder.double()
+    expected, truth = states_and_gradients(encoder, BatchEncoder(encoder, spec, bases, "off"), batch, clock)
+    got, gradients = states_and_gradients(encoder, BatchEncoder(encoder, spec, bases, "auto", rewrites), batch, clock)
+    assert relative(got, expected) < 1e-10
+    floor = 1e-3 * float(torch.stack([gradient.norm() for gradient in truth.values()]).norm())
+    assert floor > 0
+    for name, gradient in gradients.items():
+        assert relative(gradient, truth[name], floor) < 1e-10, name
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_each_rewrite_gives_the_plain_states_and_gradients(drawn, route):
+    batch, spec, bases = drawn(0)
+    assert_equal_to_plain(make_encoder(), batch, spec, bases, ROUTES[route])
+
+
+@pytest.mark.parametrize("channels", [16, 32])
+@pytest.mark.parametrize("blocks", [1, 2, 3, 4])
+def test_all_rewrites_are_exact_at_any_depth_and_width(drawn, channels, blocks):
+    batch, spec, bases = drawn(blocks)
+    encoder = make_encoder(channels, blocks)
+    plan = BatchEncoder(encoder, spec, bases).plan(batch)
+    assert plan.agent == "windows"
+    assert_equal_to_plain(encoder, batch, spec, bases, Rewrites())
+
+
+@pytest.mark.parametrize(("size", "window"), [((65, 65), 10), ((34, 31), 1), ((28, 45), 28)])
+def test_image_and_window_sizes_odd_even_and_as_high_as_the_image(drawn, size, window):
+    batch, spec, bases = drawn(3, size=size, window=window)
+    assert_equal_to_plain(make_encoder(), batch, spec, bases, Rewrites())
+
+
+def test_evaluation_mode_is_exact(drawn):
+    batch, spec, bases = drawn(4)
+    assert_equal_to_plain(make_encoder().eval(), batch, spec, bases, Rewrites())
+
+
+def test_masks_differ_from_frame_to_frame_on_a_wall_encoded_once(drawn):
+    batch, spec, bases = drawn(4)
+    encoder = make_encoder()
+    states = BatchEncoder(encoder, spec, bases)(batch._replace(dots=torch.zeros_like(batch.dots)), new_clock(1))
+    assert not torch.equal(states[:, 0], states[:, 1])
+    states = BatchEncoder(encoder.eval(), spec, bases)(batch._replace(dots=torch.zeros_like(batch.dots)), new_clock(1))
+    assert torch.allclose(states[:, 0], states[:, 1], atol=1e-6)
+
+
+def test_a_rollout_brings_frame_zero_alone(drawn):
+    batch, spec, bases = drawn(6, trajectories=9)
+    encoder = make_encoder().double().eval()
+    batch_encoder = BatchEncoder(encoder, spec, bases)
+    encoder.requires_grad_(False)
+    first = batch._replace(dots=batch.dots[:, :1].contiguous(), corners=batch.corners[:, :1].contiguous())
+    states = batch_encoder(first, new_clock())
+    assert states.shape[1] == 1
+    assert relative(states[:, 0], batch_encoder(batch, new_clock())[:, 0]) < 1e-12
+    assert relative(BatchEncoder(encoder, spec, bases, "off")(first, new_clock()), states) < 1e-12
+
+
+def test_frames_packed_whole_are_encoded_whole(drawn):
+    batch, spec, bases = drawn(7)
+    whole = batch._replace(dots=expand_dots(batch, spec), corners=None)
+    batch_encoder = BatchEncoder(make_encoder(), spec, bases)
+    assert batch_encoder.plan(whole).agent == "dense"
+    assert "packed whole" in batch_encoder.explain(whole)
+    noisy = whole._replace(dots=torch.randint_like(whole.dots, 256))
+    assert_equal_to_plain(make_encoder(), noisy, spec, bases, Rewrites())
+
+
+def test_walls_that_change_over_time_are_encoded_per_frame(drawn):
+    batch, spec, bases = drawn(8)
+    moving = expand_walls(batch).clone()
+    moving[:, 1:] = moving[:, 1:].roll(1, dims=-1)
+    moving_batch = batch._replace(walls=moving, wall_groups=None, wall_corners=None)
+    batch_encoder = BatchEncoder(make_encoder(), spec, None)
+    assert batch_encoder.plan(moving_batch).wall == "dense"
+    assert "change over time" in batch_encoder.explain(moving_batch)
+    assert_equal_to_plain(make_encoder(), moving_batch, spec, bases, Rewrites())
+
+
+def test_walls_without_bases_are_encoded_once_each(drawn):
+    batch, spec, _ = drawn(9)
+    plain = batch._replace(wall_groups=None, wall_corners=None)
+    assert BatchEncoder(make_encoder(), spec, None).plan(plain).wall == "once"
+    assert_equal_to_plain(make_encoder(), plain, spec, None, Rewrites())
+
+
+def test_every_wall_route_is_exact(drawn):
+    batch, spec, bases = drawn(10, trajectories=25, frames=1)
+    batch_encoder = BatchEncoder(make_encoder(), spec, bases)
+    assert batch_encoder.plan(batch).wall == "nested"
+    assert_equal_to_plain(make_encoder(), batch, spec, bases, Rewrites())
+    # One base: nothing to nest, and from there on windows over it.
+    one = batch._replace(walls=bases[:1].repeat(25, 1, 1), wall_groups=torch.zeros(25, dtype=torch.int32))
+    assert BatchEncoder(make_encoder(), spec, bases[:1]).plan(one).wall == "windows"
+    assert_equal_to_plain(make_encoder(), one, spec, bases[:1], Rewrites())
+
+
+def test_windows_as_large_as_the_image_cost_more_than_whole_images_and_are_not_chosen(drawn):
+    batch, spec, bases = drawn(11, size=(24, 24), window=16)
+    batch_encoder = BatchEncoder(make_encoder(blocks=2), spec, bases)
+    plan = batch_encoder.plan(batch)
+    assert (plan.agent, plan.wall) == ("dense", "once")
+    assert plan.flops < plan.plain_flops
+
+
+def test_mode_is_checked(drawn):
+    _, spec, bases = drawn(0)
+    with pytest.raises(ValueError, match="mode: got 'on', expected 'auto' or 'off'"):
+        BatchEncoder(make_encoder(), spec, bases, "on")
