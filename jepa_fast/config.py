@@ -127,6 +127,7 @@ class RunConfig:
         data: folder of packed splits.
         loader: which loader feeds the step.
         kernels: which implementation of the ops runs.
+        exact_shortcuts: whether the encoder skips what cannot differ (same function, same gradients).
     """
 
     preset: str
@@ -140,6 +141,7 @@ class RunConfig:
     data: str
     loader: Literal["host"]
     kernels: Literal["reference"]
+    exact_shortcuts: bool
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, "--steps", self.steps, "at least 1")

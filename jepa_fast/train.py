@@ -33,6 +33,14 @@ class DataArguments:
 
 
 @dataclass(frozen=True)
+class EncoderArguments:
+    """How frames are encoded."""
+
+    exact_shortcuts: Literal["on", "off"] | None = None
+    """Skip what cannot differ: same function, same gradients, a fraction of the work. Default: on."""
+
+
+@dataclass(frozen=True)
 class Arguments:
     """Train a JEPA world model; without --data.path on a generated two-room set."""
 
@@ -59,6 +67,7 @@ class Arguments:
     checkpoint_minutes: float = 5.0
     """Time between checkpoints; 0 saves after every step."""
     data: DataArguments = field(default_factory=DataArguments)
+    encoder: EncoderArguments = field(default_factory=EncoderArguments)
 
 
 def main(arguments: Arguments) -> None:
@@ -120,6 +129,7 @@ def resolve(arguments: Arguments, device: Literal["cpu", "cuda"], data: Path) ->
         data=str(data.absolute()),
         loader="host",
         kernels="reference",
+        exact_shortcuts=arguments.encoder.exact_shortcuts != "off",
     )
 
 
@@ -142,10 +152,15 @@ def resumed(stored: RunConfig, arguments: Arguments, device: Literal["cpu", "cud
         require(unused is None, flag, unused, "to be left out with --resume")
     return replace(
         stored,
-        compile=stored.compile if arguments.compile is None else arguments.compile == "on",
+        compile=_switch(arguments.compile, stored.compile),
+        exact_shortcuts=_switch(arguments.encoder.exact_shortcuts, stored.exact_shortcuts),
         device=device,
         data=stored.data if arguments.data.path is None else str(arguments.data.path.absolute()),
     )
+
+
+def _switch(flag: Literal["on", "off"] | None, stored: bool) -> bool:
+    return stored if flag is None else flag == "on"
 
 
 def _prepare_data(arguments: Arguments) -> Path:

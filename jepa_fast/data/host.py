@@ -58,6 +58,11 @@ def gather(split: Split, indices: Indices) -> Batch:
     )
 
 
+def wall_bases(split: Split) -> Tensor | None:
+    """The split's wall base images uint8 [G, H, W], or none."""
+    return None if split.wall_bases is None else torch.from_numpy(split.wall_bases)
+
+
 def _prefetched(split: Split, orders: Iterable[Indices]) -> Iterator[Batch]:
     """Gather batches up to PREFETCH ahead; leaving the generator, however that happens, ends its thread."""
     pending: deque[Future[Batch]] = deque()

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from jepa_fast.config import RunConfig
 from jepa_fast.data.batches import Batch
-from jepa_fast.data.host import HostLoader
+from jepa_fast.data.host import HostLoader, wall_bases
 from jepa_fast.data.sampler import Position, Sampler
 from jepa_fast.data.shards import Split, open_split
 from jepa_fast.engine.checkpoint import load_checkpoint, save_checkpoint
@@ -59,7 +59,7 @@ def train(config: RunConfig, folder: Path, resume: bool, checkpoint_minutes: flo
     """
     split = open_split(Path(config.data) / "train", verify=verify)
     sampler = Sampler(split.count, config.batch_size, config.seed)
-    trainer = Trainer(config, split.spec)
+    trainer = Trainer(config, split.spec, wall_bases(split))
     done = _restore(trainer, sampler, split, folder) if resume else 0
     batches = _batches(HostLoader(split, sampler), sampler, done, config.steps)
     record = Record(folder, done)
@@ -68,6 +68,8 @@ def train(config: RunConfig, folder: Path, resume: bool, checkpoint_minutes: flo
     bar = tqdm(total=config.steps, initial=done, unit="step", dynamic_ncols=True)
     with StopSignal() as stop, contextlib.closing(record), contextlib.closing(batches), bar:
         for batch in batches:
+            if meter is None:
+                logger.info("%s", trainer.encode.explain(batch))
             result = trainer.step(batch.to(trainer.device, non_blocking=True), done)
             done += 1
             bar.update()

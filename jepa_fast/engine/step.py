@@ -2,18 +2,19 @@
 
 import copy
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from jepa_fast.config import RunConfig
-from jepa_fast.data.batches import Batch, expand_frames
+from jepa_fast.data.batches import Batch
 from jepa_fast.data.manifest import FrameSpec
 from jepa_fast.engine.checkpoint import State
 from jepa_fast.engine.schedule import learning_rate, stage_at
 from jepa_fast.model.encoder import Encoder
 from jepa_fast.model.energy import Energy, energy
+from jepa_fast.model.shortcuts import BatchEncoder
 from jepa_fast.model.world import World
 
 
@@ -31,16 +32,20 @@ class Trainer:
     Every step is a pure function of (state, batch, step number): no generator is consumed, nothing is read back.
     """
 
-    def __init__(self, config: RunConfig, spec: FrameSpec) -> None:
+    def __init__(self, config: RunConfig, spec: FrameSpec, wall_bases: Tensor | None = None) -> None:
+        """`spec` and `wall_bases` uint8 [G, H, W] are those of the training split."""
         self.config = config
-        self.spec = spec
         self.device = torch.device(config.device)
         torch.manual_seed(config.seed)
         self.world = World(config.recipe.model).to(self.device)
         self.world.dropout_clock[0] = config.seed
+        bases = None if wall_bases is None else wall_bases.to(self.device)
+        mode: Literal["auto", "off"] = "auto" if config.exact_shortcuts else "off"
+        self.encode = BatchEncoder(self.world.encoder, spec, bases, mode)
         self.target_encoder: Encoder | None = None
         if config.recipe.energy.targets == "ema":
             self.target_encoder = copy.deepcopy(self.world.encoder).requires_grad_(False).eval()
+            self.encode_targets = BatchEncoder(self.target_encoder, spec, bases, mode)
         settings = config.recipe.optimizer
         self.optimizer = torch.optim.Adam(
             self.world.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
@@ -54,12 +59,11 @@ class Trainer:
         world, clock = self.world, self.world.dropout_clock
         targets: Tensor | None = None
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp == "bf16"):
-            frames = expand_frames(batch, self.spec)
-            encoded = world.encoder(frames, clock)
+            encoded = self.encode(batch, clock)
             predicted = world.predictor(encoded[:, 0], batch.actions, clock)
             if self.target_encoder is not None:
                 with torch.no_grad():
-                    targets = self.target_encoder(frames[:, 1:], clock)
+                    targets = self.encode_targets(batch, clock)[:, 1:]
         terms = energy(predicted, encoded[:, 1:], weights, self.config.recipe.energy, targets)
         return terms, predicted.detach()
 

@@ -60,7 +60,10 @@ class World(nn.Module):
         if first_frames.dim() != 4:
             raise ValueError(f"first_frames: got shape {tuple(first_frames.shape)}, expected [B, 2, H, W]")
         _check(first_frames[:, None], actions, steps=actions.shape[1])
-        first = self.encoder(first_frames[:, None], self.dropout_clock)[:, 0]
+        return self.unroll(self.encoder(first_frames[:, None], self.dropout_clock)[:, 0], actions)
+
+    def unroll(self, first: Tensor, actions: Tensor) -> Tensor:
+        """States [B, T, D]: the first states [B, D], then one prediction per action [B, T-1, 2]."""
         return torch.cat([first[:, None], self.predictor(first, actions, self.dropout_clock)], dim=1)
 
 

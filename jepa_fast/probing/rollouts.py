@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from jepa_fast.data.batches import Batch, expand_frames
-from jepa_fast.data.host import evaluation_batches
-from jepa_fast.data.manifest import FrameSpec
+from jepa_fast.data.batches import Batch
+from jepa_fast.data.host import evaluation_batches, wall_bases
 from jepa_fast.data.shards import Split
+from jepa_fast.model.shortcuts import BatchEncoder
 from jepa_fast.model.world import World
 
 
@@ -21,12 +21,11 @@ class Rollouts(NamedTuple):
     locations: Tensor  # [N, T, 2] in pixels
 
 
-def first_frames(batch: Batch, spec: FrameSpec) -> Tensor:
-    """Frame 0 of each trajectory, [B, 2, H, W]: all that the model may see."""
+def first_frames(batch: Batch) -> Batch:
+    """The batch cut down to frame 0 of each trajectory: all that the model may see."""
     corners = None if batch.corners is None else batch.corners[:, :1]
     walls = batch.walls if batch.walls.dim() == 3 else batch.walls[:, :1]
-    first = batch._replace(dots=batch.dots[:, :1], corners=corners, walls=walls)
-    return expand_frames(first, spec)[:, 0]
+    return batch._replace(dots=batch.dots[:, :1], corners=corners, walls=walls)
 
 
 def all_locations(split: Split) -> Tensor:
@@ -40,11 +39,14 @@ def rollout_split(world: World, split: Split, name: str, batch_size: int = 256) 
     device = next(world.parameters()).device
     training = world.training
     world.eval()
+    bases = wall_bases(split)
+    encode = BatchEncoder(world.encoder, split.spec, None if bases is None else bases.to(device))
     states = []
     with tqdm(total=split.count, desc=f"rollout {name}", unit="traj", leave=False, dynamic_ncols=True) as bar:
         for batch in evaluation_batches(split, batch_size):
             moved = batch.to(device)
-            states.append(world.rollout(first_frames(moved, split.spec), moved.actions).float().cpu())
+            first = encode(first_frames(moved), world.dropout_clock)[:, 0]
+            states.append(world.unroll(first, moved.actions).float().cpu())
             bar.update(len(batch.indices))
     world.train(training)
     return Rollouts(torch.cat(states), all_locations(split))

@@ -14,7 +14,7 @@ import torch
 
 import jepa_fast
 from jepa_fast.config import EnergyConfig, ModelConfig, Recipe, RunConfig, Stage
-from jepa_fast.data.host import HostLoader
+from jepa_fast.data.host import HostLoader, wall_bases
 from jepa_fast.data.sampler import Sampler
 from jepa_fast.data.shards import open_split
 from jepa_fast.engine.checkpoint import checkpoint_folder, load_checkpoint, save_checkpoint
@@ -32,7 +32,7 @@ SMALL = ModelConfig(channels=4, blocks=1, dim=16)
 def configuration(data, **changes):
     config = RunConfig(
         preset="test", recipe=Recipe(model=SMALL), seed=3, steps=12, batch_size=8, amp="off", compile=False,
-        device="cpu", data=str(data), loader="host", kernels="reference",
+        device="cpu", data=str(data), loader="host", kernels="reference", exact_shortcuts=True,
     )  # fmt: skip
     return replace(config, **changes)
 
@@ -41,6 +41,11 @@ def run(folder, config, resume=False, **options):
     if not resume:
         create_run(folder, config)
     return train(config, folder, resume, options.pop("checkpoint_minutes", 5.0), **options)
+
+
+def trainer_for(config):
+    split = open_split(Path(config.data) / "train")
+    return Trainer(config, split.spec, wall_bases(split))
 
 
 def command(*arguments):
@@ -117,7 +122,7 @@ def test_resuming_in_process_mid_epoch_and_mid_stage_equals_an_uninterrupted_run
     config = configuration(two_rooms, recipe=recipe)
     run(tmp_path / "whole", config)
 
-    trainer, split = Trainer(config, open_split(two_rooms / "train").spec), open_split(two_rooms / "train")
+    trainer, split = trainer_for(config), open_split(two_rooms / "train")
     loader = HostLoader(split, Sampler(split.count, 8, config.seed))
     create_run(tmp_path / "halved", config)
     batches = (batch for epoch in (0, 1) for batch in loader.batches(epoch))
@@ -134,7 +139,7 @@ def test_resuming_in_process_mid_epoch_and_mid_stage_equals_an_uninterrupted_run
 def test_training_lowers_the_energy_and_moves_every_parameter(tmp_path, two_rooms):
     recipe = Recipe(model=replace(SMALL, dropout=0.0))
     config = configuration(two_rooms, recipe=recipe, steps=60, batch_size=16)
-    before = Trainer(config, open_split(two_rooms / "train").spec).world.state_dict()
+    before = trainer_for(config).world.state_dict()
     run(tmp_path / "run", config)
     metrics = read_metrics(tmp_path / "run")
     assert metrics[-1]["total"] < 0.5 * metrics[0]["total"]
@@ -146,7 +151,7 @@ def test_the_energy_weights_follow_the_stages(two_rooms):
     recipe = Recipe(model=SMALL, stages=(Stage(1, 25.0, 25.0, 1.0), Stage(1, 40.0, 10.0, 2.0)))
     config = configuration(two_rooms, recipe=recipe, steps=4)
     split = open_split(two_rooms / "train")
-    trainer = Trainer(config, split.spec)
+    trainer = trainer_for(config)
     for number, batch in zip(range(4), HostLoader(split, Sampler(split.count, 8, 0)).batches(0), strict=False):
         total, *terms = trainer.step(batch, number).energy
         weights = (25.0, 25.0, 1.0) if number < 2 else (40.0, 10.0, 2.0)
@@ -157,7 +162,7 @@ def test_the_energy_weights_follow_the_stages(two_rooms):
 def test_ema_targets_follow_the_encoder_with_the_given_decay(two_rooms):
     config = configuration(two_rooms, recipe=Recipe(model=SMALL, energy=EnergyConfig(targets="ema", ema_decay=0.75)))
     split = open_split(two_rooms / "train")
-    trainer = Trainer(config, split.spec)
+    trainer = trainer_for(config)
     before = {k: v.clone() for k, v in trainer.target_encoder.state_dict().items()}
     trainer.step(next(iter(HostLoader(split, Sampler(split.count, 8, 0)).batches(0))), 0)
     for name, value in trainer.target_encoder.state_dict().items():
