@@ -152,6 +152,10 @@ class Manifest:
         }
         return json.dumps(record, indent=1) + "\n"
 
+    def difference(self, expected: "Manifest") -> str | None:
+        """The first key in which the JSON of two manifests differs, with both values; None where they are equal."""
+        return _difference(json.loads(self.to_json()), json.loads(expected.to_json()))
+
     @staticmethod
     def parse(text: bytes, path: Path) -> "Manifest":
         """The manifest in `text`, which was read from `path`.
@@ -164,6 +168,19 @@ class Manifest:
         except ValueError as error:
             raise InputError(f"{path}: not JSON ({error}), expected a {SCHEMA} manifest") from None
         return _Parser(path).manifest(record)
+
+
+def _difference(found: dict[str, Any], expected: dict[str, Any], at: str = "") -> str | None:
+    """The first key in which two nested dictionaries differ, with both values."""
+    for key in [*expected, *(key for key in found if key not in expected)]:
+        there, wanted = found.get(key), expected.get(key)
+        if isinstance(there, dict) and isinstance(wanted, dict):
+            inside = _difference(there, wanted, f"{at}{key}.")
+            if inside is not None:
+                return inside
+        elif there != wanted:
+            return f"{at}{key}: found {there!r}, expected {wanted!r}"
+    return None
 
 
 class _Parser:

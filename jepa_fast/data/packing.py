@@ -10,7 +10,7 @@ import logging
 import re
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -135,20 +135,13 @@ class _Packing:
         if not path.exists():
             return None
         manifest = Manifest.parse(path.read_bytes(), path)
-        found, source = manifest.layout.spec, self.source
-        for what, there, wanted in (
-            ("source", manifest.source, self.description),
-            ("trajectories", manifest.trajectories, source.count),
-            ("encoding", manifest.encoding, self.encoding),
-            ("frames", found.frames, source.frames),
-            ("image size", [found.height, found.width], [source.height, source.width]),
-            ("scale", found.scale, source.scale),
-        ):
-            if there != wanted:
-                raise InputError(
-                    f"{path}: holds another finished split: {what}: found {there}, expected {wanted}; "
-                    "choose another folder or delete this one"
-                )
+        source, layout = self.source, manifest.layout
+        spec = replace(layout.spec, frames=source.frames, height=source.height, width=source.width, scale=source.scale)
+        difference = manifest.header().difference(self._header(replace(layout, spec=spec)))
+        if difference is not None:
+            raise InputError(
+                f"{path}: holds another finished split: {difference}; choose another folder or delete this one"
+            )
         return manifest
 
     def _records(self) -> list[Manifest]:
@@ -215,7 +208,7 @@ class _Packing:
         work = partial(_encode_task, self.source, layout)
         done = self.source.count - sum(stops[first] - first for first in missing)
         with (
-            closing(ordered_map(work, tasks, self.workers)) as chunks,
+            ordered_map(work, tasks, self.workers) as chunks,
             tqdm(total=self.source.count, initial=done, desc=self.label, unit="traj", disable=None) as bar,
         ):
             for first in missing:

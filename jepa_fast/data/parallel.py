@@ -1,52 +1,85 @@
-"""An ordered, bounded map over worker processes."""
+"""An ordered, bounded map over worker processes.
+
+Each worker takes every W-th task and hands its results through a pipe of its own; the consumer reads the pipes in turn.
+So results come in order, and a worker that is one task ahead waits until its last result is taken. There are no threads
+and no locks to be interrupted in, and a worker whose consumer is gone, even killed, ends at its next result.
+"""
 
 import multiprocessing
-import os
 import signal
-import threading
-from collections import deque
-from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from multiprocessing.connection import wait
-from typing import TypeVar
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
-def ordered_map(work: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Generator[Result, None, None]:
-    """Results of `work` in the order of `tasks`, at most a few ahead of the consumer; closing it ends the workers.
+@contextmanager
+def ordered_map(work: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Iterator[Iterator[Result]]:
+    """Inside the `with` statement: results of `work` in the order of `tasks`; leaving it ends the workers.
 
     One worker or one task runs in this process. Others are spawned, so `work` and the tasks must be picklable and a
     script that gets here needs the usual `if __name__ == "__main__"`.
+
+    Raises:
+        Exception: whatever `work` raised, in the place of its result.
+        RuntimeError: a worker was killed.
     """
     workers = min(workers, len(tasks))
     if workers <= 1:
-        yield from map(work, tasks)
+        yield map(work, tasks)
         return
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
-    pending: deque[Future[Result]] = deque()
+    processes = []
+    connections: list[Connection[Any, Any]] = []
+    # Workers inherit the mask: Ctrl-C reaches every process of a terminal, but it is for this one to handle.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        try:
+            for worker in range(workers):
+                receiver, sender = context.Pipe(duplex=False)
+                process = context.Process(target=_serve, args=(sender, work, tasks[worker::workers]), daemon=True)
+                process.start()
+                # Only the worker's copy is left, so that its death reads as the end of the pipe.
+                sender.close()
+                processes.append(process)
+                connections.append(receiver)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        yield (_receive(connections[index % workers]) for index in range(len(tasks)))
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
+        for connection in connections:
+            connection.close()
+
+
+def _receive(connection: "Connection[Any, Any]") -> Any:
+    try:
+        result, error = connection.recv()
+    except EOFError:
+        raise RuntimeError("a worker process ended before its work was done; was it killed for memory?") from None
+    if error is not None:
+        raise error
+    return result
+
+
+def _serve(sender: "Connection[Any, Any]", work: Callable[[Task], Result], tasks: Sequence[Task]) -> None:
+    """What a worker does."""
     try:
         for task in tasks:
-            pending.append(pool.submit(work, task))
-            if len(pending) > 2 * workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    # Ctrl-C is the parent's to handle; a worker would only add its own traceback.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A killed parent cannot tell its workers to end, and they would wait for work forever.
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "runs in worker processes only"
-    wait([parent.sentinel])
-    os._exit(1)
+            try:
+                result = work(task)
+            # Not handled here, only handed on to the process that asked for the result.
+            except Exception as error:
+                error.add_note(traceback.format_exc())
+                sender.send((None, error))
+                return
+            sender.send((result, None))
+    except BrokenPipeError:
+        # Nobody waits for results any more.
+        return
