@@ -17,10 +17,11 @@ $(STAMP): pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csrc
 	@$(RUN) -c "from jepa_fast import extension; print(extension.load() or 'jepa_fast._C is in place')"
 	@touch $@
 
-# A small model from nothing to its score, with its own data.
+# From nothing to a trained and probed model, with its own data.
+demo: DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 demo: install
-	$(RUN) -m jepa_fast.train --preset demo --out runs/demo
-	$(RUN) -m jepa_fast.evaluate runs/demo
+	$(RUN) -m jepa_fast.train --preset demo --out $(DEMO)
+	$(RUN) -m jepa_fast.evaluate $(DEMO)
 
 test: lint
 	$(RUN) -m pytest

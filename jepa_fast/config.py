@@ -98,11 +98,15 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is trained and how, apart from the data and the machine: a preset is a named Recipe."""
+    """What is trained and how, apart from the data and the machine: a preset is a named Recipe.
+
+    `batch_size` is in trajectories per step; the stages' epochs add up to the run.
+    """
 
     model: ModelConfig = field(default_factory=ModelConfig)
     energy: EnergyConfig = field(default_factory=EnergyConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    batch_size: int = 128
     stages: tuple[Stage, ...] = (Stage(50, 25.0, 25.0, 1.0), Stage(50, 30.0, 25.0, 1.0))
 
     @property
@@ -167,6 +171,6 @@ class RunConfig:
             stages = tuple(Stage(**stage) for stage in recipe["stages"])
             model, energy = ModelConfig(**recipe["model"]), EnergyConfig(**recipe["energy"])
             optimizer = OptimizerConfig(**recipe["optimizer"])
-            return RunConfig(recipe=Recipe(model, energy, optimizer, stages), **fields)
+            return RunConfig(recipe=Recipe(model, energy, optimizer, recipe["batch_size"], stages), **fields)
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path}: not a run configuration ({error})") from error

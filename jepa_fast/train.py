@@ -15,7 +15,6 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_DATA = Path("data/two_rooms")
 DEFAULT_TRAJECTORIES = 12_800
-DEFAULT_BATCH_SIZE = 128
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class DataArguments:
     path: Path | None = None
     """Folder of packed splits. Default: data/two_rooms, generated there if absent."""
     batch_size: int | None = None
-    """Trajectories per step. Default: 128."""
+    """Trajectories per step. Default: the recipe's, 128."""
     loader: Literal["auto", "host"] = "auto"
     """How batches reach the device."""
     verify: bool = False
@@ -45,7 +44,7 @@ class Arguments:
     """Train a JEPA world model; without --data.path on a generated two-room set."""
 
     preset: str | None = None
-    """Named recipe: explorejepa_repo (default) or explorejepa_writeup."""
+    """Named recipe: explorejepa_repo (default), explorejepa_writeup or demo."""
     out: Path | None = None
     """Run folder to create. Default: runs/<date>-<time>."""
     resume: Path | None = None
@@ -110,7 +109,7 @@ def resolve(arguments: Arguments, device: Literal["cpu", "cuda"], data: Path) ->
 
     name = arguments.preset or DEFAULT_PRESET
     recipe = preset(name)
-    batch_size = DEFAULT_BATCH_SIZE if arguments.data.batch_size is None else arguments.data.batch_size
+    batch_size = recipe.batch_size if arguments.data.batch_size is None else arguments.data.batch_size
     count = open_split(data / "train").count
     require(2 <= batch_size <= count, "--data.batch-size", batch_size, f"from 2 to the {count} trajectories in {data}")
     if arguments.steps is not None and arguments.epochs is not None:

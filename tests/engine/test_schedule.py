@@ -43,9 +43,12 @@ def test_presets_say_what_their_sources_say():
         (50, 30, 25, 1),
     ]
     assert repo.model.residual == "sum"
+    assert writeup.batch_size == repo.batch_size == 128
     assert (repo.optimizer.learning_rate, repo.optimizer.weight_decay, repo.optimizer.clip_norm) == (5e-4, 3e-4, 0.5)
 
 
 def test_unknown_preset_is_refused_with_the_names_there_are():
-    with pytest.raises(ValueError, match="--preset: got 'best', expected one of explorejepa_repo, explorejepa_writeup"):
+    with pytest.raises(
+        ValueError, match="--preset: got 'best', expected one of demo, explorejepa_repo, explorejepa_writeup"
+    ):
         preset("best")

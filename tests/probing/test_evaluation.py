@@ -1,0 +1,145 @@
+"""The protocol on packed splits: four sets, floors, and no look at later frames."""
+
+import json
+import shutil
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from jepa_fast.config import ModelConfig, Recipe, RunConfig
+from jepa_fast.data.host import evaluation_batches
+from jepa_fast.data.shards import open_split
+from jepa_fast.engine.checkpoint import save_checkpoint
+from jepa_fast.errors import InputError
+from jepa_fast.evaluate import Arguments, main
+from jepa_fast.model.world import World
+from jepa_fast.probing import rollouts as rollouts_module
+from jepa_fast.probing.evaluation import PROBE_SETS, evaluate
+from jepa_fast.probing.rollouts import rollout_split
+from jepa_fast.runs import create_run
+
+SMALL = ModelConfig(channels=4, blocks=1, dim=16)
+
+
+@pytest.fixture(scope="module")
+def world():
+    torch.manual_seed(0)
+    return World(SMALL)
+
+
+@pytest.fixture(scope="module")
+def evaluation(world, two_rooms):
+    return evaluate(world, two_rooms)
+
+
+def test_all_four_sets_are_scored_at_every_step(evaluation):
+    assert [result.name for result in evaluation.probe_sets] == list(PROBE_SETS)
+    for result in evaluation.probe_sets:
+        steps = 91 if "expert" in result.name else 17
+        for scores in (result.trained, result.untrained):
+            for mean, by_step in (
+                (scores.official, scores.official_by_step),
+                (scores.converged, scores.converged_by_step),
+            ):
+                assert len(by_step) == steps
+                assert abs(mean - sum(by_step) / steps) < 1e-3 * mean
+        assert 100 < result.constant < 400
+
+
+def test_an_untrained_world_scores_as_the_untrained_floor(two_rooms):
+    """The floor is the same architecture with the probe seed's weights, probed in the same way."""
+    torch.manual_seed(5)
+    evaluation = evaluate(World(SMALL), two_rooms, probe_seed=5)
+    for result in evaluation.probe_sets:
+        assert result.trained == result.untrained
+
+
+def test_the_model_cannot_see_later_frames(world, two_rooms, monkeypatch):
+    """With every frame after the first replaced by noise, the predicted states are the same to the bit."""
+    split = open_split(two_rooms / "probe_normal" / "val")
+    plain = rollout_split(world, split, "plain")
+
+    def blinded(split, batch_size):
+        for batch in evaluation_batches(split, batch_size):
+            dots, corners = batch.dots.clone(), batch.corners.clone()
+            dots[:, 1:] = torch.randint_like(dots[:, 1:], 256)
+            corners[:, 1:] = torch.randint_like(corners[:, 1:], 55)
+            yield batch._replace(dots=dots, corners=corners)
+
+    monkeypatch.setattr(rollouts_module, "evaluation_batches", blinded)
+    noisy = rollout_split(world, split, "noisy")
+    assert torch.equal(noisy.states, plain.states)
+    # The test can fail: frame 0 and the actions do matter.
+    monkeypatch.setattr(
+        rollouts_module,
+        "evaluation_batches",
+        lambda split, size: (b._replace(corners=b.corners.flip(0)) for b in evaluation_batches(split, size)),
+    )
+    assert not torch.equal(rollout_split(world, split, "moved").states, plain.states)
+
+
+def test_rollouts_equal_the_models_own_rollout_from_whole_frames(world, two_rooms):
+    from jepa_fast.data.batches import expand_frames
+
+    split = open_split(two_rooms / "probe_wall" / "val")
+    rolled = rollout_split(world, split, "wall", batch_size=32)
+    world.eval()
+    with torch.no_grad():
+        for batch in evaluation_batches(split, 80):
+            frames = expand_frames(batch, split.spec)
+            expected = world.rollout(frames[:, 0], batch.actions)
+    world.train()
+    torch.testing.assert_close(rolled.states, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_rolling_out_leaves_the_world_in_its_mode(world, two_rooms):
+    split = open_split(two_rooms / "probe_wall" / "val")
+    for mode in (True, False):
+        world.train(mode)
+        rollout_split(world, split, "mode")
+        assert world.training is mode
+    world.train()
+
+
+def test_command_prints_the_table_and_writes_the_json(tmp_path, two_rooms, capsys):
+    run = make_run(tmp_path / "run", two_rooms)
+    main(Arguments(run=run))
+    table = capsys.readouterr().out
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    assert [result["name"] for result in evaluation["probe_sets"]] == list(PROBE_SETS)
+    for result in evaluation["probe_sets"]:
+        assert result["name"] in table
+        assert f"{result['trained']['official']:.3f}" in table
+
+
+def test_sets_that_are_not_there_are_left_out_and_named(tmp_path, two_rooms, world, caplog):
+    for name in ("train", "val"):
+        shutil.copytree(two_rooms / "probe_expert" / name, tmp_path / "probe_expert" / name)
+    with caplog.at_level("INFO"):
+        evaluation = evaluate(world, tmp_path)
+    assert [result.name for result in evaluation.probe_sets] == ["probe_expert/val"]
+    assert "probe_normal/val: left out" in caplog.text
+
+
+def test_a_folder_without_probe_sets_is_refused(tmp_path, world):
+    with pytest.raises(InputError, match=f"{tmp_path}: no probe set; expected probe_normal/val or"):
+        evaluate(world, tmp_path)
+
+
+def test_a_world_of_another_size_than_the_frames_is_still_probed_by_its_own_state_size(evaluation, world):
+    assert evaluation.state_dim == 16
+    assert evaluation.parameters == sum(p.numel() for p in world.parameters())
+    assert evaluation.state_norm > 0
+
+
+def make_run(folder, data):
+    config = RunConfig(
+        preset="test", recipe=Recipe(model=SMALL), seed=0, steps=1, batch_size=8, amp="off", compile=False,
+        device="cpu", data=str(data), loader="host", kernels="reference", exact_shortcuts=True,
+    )  # fmt: skip
+    create_run(folder, config)
+    torch.manual_seed(0)
+    save_checkpoint(folder, 1, {"step": 1, "world": World(SMALL).state_dict()})
+    assert asdict(RunConfig.load(folder / "config.json")) == asdict(config)
+    return folder
