@@ -1,0 +1,63 @@
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+COPY_BYTES = 256 * 2**20  # far beyond any cache
+
+
+def device_clock() -> float:
+    """Seconds, read after the device has finished what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Time every benchmark here with the clock that waits for the device, unless its mark names another."""
+    for item in items:
+        if HERE not in item.path.parents:
+            continue
+        mark = item.get_closest_marker("benchmark")
+        if mark is None:
+            item.add_marker(pytest.mark.benchmark(timer=device_clock))
+        else:
+            mark.kwargs.setdefault("timer", device_clock)
+
+
+@pytest.fixture(scope="session")
+def device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(scope="session")
+def copy_gb_s(device: str) -> float:
+    """Bytes read and written per second, in GB/s, by copying a large tensor: the most an op can move here and now."""
+    source = torch.zeros(COPY_BYTES, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    best_s = float("inf")
+    # The first copies touch the pages and are left out.
+    for repeat in range(12):
+        start = device_clock()
+        target.copy_(source)
+        if repeat >= 2:
+            best_s = min(best_s, device_clock() - start)
+    return 2 * COPY_BYTES / best_s / 1e9
+
+
+@pytest.fixture
+def report(benchmark, device: str, copy_gb_s: float) -> Callable[[int], None]:
+    """Add to a finished benchmark what its median means for an op that moves `bytes_moved`."""
+
+    def add(bytes_moved: int) -> None:
+        name = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} CPU"
+        benchmark.extra_info |= {"device": name, "torch": torch.__version__, "threads": torch.get_num_threads()}
+        if benchmark.stats is not None:
+            gb_s = bytes_moved / benchmark.stats.stats.median / 1e9
+            benchmark.extra_info |= {"gb_s": round(gb_s, 2), "percent_of_copy": round(100 * gb_s / copy_gb_s, 1)}
+
+    return add
