@@ -41,10 +41,14 @@ def hidden_pool(
     return pooled
 
 
-def depthwise(x: Tensor, weight: Tensor, padding: tuple[int, int]) -> Tensor:
-    """Convolution of x [N, h, w, C] with one 7x7 filter per channel, weight [C, 1, 7, 7]; zero outside."""
+def depthwise(x: Tensor, weight: Tensor, padding: tuple[int, int], addend: Tensor | None = None) -> Tensor:
+    """Convolution of x [N, h, w, C] with one 7x7 filter per channel, weight [C, 1, 7, 7], zero outside; plus `addend`.
+
+    The convolution follows autocast, the sum is in the addend's dtype.
+    """
     dtype = _compute_dtype(x)
-    return _Depthwise.apply(x.to(dtype), weight.to(dtype), padding)  # type: ignore[no-any-return, no-untyped-call]
+    out: Tensor = torch.ops.jepa_fast.depthwise(x.to(dtype), weight.to(dtype), list(padding), addend)
+    return out
 
 
 def crop(base: Tensor, corners: Tensor, groups: Tensor, margin: tuple[int, int], size: tuple[int, int]) -> Tensor:
@@ -224,11 +228,11 @@ def _hidden_pool_backward(
     hidden = _Hidden(_longest(pieces) * height * width, gamma, beta, expand, eps, dtype)
     to_z = torch.empty(z.shape, dtype=z.dtype, device=z.device)
     totals = [torch.zeros_like(parameter) for parameter in (gamma, beta, expand)]
-    by_row = torch.matmul(columns.mT.unsqueeze(1), gradient)  # [N, R, w, 4C]
     for piece in pieces:
         activations = hidden.forward(z[piece].reshape(-1, channels))
-        spread = torch.bmm(rows[piece].mT, by_row[piece].flatten(2))
-        to_hidden = activations.copy_(spread.view(activations.shape))
+        # The activations are not needed any more: their buffer takes their gradient.
+        by_row = torch.matmul(columns[piece].mT.unsqueeze(1), gradient[piece]).flatten(2)  # [n, R, w * 4C]
+        to_hidden = _spread(rows[piece], by_row, activations)
         piece_to_z, *to_parameters = hidden.backward(to_hidden)
         to_z[piece] = piece_to_z.view(-1, height, width, channels)
         for total, part in zip(totals, to_parameters, strict=True):
@@ -265,42 +269,61 @@ def _hidden_pool_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, .
 _hidden_pool.register_autograd(_hidden_pool_gradients, setup_context=_hidden_pool_setup)
 
 
-class _Depthwise(torch.autograd.Function):
-    """Depthwise convolution whose input gradient is a forward convolution with the filters turned by 180 degrees.
-
-    On a CPU that is 4 times as fast as the library's backward convolution of the same thing.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, padding: tuple[int, int]) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.padding = padding
-        return _convolve(x, weight, padding)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
-        x, weight = ctx.saved_tensors
-        padding = (KERNEL - 1 - ctx.padding[0], KERNEL - 1 - ctx.padding[1])
-        to_x = _convolve(gradient, weight.flip(2, 3), padding)
-        images = gradient.permute(0, 3, 1, 2), x.permute(0, 3, 1, 2)
-        to_weight = torch.ops.aten.convolution_backward(
-            *images, weight, None, (1, 1), ctx.padding, (1, 1), False, (0, 0), x.shape[-1], (False, True, False)
-        )[1]
-        return to_x, to_weight, None
+@torch.library.custom_op("jepa_fast::depthwise", mutates_args=())
+def _depthwise(x: Tensor, weight: Tensor, padding: list[int], addend: Tensor | None) -> Tensor:
+    convolved = _convolve(x, weight, padding)
+    return convolved if addend is None else convolved.to(addend.dtype).add_(addend)
 
 
-def _convolve(x: Tensor, weight: Tensor, padding: tuple[int, int]) -> Tensor:
-    return F.conv2d(x.permute(0, 3, 1, 2), weight, padding=padding, groups=x.shape[-1]).permute(0, 2, 3, 1)
+@_depthwise.register_fake
+def _depthwise_fake(x: Tensor, weight: Tensor, padding: list[int], addend: Tensor | None) -> Tensor:
+    height, width = (x.shape[axis + 1] + 2 * padding[axis] - KERNEL + 1 for axis in (0, 1))
+    dtype = x.dtype if addend is None else addend.dtype
+    return x.new_empty(x.shape[0], height, width, x.shape[3], dtype=dtype)
+
+
+@torch.library.custom_op("jepa_fast::depthwise_backward", mutates_args=())
+def _depthwise_backward(gradient: Tensor, x: Tensor, weight: Tensor, padding: list[int]) -> tuple[Tensor, Tensor]:
+    gradient = gradient.to(x.dtype)
+    # A forward convolution with the filters turned by 180 degrees: on a CPU 4 times as fast as the library's backward.
+    to_x = _convolve(gradient, weight.flip(2, 3), [KERNEL - 1 - side for side in padding])
+    images = gradient.permute(0, 3, 1, 2), x.permute(0, 3, 1, 2)
+    to_weight = torch.ops.aten.convolution_backward(
+        *images, weight, None, [1, 1], padding, [1, 1], False, [0, 0], x.shape[3], [False, True, False]
+    )[1]
+    return to_x, to_weight
+
+
+@_depthwise_backward.register_fake
+def _depthwise_backward_fake(gradient: Tensor, x: Tensor, weight: Tensor, padding: list[int]) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), weight.new_empty(weight.shape)
+
+
+def _depthwise_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, ctx.padding, ctx.addend = inputs[0], inputs[1], inputs[2], inputs[3] is not None
+    ctx.save_for_backward(x, weight)
+
+
+def _depthwise_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    to_x, to_weight = torch.ops.jepa_fast.depthwise_backward(gradient, *ctx.saved_tensors, ctx.padding)
+    return to_x, to_weight, None, gradient if ctx.addend else None
+
+
+_depthwise.register_autograd(_depthwise_gradients, setup_context=_depthwise_setup)
+
+
+def _convolve(x: Tensor, weight: Tensor, padding: list[int]) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        out = F.conv2d(x.permute(0, 3, 1, 2), weight, padding=padding, groups=x.shape[3])
+    return out.permute(0, 2, 3, 1).contiguous()
 
 
 @torch.library.custom_op("jepa_fast::crop", mutates_args=())
 def _crop(base: Tensor, corners: Tensor, groups: Tensor, margin: list[int], size: list[int]) -> Tensor:
     padded = F.pad(base, (0, 0, margin[1], margin[1], margin[0], margin[0]))
-    pixels = padded.shape[0] * padded.shape[1] * padded.shape[2]
-    # One index moves a row of a window, not a pixel: row p of this view is the w pixels from pixel p on.
-    rows = padded.as_strided((pixels - size[1] + 1, size[1] * base.shape[3]), (base.shape[3], 1))
-    starts = _first_pixels(padded.shape, corners, groups, size[0]).flatten()
-    return rows.index_select(0, starts).view(len(corners), *size, base.shape[3])
+    pixels = _window_pixels(padded.shape, corners, groups, size)
+    picked = padded.reshape(-1, base.shape[3]).index_select(0, pixels)
+    return picked.view(len(corners), *size, base.shape[3])
 
 
 @_crop.register_fake
@@ -314,13 +337,12 @@ def _crop_backward(
 ) -> Tensor:
     count, height, width, channels = shape
     padded = (count, height + 2 * margin[0], width + 2 * margin[1], channels)
-    starts = _first_pixels(torch.Size(padded), corners, groups, size[0])
-    pixels = (starts[..., None] + torch.arange(size[1], device=corners.device)).flatten()
+    pixels = _window_pixels(torch.Size(padded), corners, groups, size)
     parts = gradient.reshape(-1, channels)
     length = padded[0] * padded[1] * padded[2]
     if gradient.is_cuda:
         # index_add_ is not deterministic there; this sorts.
-        total = torch.ops.aten.embedding_dense_backward(parts, pixels, length, -1, False)
+        total: Tensor = torch.ops.aten.embedding_dense_backward(parts, pixels, length, -1, False)
     else:
         total = parts.new_zeros(length, channels).index_add_(0, pixels, parts)
     rows, columns = (slice(m, m + side) for m, side in zip(margin, (height, width), strict=True))
@@ -348,13 +370,25 @@ def _crop_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
 torch.library.register_autograd("jepa_fast::crop", _crop_gradients, setup_context=_crop_setup)
 
 
-def _first_pixels(padded: torch.Size, corners: Tensor, groups: Tensor, height: int) -> Tensor:
-    """Where each row of each window starts among the pixels of the padded bases, int64 [N, h].
+def _window_pixels(padded: torch.Size, corners: Tensor, groups: Tensor, size: list[int]) -> Tensor:
+    """Where the windows' pixels are among those of the padded bases, int64 [N * h * w].
 
     A grown window's corner in the padded base is the window's own corner in the image.
     """
-    first = groups * padded[1] + corners[:, 0]
-    return (first[:, None] + torch.arange(height, device=corners.device)) * padded[2] + corners[:, 1, None]
+    rows = corners[:, 0, None] + torch.arange(size[0], device=corners.device)
+    columns = corners[:, 1, None] + torch.arange(size[1], device=corners.device)
+    first = (groups[:, None] * padded[1] + rows) * padded[2]
+    return (first[:, :, None] + columns[:, None, :]).flatten()
+
+
+def _spread(rows: Tensor, by_row: Tensor, out: Tensor) -> Tensor:
+    """P_y^T by_row, written to `out` [n * h * w, C]."""
+    target = out.view(len(rows), rows.shape[2], -1)
+    if out.dtype == by_row.dtype:
+        torch.bmm(rows.mT, by_row, out=target)
+    else:
+        target.copy_(torch.bmm(rows.mT, by_row))
+    return out
 
 
 def _longest(pieces: list[slice]) -> int:

@@ -13,7 +13,6 @@ its window. A Batch that carries none of these goes the dense way.
 """
 
 from dataclasses import dataclass, replace
-from math import prod
 from typing import Literal, NamedTuple
 
 import torch
@@ -90,7 +89,7 @@ class BatchEncoder:
         count, frames = batch.dots.shape[:2]
         image = (self.spec.height, self.spec.width)
         blocks = len(self.encoder.agent.blocks)
-        whole = blocks * prod(image)
+        whole = blocks * image[0] * image[1]
 
         agent: dict[Literal["dense", "windows"], int] = {"dense": count * frames * whole}
         if self.rewrites.windows and batch.corners is not None and self.spec.window is not None:
@@ -214,10 +213,10 @@ def _cut(images: Tensor, corners: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _window_pixels(size: tuple[int, int], image: tuple[int, int], blocks: int) -> int:
     """Pixels that a window makes the blocks compute, summed over the blocks."""
-    return sum(
-        prod(
-            length if length == limit else length + 2 * REACH * (block + 1)
-            for length, limit in zip(size, image, strict=True)
+    total = 0
+    for after in range(1, blocks + 1):
+        height, width = (
+            length if length == limit else length + 2 * REACH * after for length, limit in zip(size, image, strict=True)
         )
-        for block in range(blocks)
-    )
+        total += height * width
+    return total

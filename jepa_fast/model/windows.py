@@ -158,31 +158,31 @@ class ReceptiveWindowEncoder:
         stem = self.branch.stem.weight.view(-1)
         difference = windows - _crop(bases.images[..., None], place, 0)[..., 0]
         delta = difference[..., None] * stem
+        base_pooled = bases.pooled.index_select(0, place.groups)
         kept_convolved, kept_updates = [], []
         blocks = self._blocks()
         for index, block in enumerate(blocks):
             after = index + 1
             growth = tuple(new - old for new, old in zip(place.margin(after), place.margin(index), strict=True))
             padding = (growth[0] + REACH, growth[1] + REACH)
+            base_z = _crop(bases.convolved[index], place, after)
             if index == 0 and self.stem_collapse:
-                z = _collapsed(difference, stem, block, padding)
+                z = _collapsed(difference, stem, block, padding) + base_z
             else:
-                z = depthwise(delta, block.dwconv.weight, padding)
-            z = z + _crop(bases.convolved[index], place, after)
-            delta = F.pad(delta, (0, 0, growth[1], growth[1], growth[0], growth[0]))
-            delta = delta - _crop(bases.updates[index], place, after)
+                z = depthwise(delta, block.dwconv.weight, padding, base_z)
+            # Negated while it is still one image: the gradient of a difference would be negated for every window.
+            base_update = _crop(-bases.updates[index], place, after)
             if index == len(blocks) - 1 and self.early_pool and not keep:
-                break
+                rows, columns = _window_pooling(place, after, delta)
+                pooled = pool(delta, *_window_pooling(place, index, delta)) + pool(base_update, rows, columns)
+                return [], [], base_pooled + pooled + _project_pooled(z, block, rows, columns)
+            delta = F.pad(delta, (0, 0, growth[1], growth[1], growth[0], growth[0]))
             update = _update(z, block)
-            delta = (delta + update) * place.inside(after, delta.dtype)
+            delta = (delta + base_update + update) * place.inside(after, delta.dtype)
             if keep:
                 kept_convolved.append(z)
                 kept_updates.append(update)
-        rows, columns = (_window_pooling(place, len(blocks), axis, delta) for axis in (0, 1))
-        pooled = bases.pooled.index_select(0, place.groups) + pool(delta, rows, columns)
-        if self.early_pool and not keep:
-            pooled = pooled + _project_pooled(z, blocks[-1], rows, columns)
-        return kept_convolved, kept_updates, pooled
+        return kept_convolved, kept_updates, base_pooled + pool(delta, *_window_pooling(place, len(blocks), delta))
 
 
 def pooling_matrix(size: int, like: Tensor) -> Tensor:
@@ -211,8 +211,9 @@ def _place(bases: Bases, windows: Tensor, corners: Tensor, groups: Tensor | None
 
 def _collapsed(images: Tensor, stem: Tensor, block: ConvNeXtBlock, padding: tuple[int, int]) -> Tensor:
     """Stem and first convolution as one dense convolution 1 -> C of images [N, h, w]: [N, h', w', C]."""
-    kernel = (block.dwconv.weight * stem.view(-1, 1, 1, 1)).contiguous(memory_format=torch.channels_last)
-    return F.conv2d(images[:, None], kernel, padding=padding).permute(0, 2, 3, 1)
+    kernel = block.dwconv.weight * stem.view(-1, 1, 1, 1)
+    # Permuted, so that the strides say channels last: with one channel every layout is, and NCHW would be taken.
+    return F.conv2d(images[..., None].permute(0, 3, 1, 2), kernel, padding=padding).permute(0, 2, 3, 1)
 
 
 def _update(z: Tensor, block: ConvNeXtBlock) -> Tensor:
@@ -228,11 +229,14 @@ def _project_pooled(z: Tensor, block: ConvNeXtBlock, rows: Tensor, columns: Tens
     return pooled
 
 
-def _window_pooling(place: _Placement, blocks: int, axis: int, like: Tensor) -> Tensor:
-    """Pooling matrices [N, 6, h] of the grown windows along an axis; zero outside the image."""
-    margin, size = place.margin(blocks)[axis], place.image[axis]
-    padded = F.pad(pooling_matrix(size, like), (margin, margin))
-    return padded.t()[place.positions(blocks, axis) + margin].transpose(1, 2)
+def _window_pooling(place: _Placement, blocks: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Pooling matrices [N, 6, h] and [N, 6, w] of the windows grown by some blocks; zero outside the image."""
+    matrices = []
+    for axis in (0, 1):
+        margin = place.margin(blocks)[axis]
+        padded = F.pad(pooling_matrix(place.image[axis], like), (margin, margin))
+        matrices.append(padded.t()[place.positions(blocks, axis) + margin].transpose(1, 2))
+    return matrices[0], matrices[1]
 
 
 def _crop(base: Tensor, place: _Placement, blocks: int) -> Tensor:

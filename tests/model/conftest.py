@@ -13,7 +13,7 @@ SCALE = 0.0942 / 255
 
 
 def draw_batch(
-    seed: int, trajectories: int = 2, frames: int = 3, size: tuple[int, int] = (37, 40), window: int = 5
+    seed: int, trajectories: int = 2, frames: int = 3, size: tuple[int, int] = (31, 34), window: int = 5
 ) -> tuple[Batch, FrameSpec, Tensor]:
     """A windowed, grouped batch, its spec and the wall bases: frame borders, a bar per base, a gap per wall."""
     generator = torch.Generator().manual_seed(seed)

@@ -4,10 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from jepa_fast.config import EnergyConfig
 from jepa_fast.data.batches import Batch, expand_dots, expand_walls
 from jepa_fast.data.shards import FrameSpec
 from jepa_fast.model.dropout import new_clock
 from jepa_fast.model.encoder import Encoder
+from jepa_fast.model.energy import energy
 from jepa_fast.model.shortcuts import BatchEncoder, Rewrites
 
 ROUTES = {
@@ -17,6 +19,7 @@ ROUTES = {
     "windows, no early pooling": Rewrites(early_pool=False),
     "no windows": Rewrites(windows=False),
     "stem collapse and early pooling alone": Rewrites(static_wall=False, windows=False),
+    "none": Rewrites(static_wall=False, windows=False, stem_collapse=False, early_pool=False),
 }
 
 
@@ -72,9 +75,9 @@ def test_all_rewrites_are_exact_at_any_depth_and_width(drawn, channels, blocks):
     assert_equal_to_plain(encoder, batch, spec, bases, Rewrites())
 
 
-@pytest.mark.parametrize(("size", "window"), [((65, 65), 10), ((34, 31), 1), ((28, 45), 28)])
+@pytest.mark.parametrize(("size", "window"), [((65, 65), 10), ((34, 31), 1), ((28, 39), 28)])
 def test_image_and_window_sizes_odd_even_and_as_high_as_the_image(drawn, size, window):
-    batch, spec, bases = drawn(3, size=size, window=window)
+    batch, spec, bases = drawn(3, frames=2, size=size, window=window)
     assert_equal_to_plain(make_encoder(), batch, spec, bases, Rewrites())
 
 
@@ -133,14 +136,79 @@ def test_walls_without_bases_are_encoded_once_each(drawn):
 
 
 def test_every_wall_route_is_exact(drawn):
-    batch, spec, bases = drawn(10, trajectories=25, frames=1)
+    batch, spec, bases = drawn(10, trajectories=9, frames=1)
     batch_encoder = BatchEncoder(make_encoder(), spec, bases)
     assert batch_encoder.plan(batch).wall == "nested"
     assert_equal_to_plain(make_encoder(), batch, spec, bases, Rewrites())
     # One base: nothing to nest, and from there on windows over it.
-    one = batch._replace(walls=bases[:1].repeat(25, 1, 1), wall_groups=torch.zeros(25, dtype=torch.int32))
+    one = batch._replace(walls=bases[:1].repeat(9, 1, 1), wall_groups=torch.zeros(9, dtype=torch.int32))
     assert BatchEncoder(make_encoder(), spec, bases[:1]).plan(one).wall == "windows"
     assert_equal_to_plain(make_encoder(), one, spec, bases[:1], Rewrites())
+
+
+def energies_and_gradients(
+    encoder: Encoder, batch_encoder: BatchEncoder, batch: Batch, bf16: bool = False
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The energy with the encodings of the frame before as predictions."""
+    encoder.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        states = batch_encoder(batch, new_clock(2))
+    weights = torch.tensor([25.0, 25.0, 1.0], dtype=states.dtype)
+    total = energy(states[:, :-1], states[:, 1:], weights, EnergyConfig()).total
+    total.backward()
+    return total.detach(), {name: weight.grad.double() for name, weight in encoder.named_parameters()}
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_rounding_is_no_worse_than_the_plain_encoders_own(drawn, bf16):
+    batch, spec, bases = drawn(12, trajectories=4)
+    encoder = make_encoder()
+    plain, ours = BatchEncoder(encoder, spec, bases, "off"), BatchEncoder(encoder, spec, bases)
+    expected, plain_gradients = energies_and_gradients(encoder, plain, batch, bf16)
+    got, gradients = energies_and_gradients(encoder, ours, batch, bf16)
+    _, truth = energies_and_gradients(encoder.double(), plain, batch)
+    assert float(got) == pytest.approx(float(expected), rel=1e-2 if bf16 else 1e-5)
+    # An error of one unit in the last place of the largest gradients is no error.
+    floor = (2**-9 if bf16 else 2**-24) * 1e-2 * max(float(gradient.norm()) for gradient in truth.values())
+    for name, gradient in gradients.items():
+        error, allowed = (float((value[name] - truth[name]).norm()) for value in (gradients, plain_gradients))
+        assert error <= 2 * max(allowed, floor), (name, error, allowed, floor, float(gradient.norm()))
+
+
+def test_the_compiled_encoder_is_one_graph_and_equal(drawn):
+    batch, spec, bases = drawn(13)
+    encoder = make_encoder()
+    batch_encoder = BatchEncoder(encoder, spec, bases)
+    expected, truth = states_and_gradients(encoder, batch_encoder, batch, new_clock(3))
+    compiled = torch.compile(batch_encoder.__call__, backend="aot_eager", fullgraph=True, dynamic=False)
+    got, gradients = states_and_gradients(encoder, compiled, batch, new_clock(3))
+    assert relative(got, expected) < 1e-5
+    for name, gradient in gradients.items():
+        assert relative(gradient, truth[name], 1e-3) < 1e-4, name
+
+
+def test_gradients_arrive_through_distributed_data_parallel(drawn, tmp_path):
+    batch, spec, bases = drawn(14)
+
+    class Step(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = make_encoder()
+
+        def forward(self, batch: Batch) -> Tensor:
+            return BatchEncoder(self.encoder, spec, bases)(batch, new_clock(4))
+
+    step = Step()
+    step(batch).square().sum().backward()
+    expected = {name: weight.grad.clone() for name, weight in step.named_parameters()}
+    step.zero_grad()
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        torch.nn.parallel.DistributedDataParallel(step)(batch).square().sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    for name, weight in step.named_parameters():
+        assert torch.equal(weight.grad, expected[name]), name
 
 
 def test_windows_as_large_as_the_image_cost_more_than_whole_images_and_are_not_chosen(drawn):

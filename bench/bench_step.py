@@ -1,0 +1,79 @@
+"""The whole training step, forward, backward, clip and Adam: ours beside the published loop and a well-tuned plain one.
+
+All contenders start from the same weights on the same batch. Before anything is timed their energies must agree to
+rounding, with dropout off. bf16 is left out on CPUs: neither the plain step nor ours gains from it there.
+"""
+
+import gc
+import resource
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from bench.step_contenders import CONTENDERS, first_batch, packed_split
+
+BATCH = 32
+# Energies of float32 contenders; theirs against float64 are of this size.
+RELATIVE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory):
+    return packed_split(tmp_path_factory.mktemp("two_rooms"))
+
+
+@pytest.fixture(scope="module")
+def batch(split):
+    return first_batch(split, BATCH)
+
+
+@pytest.fixture(scope="module")
+def expected(split, batch):
+    """The published loop's energy of the first batch, dropout off."""
+    contender = CONTENDERS["published"](split, batch)
+    contender.world.eval()
+    with torch.no_grad():
+        return float(contender.energy()[0])
+
+
+# The compiler warns of its own deprecated calls.
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", CONTENDERS)
+@pytest.mark.benchmark(group=f"step, batch {BATCH}", warmup=False)
+def test_step(benchmark, split, batch, expected, name):
+    contender = CONTENDERS[name](split, batch)
+    contender.world.eval()
+    with torch.no_grad():
+        assert float(contender.energy()[0]) == pytest.approx(expected, rel=RELATIVE)
+    contender.world.train()
+    rounds = 3 if name == "published" else 10
+    # The first steps compile and touch the pages: they are left out.
+    benchmark.pedantic(contender.step, rounds=rounds, warmup_rounds=2)
+    benchmark.extra_info |= {"torch": torch.__version__, "threads": torch.get_num_threads(), "batch": BATCH}
+    benchmark.extra_info["peak_mb"] = round(peak_mb(name))
+    gc.collect()
+
+
+def peak_mb(name: str) -> float:
+    """MB that two steps of a contender need at most, on top of what the process had, in a process of their own."""
+    command = f"from bench.bench_step import print_peak; print_peak({name!r})"
+    run = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
+    return float(run.stdout.split()[-1])
+
+
+def print_peak(name: str) -> None:
+    import tempfile
+    from pathlib import Path
+
+    with tempfile.TemporaryDirectory() as folder:
+        split = packed_split(Path(folder))
+    contender = CONTENDERS[name](split, first_batch(split, BATCH))
+    # A step on a batch of two loads the libraries and compiles.
+    warm = CONTENDERS[name.removesuffix("_compiled").replace("compiled", "plain")](split, first_batch(split, 2))
+    warm.step()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    contender.step()
+    contender.step()
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)

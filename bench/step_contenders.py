@@ -1,0 +1,150 @@
+"""Training steps to compare: the loop as it was published, a well-tuned plain one, and ours, from the same weights."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from jepa_fast.config import EnergyConfig
+from jepa_fast.data.batches import Batch, expand_dots, expand_frames
+from jepa_fast.data.host import gather
+from jepa_fast.data.packing import pack
+from jepa_fast.data.shards import Split, open_split
+from jepa_fast.data.two_rooms_source import TwoRoomsSource
+from jepa_fast.model.encoder import POOLED_SIDE, Branch, ConvNeXtBlock
+from jepa_fast.model.energy import energy
+from jepa_fast.model.shortcuts import BatchEncoder
+from jepa_fast.model.world import World
+
+INVARIANCE, VARIANCE, COVARIANCE = 25.0, 25.0, 1.0
+CLIP_NORM = 0.5
+TRAJECTORIES = 512
+
+
+class Contender:
+    """A world, its optimiser, and a way to compute the energy of one batch; `step` is a whole training step."""
+
+    # Terms that the progress bar reads back in every step.
+    read_back = False
+
+    def __init__(self, split: Split, batch: Batch, compiled: bool = False) -> None:
+        torch.manual_seed(0)
+        self.world = World()
+        self.batch, self.spec = batch, split.spec
+        self.weights = torch.tensor([INVARIANCE, VARIANCE, COVARIANCE])
+        bases = None if split.wall_bases is None else torch.from_numpy(split.wall_bases)
+        self.batch_encoder = BatchEncoder(self.world.encoder, self.spec, bases)
+        self.optimizer = torch.optim.Adam(self.world.parameters(), lr=5e-4, weight_decay=3e-4, fused=True)
+        self._energy: Callable[[], tuple[Tensor, ...]] = self.energy
+        if compiled:
+            self._energy = torch.compile(self.energy, dynamic=False)
+
+    def encode(self) -> Tensor:
+        """States [B, T, D] of the batch."""
+        return self.batch_encoder(self.batch, self.world.dropout_clock)
+
+    def energy(self) -> tuple[Tensor, ...]:
+        """The energy and its three terms."""
+        encoded = self.encode()
+        predicted = self.world.predictor(encoded[:, 0], self.batch.actions, self.world.dropout_clock)
+        return energy(predicted, encoded[:, 1:], self.weights, EnergyConfig())
+
+    def step(self) -> None:
+        """Forward, backward, clip, Adam."""
+        self.world.dropout_clock[1] += 1
+        self.optimizer.zero_grad()
+        terms = self._energy()
+        terms[0].backward()
+        nn.utils.clip_grad_norm_(self.world.parameters(), CLIP_NORM)
+        self.optimizer.step()
+        if self.read_back:
+            for term in terms:
+                term.item()
+
+
+class Plain(Contender):
+    """All frames in one call, the wall once per trajectory, channels last, fused Adam: no window, no op of ours."""
+
+    def encode(self) -> Tensor:
+        """States [B, T, D] of the batch."""
+        count, frames = self.batch.dots.shape[:2]
+        dots = expand_dots(self.batch, self.spec).flatten(0, 1)[:, None].to(torch.float32) * self.spec.scale
+        walls = self.batch.walls[:, None].to(torch.float32) * self.spec.scale
+        agent = self.world.encoder.agent(dots).view(count, frames, -1)
+        wall = self.world.encoder.wall(walls)[:, None].expand(-1, frames, -1)
+        return self.world.encoder.combine(agent, wall, self.world.dropout_clock)
+
+
+class Published(Contender):
+    """float32, eager, one encoder call per time step on both channels of every frame, NCHW, lists that are stacked."""
+
+    read_back = True
+
+    def __init__(self, split: Split, batch: Batch) -> None:
+        super().__init__(split, batch)
+        self.frames = expand_frames(batch, self.spec)
+        self.optimizer = torch.optim.Adam(self.world.parameters(), lr=5e-4, weight_decay=3e-4)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, 10_000)
+
+    def energy(self) -> tuple[Tensor, ...]:
+        """The energy and its three terms."""
+        frames, actions, dropout = self.frames, self.batch.actions, self.world.predictor.dropout
+        encoded = [self._encode(frames[:, t]) for t in range(frames.shape[1])]
+        state, predicted = encoded[0], []
+        for t in range(actions.shape[1]):
+            mask = F.dropout(torch.ones(len(state), 4 * state.shape[1]), dropout) if self.world.training else None
+            state = self.world.predictor.step(state, actions[:, t], mask)
+            predicted.append(state)
+        rows = torch.stack(predicted, dim=1)
+        invariance = F.mse_loss(rows, torch.stack(encoded[1:], dim=1))
+        rows = rows.reshape(-1, rows.shape[-1])
+        variance = F.relu(1 - torch.sqrt(rows.var(dim=0) + 1e-4)).mean()
+        centred = rows - rows.mean(dim=0)
+        matrix = centred.T @ centred / (len(rows) - 1)
+        covariance = matrix.masked_fill(torch.eye(len(matrix), dtype=torch.bool), 0.0).pow(2).sum() / len(matrix)
+        total = INVARIANCE * invariance + VARIANCE * variance + COVARIANCE * covariance
+        return total, invariance, variance, covariance
+
+    def step(self) -> None:
+        """Forward, backward, clip, Adam, schedule."""
+        super().step()
+        self.schedule.step()
+
+    def _encode(self, images: Tensor) -> Tensor:
+        """States [B, D] of [B, 2, H, W]."""
+        encoder = self.world.encoder
+        agent, wall = self._branch(encoder.agent, images[:, :1]), self._branch(encoder.wall, images[:, 1:])
+        if self.world.training:
+            agent, wall = F.dropout(agent, encoder.dropout), F.dropout(wall, encoder.dropout)
+        return agent + wall
+
+    def _branch(self, branch: Branch, images: Tensor) -> Tensor:
+        x = branch.stem(images)
+        for block in branch.blocks:
+            assert isinstance(block, ConvNeXtBlock)
+            z = block.norm(block.dwconv(x).permute(0, 2, 3, 1))
+            x = x + block.project(F.gelu(block.expand(z))).permute(0, 3, 1, 2)
+        return branch.head(F.adaptive_avg_pool2d(x, POOLED_SIDE))
+
+
+CONTENDERS: dict[str, Callable[[Split, Batch], Contender]] = {
+    "published": Published,
+    "plain": Plain,
+    "compiled": lambda split, batch: Plain(split, batch, compiled=True),
+    "ours": Contender,
+    "ours_compiled": lambda split, batch: Contender(split, batch, compiled=True),
+}
+
+
+def packed_split(folder: Path) -> Split:
+    """Two-room trajectories, packed as for training."""
+    pack(TwoRoomsSource("train", TRAJECTORIES, seed=0), folder)
+    return open_split(folder)
+
+
+def first_batch(split: Split, size: int) -> Batch:
+    """The first trajectories of a split."""
+    return gather(split, np.arange(size))
