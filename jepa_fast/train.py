@@ -8,7 +8,9 @@ from typing import Literal
 
 from jepa_fast import cli
 from jepa_fast.config import RunConfig, require
+from jepa_fast.data.shards import open_split
 from jepa_fast.errors import InputError
+from jepa_fast.generate import generate
 from jepa_fast.presets import DEFAULT_PRESET, preset
 
 logger = logging.getLogger(__name__)
@@ -85,6 +87,7 @@ def main(arguments: Arguments) -> None:
     if arguments.resume is not None:
         folder = arguments.resume
         config = resumed(RunConfig.load(folder / CONFIG), arguments, device)
+        open_split(Path(config.data) / "train", verify=arguments.data.verify)
     else:
         folder = arguments.out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
         config = resolve(arguments, device, _prepare_data(arguments))
@@ -95,7 +98,7 @@ def main(arguments: Arguments) -> None:
         config.steps, config.batch_size, config.device, config.amp, "on" if config.compile else "off", config.loader,
         config.kernels,
     )  # fmt: skip
-    steps = train(config, folder, arguments.resume is not None, arguments.checkpoint_minutes, arguments.data.verify)
+    steps = train(config, folder, arguments.resume is not None, arguments.checkpoint_minutes)
     logger.info("%s: done after %d steps; probe it with python -m jepa_fast.evaluate %s", folder, steps, folder)
 
 
@@ -105,12 +108,10 @@ def resolve(arguments: Arguments, device: Literal["cpu", "cuda"], data: Path) ->
     Raises:
         InputError: an argument is out of range, or two contradict each other.
     """
-    from jepa_fast.data.shards import open_split
-
     name = arguments.preset or DEFAULT_PRESET
     recipe = preset(name)
     batch_size = recipe.batch_size if arguments.data.batch_size is None else arguments.data.batch_size
-    count = open_split(data / "train").count
+    count = open_split(data / "train", verify=arguments.data.verify).count
     require(2 <= batch_size <= count, "--data.batch-size", batch_size, f"from 2 to the {count} trajectories in {data}")
     if arguments.steps is not None and arguments.epochs is not None:
         raise InputError("--steps, --epochs: got both, expected at most one")
@@ -166,8 +167,6 @@ def _prepare_data(arguments: Arguments) -> Path:
     """The data folder, generated first if none was named and the default one is not there."""
     if arguments.data.path is not None:
         return arguments.data.path
-    from jepa_fast.generate import generate
-
     logger.info("no --data.path: using %s, %d generated trajectories", DEFAULT_DATA, DEFAULT_TRAJECTORIES)
     generate(DEFAULT_DATA, trajectories=DEFAULT_TRAJECTORIES)
     return DEFAULT_DATA

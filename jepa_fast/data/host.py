@@ -10,6 +10,7 @@ from torch import Tensor
 from jepa_fast.data.batches import Batch
 from jepa_fast.data.sampler import Indices, Sampler, evaluation_order
 from jepa_fast.data.shards import Split
+from jepa_fast.errors import InputError
 
 # Batches gathered ahead of the consumer.
 PREFETCH = 2
@@ -35,7 +36,11 @@ def evaluation_batches(split: Split, batch_size: int) -> Iterator[Batch]:
 
 
 def gather(split: Split, indices: Indices) -> Batch:
-    """The Batch of ascending `indices` int64 [B], copied out of the shards into fresh CPU tensors."""
+    """The Batch of ascending `indices` int64 [B], copied out of the shards into fresh CPU tensors.
+
+    Raises:
+        InputError: an action is NaN or infinite.
+    """
     layout = split.manifest.layout
     fields = layout.fields()
 
@@ -46,13 +51,17 @@ def gather(split: Split, indices: Indices) -> Batch:
         split.take(field, indices, tensor.numpy())
         return tensor
 
+    actions = rows("actions")
+    if not bool(actions.isfinite().all()):
+        row, step = (~actions.isfinite()).nonzero()[0, :2].tolist()
+        raise InputError(f"{split.folder}: trajectory {indices[row]}, step {step}: its action is not finite")
     windowed, grouped = layout.spec.window is not None, layout.spec.wall_window is not None
     return Batch(
         indices=torch.from_numpy(indices.copy()),
         dots=rows("window" if windowed else "dot"),
         corners=rows("corner") if windowed else None,
         walls=rows("wall"),
-        actions=rows("actions"),
+        actions=actions,
         wall_groups=rows("group") if grouped else None,
         wall_corners=rows("group_corner") if grouped else None,
     )

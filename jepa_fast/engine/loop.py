@@ -50,14 +50,14 @@ class StopSignal:
         self.received = signal.Signals(number)
 
 
-def train(config: RunConfig, folder: Path, resume: bool, checkpoint_minutes: float, verify: bool = False) -> int:
+def train(config: RunConfig, folder: Path, resume: bool, checkpoint_minutes: float) -> int:
     """Train in run folder `folder` until `config.steps` or a stop signal; returns the steps done.
 
     Raises:
         InputError: the data or the checkpoint do not fit the configuration.
         RunError: an energy that is not finite.
     """
-    split = open_split(Path(config.data) / "train", verify=verify)
+    split = open_split(Path(config.data) / "train")
     sampler = Sampler(split.count, config.batch_size, config.seed)
     trainer = Trainer(config, split.spec, wall_bases(split))
     done = _restore(trainer, sampler, split, folder) if resume else 0

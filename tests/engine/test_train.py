@@ -37,10 +37,10 @@ def configuration(data, **changes):
     return replace(config, **changes)
 
 
-def run(folder, config, resume=False, **options):
+def run(folder, config, resume=False):
     if not resume:
         create_run(folder, config)
-    return train(config, folder, resume, options.pop("checkpoint_minutes", 5.0), **options)
+    return train(config, folder, resume, checkpoint_minutes=5.0)
 
 
 def trainer_for(config):

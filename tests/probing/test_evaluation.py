@@ -127,7 +127,7 @@ def test_a_folder_without_probe_sets_is_refused(tmp_path, world):
         evaluate(world, tmp_path)
 
 
-def test_a_world_of_another_size_than_the_frames_is_still_probed_by_its_own_state_size(evaluation, world):
+def test_the_evaluation_says_what_was_probed(evaluation, world):
     assert evaluation.state_dim == 16
     assert evaluation.parameters == sum(p.numel() for p in world.parameters())
     assert evaluation.state_norm > 0
