@@ -2,20 +2,12 @@
 //
 // Bytes moved: x once, plus 32 bytes per chunk and column of partial results (at 64 rows a chunk, half a byte a value).
 // Compiled for sm_80, sm_90 and PTX; `make gates` prints registers and stack and fails on any local memory.
-#include "vicreg.h"
+#include "column_moments.h"
 
 #include <cuda_runtime.h>
 
 namespace jepa_fast {
 namespace {
-
-struct BFloat16 {
-  uint16_t bits;
-};
-
-__device__ inline double widen(float value) { return value; }
-__device__ inline double widen(double value) { return value; }
-__device__ inline double widen(BFloat16 value) { return __uint_as_float(uint32_t{value.bits} << 16); }
 
 // A block is 32 columns wide, so that a warp reads one row's neighbouring columns, and 8 rows deep.
 constexpr int lanes = 32;
