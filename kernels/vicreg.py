@@ -7,8 +7,8 @@
     dx = Xc M + 2 g_inv (x - target) / (N D)      M_ij = 4 g_cov S_ij / (divisor (N - 1))  for i != j
                                                   M_jj = -g_var 1[sigma_j < gamma] / (D (N - 1) sigma_j)
 
-x [G, N, D] or [N, D], target of the same shape, float32, float64 or bfloat16, any strides; N >= 2, 1 <= D <= 1024. Each of
-the G groups has its own statistics; terms are averaged over groups. divisor is D or D (D - 1).
+x [G, N, D] or [N, D], target of the same shape, float32, float64 or bfloat16, any strides; N >= 2, 1 <= D <= 1024.
+Each of the G groups has its own statistics; terms are averaged over groups. divisor is D or D (D - 1).
 The terms are float64 for float64 input, else float32: products of values centred before they are rounded, sums in
 float32 over a block of rows at most, in float64 beyond. The diagonal is left out, never subtracted. Gradients have the
 dtype of x. Autocast changes nothing. Deterministic: the same bits for any number of threads.
@@ -30,12 +30,13 @@ from jepa_fast import extension
 
 OPERATOR = "jepa_fast::vicreg"
 SCHEMA = (
-    "(Tensor x, Tensor? target, float gamma, float eps, float divisor) -> (Tensor terms, Tensor mean, Tensor covariance)"
+    "(Tensor x, Tensor? target, float gamma, float eps, float divisor) -> "
+    "(Tensor terms, Tensor mean, Tensor covariance)"
 )
 BACKWARD_OPERATOR = "jepa_fast::vicreg_backward"
 BACKWARD_SCHEMA = (
-    "(Tensor gradients, Tensor x, Tensor? target, Tensor mean, Tensor covariance, float gamma, float eps, float divisor,"
-    " bool target_gradient) -> (Tensor x_gradient, Tensor target_gradient)"
+    "(Tensor gradients, Tensor x, Tensor? target, Tensor mean, Tensor covariance, float gamma, float eps,"
+    " float divisor, bool target_gradient) -> (Tensor x_gradient, Tensor target_gradient)"
 )
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 MOST_COLUMNS = 1024
@@ -239,10 +240,10 @@ def vicreg(
 ) -> Tensor:
     """Invariance, variance and covariance term, unweighted: [3], float64 for float64 input, else float32.
 
-    With a process group the terms are those of the rows of all its processes together, at least 2 rows each, the same on
-    every process. The gradient of each process is then the exact gradient of that one energy with respect to its rows:
-    parameter gradients have to be summed over processes. Where they are averaged instead, as DistributedDataParallel
-    does, multiply the energy by the number of processes. Not captured by torch.compile.
+    With a process group the terms are those of the rows of all its processes together, at least 2 rows each, and the
+    same on every process. The gradient on each process is then the exact gradient of that one energy with respect to
+    its own rows: parameter gradients have to be summed over processes. Where they are averaged instead, as
+    DistributedDataParallel does, multiply the energy by the number of processes.
 
     Args:
         x: [N, D], or [G, N, D] with statistics per group and terms averaged over groups.
@@ -269,8 +270,6 @@ def vicreg(
     return terms
 
 
-def covariance_term(
-    x: Tensor, *, divisor: Divisor = "dim", process_group: dist.ProcessGroup | None = None
-) -> Tensor:
+def covariance_term(x: Tensor, *, divisor: Divisor = "dim", process_group: dist.ProcessGroup | None = None) -> Tensor:
     """The covariance term alone, a scalar; arguments and gradient as in `vicreg`."""
     return vicreg(x, divisor=divisor, process_group=process_group)[2]
