@@ -238,14 +238,67 @@ std::tuple<Tensor, Tensor> vicreg_backward_cpu(
 }
 
 #ifdef JEPA_FAST_WITH_CUDA
+void* current_stream(const Tensor& x) {
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
+  return stream;
+}
+
 std::tuple<Tensor, Tensor> column_moments_cuda(Tensor x) {
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const ColumnMomentsTensors t = prepare_column_moments(x);
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
   STD_CUDA_CHECK(static_cast<cudaError_t>(jepa_fast::column_moments_cuda(
-      t.matrix, t.means(), t.squares(), t.mean.mutable_data_ptr(), t.variance.mutable_data_ptr(), stream)));
+      t.matrix, t.means(), t.squares(), t.mean.mutable_data_ptr(), t.variance.mutable_data_ptr(), current_stream(x))));
   return {t.mean, t.variance};
+}
+
+void check_cuda_limits(const VicregInputs& in) {
+  STD_TORCH_CHECK(
+      in.groups.scalar != jepa_fast::Scalar::float64,
+      "vicreg: x: got float64 on cuda, expected float32 or bfloat16: float64 is for the CPU");
+  STD_TORCH_CHECK(in.groups.groups <= 65535, "vicreg: x: got G = ", in.groups.groups, " groups, expected at most 65535");
+  STD_TORCH_CHECK(
+      !in.target || in.target->get_device_index() == in.x.get_device_index(), "vicreg: target: expected on the device of x");
+}
+
+std::tuple<Tensor, Tensor, Tensor> vicreg_cuda(
+    Tensor input, std::optional<Tensor> target, double gamma, double eps, double divisor) {
+  const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
+  const VicregInputs in = prepare_vicreg(input, target, gamma, eps, divisor);
+  check_cuda_limits(in);
+  const jepa_fast::Groups& x = in.groups;
+  const jepa_fast::VicregCudaPlan plan = jepa_fast::vicreg_plan_cuda(x);
+  const auto empty = [&](std::initializer_list<int64_t> shape, ScalarType dtype) {
+    return torch::stable::new_empty(in.x, shape, dtype);
+  };
+  const Tensor sums = empty({x.groups, plan.chunks, x.columns}, ScalarType::Double);
+  const Tensor errors = empty({x.groups, plan.chunks, plan.column_blocks}, ScalarType::Double);
+  const Tensor partials = empty({x.groups, plan.splits, plan.triangle, plan.partial_values}, ScalarType::Float);
+  const Tensor block_terms = empty({x.groups, plan.triangle, plan.term_blocks, 2}, ScalarType::Double);
+  const Tensor mean = empty({x.groups, x.columns}, ScalarType::Double);
+  const Tensor covariance = empty({x.groups, x.columns, x.columns}, ScalarType::Float);
+  const Tensor terms = empty({3}, ScalarType::Float);
+  const jepa_fast::VicregCudaSpace space{
+      sums.mutable_data_ptr<double>(), errors.mutable_data_ptr<double>(), partials.mutable_data_ptr<float>(),
+      block_terms.mutable_data_ptr<double>()};
+  STD_CUDA_CHECK(static_cast<cudaError_t>(jepa_fast::vicreg_cuda(
+      x, in.target_or_null(), in.options, plan, space, mean.mutable_data_ptr<double>(),
+      covariance.mutable_data_ptr<float>(), terms.mutable_data_ptr<float>(), current_stream(in.x))));
+  return {terms, mean, covariance};
+}
+
+std::tuple<Tensor, Tensor> vicreg_backward_cuda(
+    Tensor gradients, Tensor input, std::optional<Tensor> target, Tensor mean, Tensor covariance, double gamma,
+    double eps, double divisor, bool target_gradient) {
+  const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
+  const VicregInputs in = prepare_vicreg(input, target, gamma, eps, divisor);
+  check_cuda_limits(in);
+  const VicregGradientTensors t = prepare_vicreg_gradient(in, gradients, mean, covariance, target_gradient);
+  STD_CUDA_CHECK(static_cast<cudaError_t>(jepa_fast::vicreg_backward_cuda(
+      in.groups, in.target_or_null(), in.options, t.gradients.const_data_ptr<float>(),
+      t.mean.const_data_ptr<double>(), t.covariance.const_data_ptr<float>(), t.dx.mutable_data_ptr(),
+      t.dtarget_or_null(), current_stream(in.x))));
+  return {t.dx, t.dtarget};
 }
 #endif
 
@@ -270,5 +323,7 @@ STABLE_TORCH_LIBRARY_IMPL(jepa_fast, CPU, m) {
 #ifdef JEPA_FAST_WITH_CUDA
 STABLE_TORCH_LIBRARY_IMPL(jepa_fast, CUDA, m) {
   m.impl("column_moments", TORCH_BOX(&column_moments_cuda));
+  m.impl("vicreg", TORCH_BOX(&vicreg_cuda));
+  m.impl("vicreg_backward", TORCH_BOX(&vicreg_backward_cuda));
 }
 #endif

@@ -100,4 +100,35 @@ void vicreg_gradient_cpu(
     const Groups& x, const Groups* target, const VicregOptions& options, int64_t group, int64_t block,
     const void* gradients, const double* mean, const void* packed, void* dx, void* dtarget);
 
+// How CUDA cuts the same work: rows into chunks for the means and into splits for the scatter matrix, that matrix into
+// tiles of 64 x 64, of which the upper triangle is computed.
+struct VicregCudaPlan {
+  int64_t column_blocks;  // of 32 columns
+  int64_t chunk_rows;
+  int64_t chunks;
+  int64_t tiles;     // in a row of tiles
+  int64_t triangle;  // tiles on the diagonal and above it
+  int64_t split_rows;
+  int64_t splits;
+  int64_t partial_values;  // of a tile
+  int64_t term_blocks;     // shares of the terms per tile
+};
+
+VicregCudaPlan vicreg_plan_cuda(const Groups& x);
+
+struct VicregCudaSpace {
+  double* sums;         // [G, chunks, D]
+  double* errors;       // [G, chunks, column blocks], untouched without a target
+  float* partials;      // [G, splits, triangle, partial values]
+  double* block_terms;  // [G, triangle, term blocks, 2]
+};
+
+// Both on a CUDA stream; all pointers but the structs are device pointers. Return a cudaError_t; float64 input is invalid.
+int vicreg_cuda(
+    const Groups& x, const Groups* target, const VicregOptions& options, const VicregCudaPlan& plan,
+    const VicregCudaSpace& space, double* mean, float* covariance, float* terms, void* stream);
+int vicreg_backward_cuda(
+    const Groups& x, const Groups* target, const VicregOptions& options, const float* gradients, const double* mean,
+    const float* covariance, void* dx, void* dtarget, void* stream);
+
 }  // namespace jepa_fast
