@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-EVALUATION = "evaluation.json"
-
 
 @dataclass(frozen=True)
 class Arguments:
@@ -62,6 +60,7 @@ def load_world(arguments: Arguments) -> "tuple[World, Path, Path]":
         InputError: not exactly one of a run and weights, weights without data, or files that do not open.
     """
     from jepa_fast.model.world import World
+    from jepa_fast.probing.results import EVALUATION
     from jepa_fast.runs import CONFIG, load
     from jepa_fast.weights import WEIGHTS, read_tensors
 

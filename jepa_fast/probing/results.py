@@ -7,6 +7,8 @@ from typing import Any
 
 from jepa_fast.errors import InputError
 
+EVALUATION = "evaluation.json"  # in a run folder
+
 
 @dataclass(frozen=True)
 class Scores:
