@@ -5,9 +5,10 @@ rounding, with dropout off. bf16 is left out on CPUs: neither the plain step nor
 """
 
 import gc
-import resource
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -48,32 +49,33 @@ def test_step(benchmark, split, batch, expected, name):
     with torch.no_grad():
         assert float(contender.energy()[0]) == pytest.approx(expected, rel=RELATIVE)
     contender.world.train()
-    rounds = 3 if name == "published" else 10
     # The first steps compile and touch the pages: they are left out.
-    benchmark.pedantic(contender.step, rounds=rounds, warmup_rounds=2)
+    benchmark.pedantic(contender.step, rounds=10 if name.startswith("ours") else 3, warmup_rounds=2)
     benchmark.extra_info |= {"torch": torch.__version__, "threads": torch.get_num_threads(), "batch": BATCH}
     benchmark.extra_info["peak_mb"] = round(peak_mb(name))
     gc.collect()
 
 
 def peak_mb(name: str) -> float:
-    """MB that two steps of a contender need at most, on top of what the process had, in a process of their own."""
+    """MB that two steps need at most on top of data, weights and libraries, compilation included; Linux only."""
     command = f"from bench.bench_step import print_peak; print_peak({name!r})"
     run = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
     return float(run.stdout.split()[-1])
 
 
 def print_peak(name: str) -> None:
-    import tempfile
-    from pathlib import Path
-
     with tempfile.TemporaryDirectory() as folder:
         split = packed_split(Path(folder))
-    contender = CONTENDERS[name](split, first_batch(split, BATCH))
-    # A step on a batch of two loads the libraries and compiles.
-    warm = CONTENDERS[name.removesuffix("_compiled").replace("compiled", "plain")](split, first_batch(split, 2))
-    warm.step()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    contender.step()
-    contender.step()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+        contender = CONTENDERS[name](split, first_batch(split, BATCH))
+        before = resident_mb("VmRSS")
+        # Linux: forget the peak so far, that of packing. ru_maxrss would even remember the parent's.
+        Path("/proc/self/clear_refs").write_text("5")
+        contender.step()
+        contender.step()
+    print(resident_mb("VmHWM") - before)
+
+
+def resident_mb(key: str) -> float:
+    """Resident memory of this process, now ("VmRSS") or at its peak ("VmHWM")."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields[key].split()[0]) / 1024

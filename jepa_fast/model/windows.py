@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jepa_fast.model.encoder import POOLED_SIDE, Branch, ConvNeXtBlock
-from jepa_fast.model.local_ops import crop, depthwise, hidden_pool, norm_mlp, pool
+from jepa_fast.model.hidden_ops import hidden_pool, norm_mlp
+from jepa_fast.model.window_ops import crop, depthwise, pool
 
 REACH = 3  # pixels a 7x7 convolution looks to each side
 

@@ -1,9 +1,7 @@
-"""The encoder's local layers on channels-last tensors, in pieces that stay in the processor's cache.
+"""The block's MLP on channels-last tensors, in pieces that stay in the processor's cache.
 
     norm_mlp      W2 gelu(W1 LN(z))
     hidden_pool   P_y gelu(W1 LN(z)) P_x^T: average pooling before the last W2, which commutes with it
-    depthwise     7x7 convolution, one filter per channel
-    crop          windows of shared base activations
 
 The hidden activations are four times as wide as z, and at a few hundred windows no cache holds them: written to memory
 and read back they cost more than the arithmetic. Here they never exist as a whole. z is cut into pieces of some
@@ -16,17 +14,17 @@ Forward and backward are custom ops, so that torch.compile sees each as one node
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-KERNEL = 7
+from jepa_fast.model.window_ops import compute_dtype, pool
+
 # Pixels in a piece: its hidden activations of 16 channels are 2 MB in float32. 4096 to 16384 measure alike.
 PIECE = 8192
 
 
 def norm_mlp(z: Tensor, gamma: Tensor, beta: Tensor, expand: Tensor, project: Tensor, eps: float) -> Tensor:
     """W2 gelu(W1 LN(z)) of z [..., C]; expand is W1 [4C, C], project W2 [C, 4C]. Matrix products follow autocast."""
-    update: Tensor = torch.ops.jepa_fast.norm_mlp(z, gamma, beta, expand, project, eps, _compute_dtype(z))
+    update: Tensor = torch.ops.jepa_fast.norm_mlp(z, gamma, beta, expand, project, eps, compute_dtype(z))
     return update
 
 
@@ -37,41 +35,8 @@ def hidden_pool(
 
     No gradient goes to the pooling matrices.
     """
-    pooled: Tensor = torch.ops.jepa_fast.hidden_pool(z, gamma, beta, expand, rows, columns, eps, _compute_dtype(z))
+    pooled: Tensor = torch.ops.jepa_fast.hidden_pool(z, gamma, beta, expand, rows, columns, eps, compute_dtype(z))
     return pooled
-
-
-def depthwise(x: Tensor, weight: Tensor, padding: tuple[int, int], addend: Tensor | None = None) -> Tensor:
-    """Convolution of x [N, h, w, C] with one 7x7 filter per channel, weight [C, 1, 7, 7], zero outside; plus `addend`.
-
-    The convolution follows autocast, the sum is in the addend's dtype.
-    """
-    dtype = _compute_dtype(x)
-    out: Tensor = torch.ops.jepa_fast.depthwise(x.to(dtype), weight.to(dtype), list(padding), addend)
-    return out
-
-
-def crop(base: Tensor, corners: Tensor, groups: Tensor, margin: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Windows [N, h, w, C] of base [G, H, W, C]: image groups[n], rows from corners[n, 0] - margin; zero outside it."""
-    windows: Tensor = torch.ops.jepa_fast.crop(base, corners, groups, list(margin), list(size))
-    return windows
-
-
-def pool(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """P_y x P_x^T, [N, R, S, C], of x [N, h, w, C] with matrices [(N,) R, h] and [(N,) S, w], in their dtype."""
-    count, height, width, channels = x.shape
-    # Not under autocast: the plain encoder pools in the dtype of the residual stream.
-    with torch.autocast(x.device.type, enabled=False):
-        by_row = rows @ x.to(rows.dtype).reshape(count, height, width * channels)
-        return columns.unsqueeze(-3) @ by_row.view(count, rows.shape[-2], width, channels)
-
-
-def _compute_dtype(x: Tensor) -> torch.dtype:
-    """What autocast has matrix products computed in, else x's own dtype."""
-    device = x.device.type
-    if x.dtype != torch.float64 and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return x.dtype
 
 
 def _pieces(count: int, pixels: int, device: torch.device) -> list[slice]:
@@ -267,118 +232,6 @@ def _hidden_pool_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, .
 
 
 _hidden_pool.register_autograd(_hidden_pool_gradients, setup_context=_hidden_pool_setup)
-
-
-@torch.library.custom_op("jepa_fast::depthwise", mutates_args=())
-def _depthwise(x: Tensor, weight: Tensor, padding: list[int], addend: Tensor | None) -> Tensor:
-    convolved = _convolve(x, weight, padding)
-    return convolved if addend is None else convolved.to(addend.dtype).add_(addend)
-
-
-@_depthwise.register_fake
-def _depthwise_fake(x: Tensor, weight: Tensor, padding: list[int], addend: Tensor | None) -> Tensor:
-    height, width = (x.shape[axis + 1] + 2 * padding[axis] - KERNEL + 1 for axis in (0, 1))
-    dtype = x.dtype if addend is None else addend.dtype
-    return x.new_empty(x.shape[0], height, width, x.shape[3], dtype=dtype)
-
-
-@torch.library.custom_op("jepa_fast::depthwise_backward", mutates_args=())
-def _depthwise_backward(gradient: Tensor, x: Tensor, weight: Tensor, padding: list[int]) -> tuple[Tensor, Tensor]:
-    gradient = gradient.to(x.dtype)
-    # A forward convolution with the filters turned by 180 degrees: on a CPU 4 times as fast as the library's backward.
-    to_x = _convolve(gradient, weight.flip(2, 3), [KERNEL - 1 - side for side in padding])
-    images = gradient.permute(0, 3, 1, 2), x.permute(0, 3, 1, 2)
-    to_weight = torch.ops.aten.convolution_backward(
-        *images, weight, None, [1, 1], padding, [1, 1], False, [0, 0], x.shape[3], [False, True, False]
-    )[1]
-    return to_x, to_weight
-
-
-@_depthwise_backward.register_fake
-def _depthwise_backward_fake(gradient: Tensor, x: Tensor, weight: Tensor, padding: list[int]) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), weight.new_empty(weight.shape)
-
-
-def _depthwise_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, ctx.padding, ctx.addend = inputs[0], inputs[1], inputs[2], inputs[3] is not None
-    ctx.save_for_backward(x, weight)
-
-
-def _depthwise_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    to_x, to_weight = torch.ops.jepa_fast.depthwise_backward(gradient, *ctx.saved_tensors, ctx.padding)
-    return to_x, to_weight, None, gradient if ctx.addend else None
-
-
-_depthwise.register_autograd(_depthwise_gradients, setup_context=_depthwise_setup)
-
-
-def _convolve(x: Tensor, weight: Tensor, padding: list[int]) -> Tensor:
-    with torch.autocast(x.device.type, enabled=False):
-        out = F.conv2d(x.permute(0, 3, 1, 2), weight, padding=padding, groups=x.shape[3])
-    return out.permute(0, 2, 3, 1).contiguous()
-
-
-@torch.library.custom_op("jepa_fast::crop", mutates_args=())
-def _crop(base: Tensor, corners: Tensor, groups: Tensor, margin: list[int], size: list[int]) -> Tensor:
-    padded = F.pad(base, (0, 0, margin[1], margin[1], margin[0], margin[0]))
-    pixels = _window_pixels(padded.shape, corners, groups, size)
-    picked = padded.reshape(-1, base.shape[3]).index_select(0, pixels)
-    return picked.view(len(corners), *size, base.shape[3])
-
-
-@_crop.register_fake
-def _crop_fake(base: Tensor, corners: Tensor, groups: Tensor, margin: list[int], size: list[int]) -> Tensor:
-    return base.new_empty(len(corners), *size, base.shape[3])
-
-
-@torch.library.custom_op("jepa_fast::crop_backward", mutates_args=())
-def _crop_backward(
-    gradient: Tensor, corners: Tensor, groups: Tensor, shape: list[int], margin: list[int], size: list[int]
-) -> Tensor:
-    count, height, width, channels = shape
-    padded = (count, height + 2 * margin[0], width + 2 * margin[1], channels)
-    pixels = _window_pixels(torch.Size(padded), corners, groups, size)
-    parts = gradient.reshape(-1, channels)
-    length = padded[0] * padded[1] * padded[2]
-    if gradient.is_cuda:
-        # index_add_ is not deterministic there; this sorts.
-        total: Tensor = torch.ops.aten.embedding_dense_backward(parts, pixels, length, -1, False)
-    else:
-        total = parts.new_zeros(length, channels).index_add_(0, pixels, parts)
-    rows, columns = (slice(m, m + side) for m, side in zip(margin, (height, width), strict=True))
-    return total.view(padded)[:, rows, columns].contiguous()
-
-
-@_crop_backward.register_fake
-def _crop_backward_fake(
-    gradient: Tensor, corners: Tensor, groups: Tensor, shape: list[int], margin: list[int], size: list[int]
-) -> Tensor:
-    return gradient.new_empty(shape)
-
-
-def _crop_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    base, corners, groups, ctx.margin, ctx.size = inputs
-    ctx.shape = list(base.shape)
-    ctx.save_for_backward(corners, groups)
-
-
-def _crop_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    to_base = torch.ops.jepa_fast.crop_backward(gradient, *ctx.saved_tensors, ctx.shape, ctx.margin, ctx.size)
-    return to_base, None, None, None, None
-
-
-torch.library.register_autograd("jepa_fast::crop", _crop_gradients, setup_context=_crop_setup)
-
-
-def _window_pixels(padded: torch.Size, corners: Tensor, groups: Tensor, size: list[int]) -> Tensor:
-    """Where the windows' pixels are among those of the padded bases, int64 [N * h * w].
-
-    A grown window's corner in the padded base is the window's own corner in the image.
-    """
-    rows = corners[:, 0, None] + torch.arange(size[0], device=corners.device)
-    columns = corners[:, 1, None] + torch.arange(size[1], device=corners.device)
-    first = (groups[:, None] * padded[1] + rows) * padded[2]
-    return (first[:, :, None] + columns[:, None, :]).flatten()
 
 
 def _spread(rows: Tensor, by_row: Tensor, out: Tensor) -> Tensor:

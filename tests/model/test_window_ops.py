@@ -4,8 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from jepa_fast.model import local_ops
-from jepa_fast.model.local_ops import crop, depthwise, hidden_pool, norm_mlp, pool
+from jepa_fast.model import hidden_ops
+from jepa_fast.model.hidden_ops import hidden_pool, norm_mlp
+from jepa_fast.model.window_ops import crop, depthwise, pool
+from jepa_fast.model.windows import pooling_matrix
 
 EPS = 1e-5
 
@@ -30,7 +32,7 @@ def gelu_of(z, gamma, beta, expand):
 
 @pytest.mark.parametrize("pixels", [1, 7, 8, 9, 30])
 def test_norm_mlp_equals_its_layers_whatever_the_pieces(monkeypatch, pixels):
-    monkeypatch.setattr(local_ops, "PIECE", 8)
+    monkeypatch.setattr(hidden_ops, "PIECE", 8)
     z, weights = draw(pixels, 3), layers(3)
     assert torch.allclose(norm_mlp(z, *weights, EPS), gelu_of(z, *weights[:3]) @ weights[3].T, rtol=1e-12)
     assert gradcheck(lambda *inputs: norm_mlp(*inputs, EPS), [z, *weights])
@@ -38,7 +40,7 @@ def test_norm_mlp_equals_its_layers_whatever_the_pieces(monkeypatch, pixels):
 
 @pytest.mark.parametrize("piece", [1, 40, 1000])
 def test_hidden_pool_equals_its_layers_whatever_the_pieces(monkeypatch, piece):
-    monkeypatch.setattr(local_ops, "PIECE", piece)
+    monkeypatch.setattr(hidden_ops, "PIECE", piece)
     z, weights = draw(5, 4, 3, 2), layers(2)[:3]
     rows, columns = draw(5, 6, 4).detach(), draw(5, 6, 3).detach()
     expected = torch.einsum("nri,nijc,nsj->nrsc", rows, gelu_of(z, *weights), columns)
@@ -73,8 +75,6 @@ def test_crop_reads_each_window_and_its_gradient_adds_where_windows_overlap():
 
 
 def test_pool_is_adaptive_average_pooling():
-    from jepa_fast.model.windows import pooling_matrix
-
     for height, width in [(65, 65), (6, 7), (13, 40)]:
         x = draw(2, height, width, 3)
         got = pool(x, pooling_matrix(height, x), pooling_matrix(width, x))
