@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from jepa_fast.reporting.words import number
 
@@ -69,7 +69,8 @@ def line_chart(
     series: Sequence[Series], x_label: str, y_label: str, log: bool = False, bands: Sequence[Band] = ()
 ) -> str:
     """The chart as an <svg> element, without a legend. On a log axis values of zero or less are left out."""
-    with mpl.rc_context(_STYLE | {"svg.hashsalt": "".join(one.name for one in series) + y_label}):
+    # Ids are hashes of what is drawn: salted by the data, those of two charts on one page differ.
+    with mpl.rc_context(_STYLE | {"svg.hashsalt": repr((series, bands))}):
         figure = Figure(figsize=(4.8, 3.0), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
@@ -89,6 +90,8 @@ def line_chart(
             axes.yaxis.set_minor_formatter(NullFormatter())
         else:
             axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+        # Steps and axes are counted.
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.margins(x=0.01)

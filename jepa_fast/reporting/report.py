@@ -180,13 +180,15 @@ def _curves(runs: Sequence[Run], names: list[str]) -> list[Figure]:
     ranks = [rank_curve(run, name, _style(index)[0]) for index, run, name in measured]
     figures += _overlay("Effective rank", "step", ranks, log=False)
     spectra = [spectrum_curve(run, -1, name, *_style(index)) for index, run, name in measured]
-    figures += _overlay("Singular values at the end", "principal axis", spectra, log=True)
+    figures += _overlay("Singular values", "principal axis", spectra, log=True, what="Smallest, at the last reading")
     return figures
 
 
-def _overlay(title: str, x_label: str, series: list[Series], log: bool) -> list[Figure]:
-    """One chart of all curves, with what each ends at; none without curves."""
+def _overlay(
+    title: str, x_label: str, series: list[Series], log: bool, what: str = "At the last reading"
+) -> list[Figure]:
+    """One chart of all curves; its caption says `what` each ends at. None without curves."""
     if not series:
         return []
-    caption = f"At the end: {listed([f'{one.name} {number(one.y[-1])}' for one in series])}."
+    caption = f"{what}: {listed([f'{one.name} {number(one.y[-1])}' for one in series])}."
     return [Figure(title, line_chart(series, x_label, title.lower(), log=log), caption, key_of(series))]
