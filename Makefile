@@ -4,7 +4,7 @@ RUN := $(VENV)/bin/python
 PIP_INSTALL := $(RUN) -m pip install --quiet --constraint constraints.txt
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint bench gates
+.PHONY: install demo test lint bench bench-check gates
 
 # Nothing to do until the description of the build or its sources change.
 install: $(STAMP)
@@ -31,9 +31,16 @@ lint: install
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
-# Figures of this machine, in bench/latest.json; correctness is checked before anything is timed.
+# Figures of this machine, as a table and in bench/latest.json; correctness is checked before anything is timed.
 bench: install
-	$(RUN) -m pytest bench --benchmark-json=bench/latest.json
+	$(RUN) -m pytest bench --benchmark-json=bench/run.json
+	$(RUN) scripts/bench_table.py bench/run.json
+
+# Fails where a speed-up has fallen by more than 30% against the stored results of BENCH_REFERENCE.
+BENCH_REFERENCE ?= bench/results/amd-epyc
+bench-check: install
+	$(RUN) -m pytest bench --benchmark-json=bench/run.json
+	$(RUN) scripts/bench_table.py bench/run.json --check $(BENCH_REFERENCE)
 
 # Compiles every CUDA kernel for sm_80 and sm_90 and prints its registers, stack and local memory. Needs nvcc, no GPU.
 gates: install

@@ -1,10 +1,11 @@
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+
+from jepa_fast.engine.record import processor
 
 HERE = Path(__file__).parent
 COPY_BYTES = 256 * 2**20  # far beyond any cache
@@ -34,6 +35,27 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+@pytest.fixture(autouse=True)
+def described(request: pytest.FixtureRequest, device: str) -> None:
+    """Put into every benchmark's extra_info what scripts/bench_table.py reads.
+
+    Candidates of one `group` are compared with each other. The parameter that tells them apart is called "candidate"
+    or "name"; its values that begin with "jepa_fast" or "ours" are ours, all others are baselines.
+    """
+    if "benchmark" not in request.fixturenames:
+        return
+    benchmark = request.getfixturevalue("benchmark")
+    parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    candidate = str(parameters.get("candidate", parameters.get("name", "")))
+    benchmark.extra_info |= {
+        "candidate": candidate,
+        "is_ours": candidate.startswith(("jepa_fast", "ours")),
+        "device": torch.cuda.get_device_name() if device == "cuda" else processor(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+
+
 @pytest.fixture(scope="session")
 def copy_gb_s(device: str) -> float:
     """Bytes read and written per second, in GB/s, by copying a large tensor: the most an op can move here and now."""
@@ -50,12 +72,10 @@ def copy_gb_s(device: str) -> float:
 
 
 @pytest.fixture
-def report(benchmark, device: str, copy_gb_s: float) -> Callable[[int], None]:
+def report(benchmark, copy_gb_s: float) -> Callable[[int], None]:
     """Add to a finished benchmark what its median means for an op that moves `bytes_moved`."""
 
     def add(bytes_moved: int) -> None:
-        name = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} CPU"
-        benchmark.extra_info |= {"device": name, "torch": torch.__version__, "threads": torch.get_num_threads()}
         if benchmark.stats is not None:
             gb_s = bytes_moved / benchmark.stats.stats.median / 1e9
             benchmark.extra_info |= {"gb_s": round(gb_s, 2), "percent_of_copy": round(100 * gb_s / copy_gb_s, 1)}

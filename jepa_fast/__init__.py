@@ -9,13 +9,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def load(run: "str | Path") -> "World":
-    """The trained World of run folder `run`, in evaluation mode, on the CPU.
+def load(folder: "str | Path") -> "World":
+    """The trained World of a run folder, or of a folder that `jepa_fast.export` wrote, in evaluation mode, on the CPU.
 
     Raises:
-        jepa_fast.errors.InputError: no run there, or its checkpoint does not fit its configuration.
+        jepa_fast.errors.InputError: neither is there, or the weights do not fit their configuration.
     """
     # Imported here, so that commands can print their help without waiting for torch.
     from jepa_fast.runs import load as load_run
 
-    return load_run(run)
+    return load_run(folder)

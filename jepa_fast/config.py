@@ -25,6 +25,7 @@ class ModelConfig:
         dim: D, size of a state.
         dropout: rate in the encoder heads and in the predictor.
         residual: what the predictor's MLP is added to: "sum" = LN(s) + LN(Wa a + ba), "state" = LN(s).
+        activation: where the predictor's GELU stands: "after_norm" = gelu(LN(h)), "before_norm" = LN(gelu(h)).
     """
 
     channels: int = 16
@@ -32,6 +33,7 @@ class ModelConfig:
     dim: int = 128
     dropout: float = 0.1
     residual: Literal["sum", "state"] = "sum"
+    activation: Literal["after_norm", "before_norm"] = "after_norm"
 
     def __post_init__(self) -> None:
         require(self.channels >= 1, "model.channels", self.channels, "at least 1")
@@ -39,6 +41,8 @@ class ModelConfig:
         require(self.dim >= 1, "model.dim", self.dim, "at least 1")
         require(0 <= self.dropout < 1, "model.dropout", self.dropout, "a rate in [0, 1)")
         require(self.residual in ("sum", "state"), "model.residual", self.residual, "'sum' or 'state'")
+        places = ("after_norm", "before_norm")
+        require(self.activation in places, "model.activation", self.activation, "'after_norm' or 'before_norm'")
 
 
 @dataclass(frozen=True)
@@ -168,9 +172,9 @@ class RunConfig:
         try:
             fields = json.loads(path.read_text())
             recipe = fields.pop("recipe")
-            stages = tuple(Stage(**stage) for stage in recipe["stages"])
-            model, energy = ModelConfig(**recipe["model"]), EnergyConfig(**recipe["energy"])
-            optimizer = OptimizerConfig(**recipe["optimizer"])
-            return RunConfig(recipe=Recipe(model, energy, optimizer, recipe["batch_size"], stages), **fields)
+            recipe["stages"] = tuple(Stage(**stage) for stage in recipe["stages"])
+            recipe["model"], recipe["energy"] = ModelConfig(**recipe["model"]), EnergyConfig(**recipe["energy"])
+            recipe["optimizer"] = OptimizerConfig(**recipe["optimizer"])
+            return RunConfig(recipe=Recipe(**recipe), **fields)
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path}: not a run configuration ({error})") from error

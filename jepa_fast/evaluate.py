@@ -1,15 +1,18 @@
 """Probe a trained world model: `python -m jepa_fast.evaluate RUN`."""
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
 from jepa_fast import cli
 from jepa_fast.config import RunConfig, require
+from jepa_fast.errors import InputError
+
+if TYPE_CHECKING:
+    from jepa_fast.model.world import World
 
 logger = logging.getLogger(__name__)
 
@@ -18,10 +21,16 @@ logger = logging.getLogger(__name__)
 class Arguments:
     """Locate the agent from predicted states alone, and print the errors beside the floors."""
 
-    run: tyro.conf.Positional[Path]
-    """Run folder."""
+    run: tyro.conf.Positional[Path | None] = None
+    """Run folder, or one written by jepa_fast.export."""
+    weights: Path | None = None
+    """Weights of another code, in place of a run: .safetensors, or a state dict of torch.save."""
+    format: Literal["explorejepa", "explorejepa_gelu_first"] = "explorejepa"
+    """Code that --weights come from; gelu_first for older ones, with the GELU before the LayerNorm."""
     data: Path | None = None
     """Folder of packed splits. Default: the one the run was trained on."""
+    out: Path | None = None
+    """Where to write the JSON. Default: evaluation.json in the run folder, or beside --weights."""
     seed: int = 0
     """Of the probes and of the untrained floor."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -33,18 +42,43 @@ def main(arguments: Arguments) -> None:
     import torch
 
     from jepa_fast.probing.evaluation import evaluate
-    from jepa_fast.runs import CONFIG, load
 
     has_cuda = torch.cuda.is_available()
     require(arguments.device != "cuda" or has_cuda, "--device", "cuda", "cpu: torch sees no CUDA device")
     device = torch.device("cuda" if has_cuda and arguments.device != "cpu" else "cpu")
-    world = load(arguments.run).to(device)
-    data = arguments.data or Path(RunConfig.load(arguments.run / CONFIG).data)
-    evaluation = evaluate(world, data, arguments.seed)
-    path = arguments.run / "evaluation.json"
-    path.write_text(json.dumps(evaluation.to_json(), indent=2) + "\n")
+    world, data, path = load_world(arguments)
+    evaluation = evaluate(world.to(device), data, arguments.seed)
+    evaluation.save(path)
     print(evaluation.table())
     logger.info("%s", path)
+
+
+def load_world(arguments: Arguments) -> "tuple[World, Path, Path]":
+    """The world to probe, its data folder and where the result goes.
+
+    Raises:
+        InputError: not exactly one of a run and weights, weights without data, or files that do not open.
+    """
+    from jepa_fast.model.world import World
+    from jepa_fast.probing.results import EVALUATION
+    from jepa_fast.runs import CONFIG, load
+    from jepa_fast.weights import WEIGHTS, read_tensors
+
+    if (arguments.run is None) == (arguments.weights is None):
+        raise InputError(f"RUN, --weights: got {'neither' if arguments.run is None else 'both'}, expected one of them")
+    data = arguments.data
+    if arguments.weights is not None:
+        gelu_first = arguments.format == "explorejepa_gelu_first"
+        world = World.from_explorejepa(read_tensors(arguments.weights), gelu_first)
+        path = arguments.weights.with_suffix(f".{EVALUATION}")
+    else:
+        assert arguments.run is not None
+        world, path = load(arguments.run), arguments.run / EVALUATION
+        if data is None and not (arguments.run / WEIGHTS).exists():
+            data = Path(RunConfig.load(arguments.run / CONFIG).data)
+    if data is None:
+        raise InputError("--data: not given, expected a folder of packed splits: weights do not name their data")
+    return world, data, arguments.out or path
 
 
 if __name__ == "__main__":

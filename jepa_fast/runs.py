@@ -1,11 +1,14 @@
 """Run folders: creating one, and reading a trained world back."""
 
 from pathlib import Path
+from typing import Any
 
+import jepa_fast
 from jepa_fast.config import RunConfig
 from jepa_fast.engine.checkpoint import load_checkpoint
 from jepa_fast.errors import InputError
 from jepa_fast.model.world import World
+from jepa_fast.weights import WEIGHTS, load_weights
 
 CONFIG = "config.json"
 
@@ -27,13 +30,15 @@ def create_run(folder: Path, config: RunConfig) -> None:
         raise InputError(f"--out: {folder} cannot be written ({error.strerror})") from error
 
 
-def load(run: str | Path) -> World:
-    """The trained world of run folder `run`, in evaluation mode, on the CPU.
+def load(folder: str | Path) -> World:
+    """The trained world of a run, or one exported from a run, in evaluation mode, on the CPU.
 
     Raises:
-        InputError: no run there, or its checkpoint does not fit its configuration.
+        InputError: neither is there, or the weights do not fit their configuration.
     """
-    folder = Path(run)
+    folder = Path(folder)
+    if (folder / WEIGHTS).is_file():
+        return load_weights(folder)
     config = RunConfig.load(folder / CONFIG)
     world = World(config.recipe.model)
     try:
@@ -41,3 +46,15 @@ def load(run: str | Path) -> World:
     except (KeyError, RuntimeError) as error:
         raise InputError(f"{folder}: its checkpoint is not of the model in its {CONFIG} ({error})") from error
     return world.eval()
+
+
+def describe_run(folder: Path) -> dict[str, Any]:
+    """Where a run's weights come from, for people: what the export writes down."""
+    config = RunConfig.load(folder / CONFIG)
+    return {
+        "jepa_fast": jepa_fast.__version__,
+        "preset": config.preset,
+        "seed": config.seed,
+        "steps": load_checkpoint(folder)["step"],
+        "batch_size": config.batch_size,
+    }

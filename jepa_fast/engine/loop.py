@@ -22,10 +22,12 @@ from jepa_fast.engine.record import Metrics, Record
 from jepa_fast.engine.step import StepResult, Trainer
 from jepa_fast.errors import InputError, RunError
 from jepa_fast.kernels.column_moments import column_moments
+from jepa_fast.probing.collapse import spectrum
 
 logger = logging.getLogger(__name__)
 
 METRICS_EVERY = 10  # steps; each reading synchronises with the device
+SPECTRA = 50  # in a run, each at a reading of the metrics
 
 
 class StopSignal:
@@ -83,6 +85,8 @@ def train(config: RunConfig, folder: Path, resume: bool, checkpoint_minutes: flo
                     "trajectories_per_s": meter.rate(done),
                 }
                 record.write(metrics)
+                if last or spectrum_is_due(done, config.steps):
+                    record.write_spectrum(done, spectrum(result.states.flatten(0, 1)))
                 bar.set_postfix_str(describe(metrics))
             if last or time.monotonic() - saved_at >= 60 * checkpoint_minutes:
                 position = Position.of(sampler, split.fingerprint, *divmod(done, sampler.batches_per_epoch))
@@ -94,6 +98,12 @@ def train(config: RunConfig, folder: Path, resume: bool, checkpoint_minutes: flo
         logger.info("%s: saved at step %d; go on with --resume %s", stop.received.name, done, folder)
         raise SystemExit(128 + stop.received)
     return done
+
+
+def spectrum_is_due(done: int, steps: int) -> bool:
+    """Whether the reading after `done` of `steps` steps is the first one in its share of the run."""
+    before = done - METRICS_EVERY
+    return before <= 0 or done * SPECTRA // steps > before * SPECTRA // steps
 
 
 def _batches(loader: HostLoader, sampler: Sampler, done: int, steps: int) -> Generator[Batch]:

@@ -1,4 +1,7 @@
-"""What a run writes down besides checkpoints: environment.json, metrics.jsonl (the truth), TensorBoard (its view)."""
+"""What a run writes down besides checkpoints.
+
+environment.json, metrics.jsonl and spectra.jsonl are the truth; TensorBoard is a view of it.
+"""
 
 import json
 import os
@@ -6,51 +9,76 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
 import jepa_fast
+from jepa_fast.probing.collapse import Spectrum
+
+METRICS = "metrics.jsonl"
+SPECTRA = "spectra.jsonl"
 
 Metrics = dict[str, float | int]
 
 
 class Record:
-    """Appends metrics to `folder`, starting after `step`: lines of later steps, left by a killed run, are dropped."""
+    """Appends to the files in `folder` after `step`: lines of later steps, left by a killed run, are dropped."""
 
     def __init__(self, folder: Path, step: int) -> None:
-        path = folder / "metrics.jsonl"
-        _truncate(path, step)
-        self._file = path.open("a")
+        for name in (METRICS, SPECTRA):
+            _truncate(folder / name, step)
+        self._metrics = (folder / METRICS).open("a")
+        self._spectra = (folder / SPECTRA).open("a")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, metrics: Metrics) -> None:
         """Append one line; `metrics` has a "step"."""
-        self._file.write(json.dumps(metrics) + "\n")
-        self._file.flush()
+        self._metrics.write(json.dumps(metrics) + "\n")
+        self._metrics.flush()
         for name, value in metrics.items():
             if name != "step":
                 self._board.add_scalar(name, value, int(metrics["step"]))
 
+    def write_spectrum(self, step: int, spectrum: Spectrum) -> None:
+        """Append one line to spectra.jsonl, five digits each: {"step", "rank", "std": [D], "singular_values": [D]}."""
+        std, singular_values = (
+            [float(f"{value:.5g}") for value in values.tolist()] for values in (spectrum.std, spectrum.singular_values)
+        )
+        line = {"step": step, "rank": spectrum.rank, "std": std, "singular_values": singular_values}
+        self._spectra.write(json.dumps(line) + "\n")
+        self._spectra.flush()
+        self._board.add_scalar("state_rank", spectrum.rank, step)
+
     def close(self) -> None:
-        """Flush and close both files."""
-        self._file.close()
+        """Flush and close all files."""
+        self._metrics.close()
+        self._spectra.close()
         self._board.close()
 
 
 def read_metrics(folder: Path) -> list[Metrics]:
     """All lines of the run's metrics.jsonl; a half-written last line is left out."""
-    path = folder / "metrics.jsonl"
+    return _read_lines(folder / METRICS)
+
+
+def read_spectra(folder: Path) -> list[dict[str, Any]]:
+    """All lines of the run's spectra.jsonl, as `Record.write_spectrum` describes them."""
+    return _read_lines(folder / SPECTRA)
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
     lines = path.read_text().split("\n") if path.is_file() else []
     return [json.loads(line) for line in lines[:-1]]
 
 
 def _truncate(path: Path, step: int) -> None:
-    """Rewrite metrics.jsonl without the lines after `step`."""
-    kept = [metrics for metrics in read_metrics(path.parent) if metrics["step"] <= step]
+    """Rewrite a file of lines without those after `step`."""
+    kept = [line for line in _read_lines(path) if line["step"] <= step]
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(metrics) + "\n" for metrics in kept))
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
     os.replace(temporary, path)
 
 
@@ -63,7 +91,7 @@ def write_environment(folder: Path, device: torch.device) -> None:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
     }
@@ -80,7 +108,7 @@ def _commit() -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _processor() -> str:
+def processor() -> str:
     """The processor's model name."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():

@@ -12,10 +12,17 @@ from jepa_fast.model.dropout import SITE_PREDICTOR, dropout_mask
 class Predictor(nn.Module):
     """s' = residual + W2 dropout(gelu(LN(W1 r + b1))) + b2 with r = LN(s) + LN(Wa a + ba).
 
-    The residual is r itself ("sum") or the normalised state LN(s) alone ("state").
+    The residual is r itself ("sum") or the normalised state LN(s) alone ("state"). With activation "before_norm" the
+    hidden layer is LN(gelu(h)) in place of gelu(LN(h)).
     """
 
-    def __init__(self, dim: int, dropout: float, residual: Literal["sum", "state"]) -> None:
+    def __init__(
+        self,
+        dim: int,
+        dropout: float,
+        residual: Literal["sum", "state"],
+        activation: Literal["after_norm", "before_norm"],
+    ) -> None:
         super().__init__()
         self.state_norm = nn.LayerNorm(dim, eps=1e-5)
         self.action = nn.Linear(2, dim)
@@ -25,12 +32,14 @@ class Predictor(nn.Module):
         self.project = nn.Linear(4 * dim, dim)
         self.dropout = dropout
         self.residual = residual
+        self.activation = activation
 
     def step(self, state: Tensor, action: Tensor, mask: Tensor | None) -> Tensor:
         """Next state [B, D] from state [B, D], action [B, 2] and a dropout mask [B, 4D] or none."""
         normed = self.state_norm(state)
         fused = normed + self.action_norm(self.action(action))
-        hidden = F.gelu(self.norm(self.expand(fused)))
+        hidden = self.expand(fused)
+        hidden = F.gelu(self.norm(hidden)) if self.activation == "after_norm" else self.norm(F.gelu(hidden))
         if mask is not None:
             hidden = hidden * mask
         update: Tensor = self.project(hidden)

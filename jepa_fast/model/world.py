@@ -1,9 +1,12 @@
 """The world model: an encoder of frames and a predictor of states, trained together."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from jepa_fast.config import ModelConfig
+from jepa_fast.model import explorejepa
 from jepa_fast.model.dropout import new_clock
 from jepa_fast.model.encoder import Encoder
 from jepa_fast.model.predictor import Predictor
@@ -27,8 +30,24 @@ class World(nn.Module):
         super().__init__()
         self.config = config = config or ModelConfig()
         self.encoder = Encoder(config.channels, config.blocks, config.dim, config.dropout)
-        self.predictor = Predictor(config.dim, config.dropout, config.residual)
+        self.predictor = Predictor(config.dim, config.dropout, config.residual, config.activation)
         self.register_buffer("dropout_clock", new_clock(), persistent=False)
+
+    @classmethod
+    def from_explorejepa(cls, state_dict: Mapping[str, Tensor], gelu_first: bool = False) -> "World":
+        """A world with published weights, in evaluation mode; its sizes are read off the tensors.
+
+        Args:
+            state_dict: as the original code saves it (`jepa_fast.model.explorejepa` lists the keys).
+            gelu_first: for older weights, whose predictor has its GELU before the LayerNorm.
+
+        Raises:
+            InputError: keys are missing or unknown, or a tensor has another shape than the rest implies.
+        """
+        config, weights = explorejepa.convert(state_dict, gelu_first)
+        world = cls(config)
+        world.load_state_dict(weights)
+        return world.eval()
 
     def forward(self, frames: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Predicted and encoded states of frames 1..T-1, both [B, T-1, D].

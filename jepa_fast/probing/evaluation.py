@@ -1,18 +1,20 @@
 """The probing protocol: both probes, the floors and the error at every step, for every probe set of a data folder."""
 
 import logging
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from jepa_fast.data.host import gather
 from jepa_fast.data.manifest import MANIFEST_NAME
-from jepa_fast.data.shards import open_split
+from jepa_fast.data.shards import Split, open_split
 from jepa_fast.errors import InputError
 from jepa_fast.model.world import World
 from jepa_fast.probing.prober import Probe, converged_probe, official_probe
+from jepa_fast.probing.results import Evaluation, Example, ProbeSetResult, Scores
 from jepa_fast.probing.rollouts import Rollouts, all_locations, rollout_split
 
 logger = logging.getLogger(__name__)
@@ -26,78 +28,8 @@ PROBE_SETS = {
 }
 
 
-@dataclass(frozen=True)
-class Scores:
-    """Errors of one world on one probe set in pixels^2, mean over trajectories, steps and both axes.
-
-    `*_by_step` has one figure for each of the T frames, averaged over trajectories and axes.
-    """
-
-    official: float
-    converged: float
-    official_by_step: list[float]
-    converged_by_step: list[float]
-
-
-@dataclass(frozen=True)
-class ProbeSetResult:
-    """One probe set: the trained world beside the floors that anybody reaches.
-
-    Attributes:
-        name: validation split.
-        trajectories: of the validation split.
-        probe_trajectories: of the split that the probe is trained on.
-        trained: the world's scores.
-        untrained: scores of the same architecture before training.
-        constant: error of predicting the mean location of the probe's training split.
-    """
-
-    name: str
-    trajectories: int
-    probe_trajectories: int
-    trained: Scores
-    untrained: Scores
-    constant: float
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """All probe sets of a data folder."""
-
-    data: str
-    probe_seed: int
-    parameters: int
-    state_dim: int
-    state_norm: float  # mean Euclidean norm of the predicted states of the first probe set
-    probe_sets: list[ProbeSetResult]
-
-    def to_json(self) -> dict[str, Any]:
-        """The evaluation as plain values."""
-        return asdict(self)
-
-    def table(self) -> str:
-        """The evaluation for people."""
-        head = (
-            f"Squared error in pixels^2 of the agent's location, read off predicted states "
-            f"({self.parameters:,} parameters, state of {self.state_dim}, mean norm {self.state_norm:.2f})\n"
-        )
-        columns = (
-            f"{'probe set':<22}{'official':>10}{'converged':>11}{'untrained':>11}{'(converged)':>13}{'constant':>10}"
-        )
-        rows = [
-            f"{result.name:<22}{result.trained.official:>10.3f}{result.trained.converged:>11.3f}"
-            f"{result.untrained.official:>11.3f}{result.untrained.converged:>13.3f}{result.constant:>10.1f}"
-            for result in self.probe_sets
-        ]
-        steps = [f"{result.name:<22}{_some(result.trained.official_by_step)}" for result in self.probe_sets]
-        return "\n".join([head, columns, *rows, "\nOfficial error by step:", *steps])
-
-
-def _some(by_step: list[float]) -> str:
-    """The error at steps 0, 1, 2, 4, 8, ... and at the last."""
-    last = len(by_step) - 1
-    shown = [0] + [2**i for i in range(last.bit_length()) if 2**i < last] + [last]
-    return "  ".join(f"{step}: {by_step[step]:.2f}" for step in shown)
+# Trajectories shown of each kind: the best, the ones around the median, the worst.
+EXAMPLES = 2
 
 
 class _Probed:
@@ -107,18 +39,24 @@ class _Probed:
         self.world, self.data, self.seed = world, data, seed
         self.probes: dict[str, tuple[Probe, Probe]] = {}
 
-    def scores(self, name: str) -> tuple[Scores, Rollouts]:
-        """Scores on the validation split `name`, and its rollouts."""
+    def rollouts(self, name: str) -> Rollouts:
+        """The world's rollouts of the split `name`."""
+        return rollout_split(self.world, open_split(self.data / name), name)
+
+    def probes_for(self, name: str) -> tuple[Probe, Probe]:
+        """The official and the converged probe for the validation split `name`."""
         source = PROBE_SETS[name]
         if source not in self.probes:
-            rollouts = rollout_split(self.world, open_split(self.data / source), source)
+            rollouts = self.rollouts(source)
             self.probes[source] = official_probe(rollouts, self.seed), converged_probe(rollouts, self.seed)
-        rollouts = rollout_split(self.world, open_split(self.data / name), name)
-        official, converged = (probe.squared_errors(rollouts) for probe in self.probes[source])
-        scores = Scores(
+        return self.probes[source]
+
+    def scores(self, name: str, rollouts: Rollouts) -> Scores:
+        """Scores on the rollouts of the validation split `name`."""
+        official, converged = (probe.squared_errors(rollouts) for probe in self.probes_for(name))
+        return Scores(
             official.mean().item(), converged.mean().item(), official.mean(0).tolist(), converged.mean(0).tolist()
         )
-        return scores, rollouts
 
 
 def evaluate(world: World, data: Path, probe_seed: int = 0) -> Evaluation:
@@ -142,16 +80,70 @@ def evaluate(world: World, data: Path, probe_seed: int = 0) -> Evaluation:
     trained, untrained = _Probed(world, data, probe_seed), _Probed(fresh, data, probe_seed)
     results, norm = [], None
     for name in names:
-        scores, rollouts = trained.scores(name)
+        rollouts = trained.rollouts(name)
         if norm is None:
             norm = rollouts.states[:, 1:].norm(dim=2).mean().item()
-        probe_split = open_split(data / PROBE_SETS[name])
-        floor = constant_error(all_locations(probe_split), rollouts.locations)
-        results.append(
-            ProbeSetResult(name, len(rollouts.states), probe_split.count, scores, untrained.scores(name)[0], floor)
+        split, probe_split = open_split(data / name), open_split(data / PROBE_SETS[name])
+        converged = trained.probes_for(name)[1]
+        result = ProbeSetResult(
+            name=name,
+            trajectories=split.count,
+            probe_trajectories=probe_split.count,
+            trained=trained.scores(name, rollouts),
+            untrained=untrained.scores(name, untrained.rollouts(name)),
+            constant=constant_error(all_locations(probe_split), rollouts.locations),
+            image_size=(split.spec.width, split.spec.height),
+            examples=choose_examples(converged, rollouts, split),
         )
+        results.append(result)
     parameters = sum(parameter.numel() for parameter in world.parameters())
     return Evaluation(str(data), probe_seed, parameters, world.config.dim, norm or 0.0, results)
+
+
+def choose_examples(probe: Probe, rollouts: Rollouts, split: Split) -> list[Example]:
+    """The best, median and worst trajectories of `split`, by the probe's mean error over each."""
+    errors = probe.squared_errors(rollouts).mean(dim=1)
+    order = errors.argsort()
+    shown = min(EXAMPLES, len(order))
+    middle = (len(order) - shown) // 2
+    places = {"best": range(shown), "median": range(middle, middle + shown), "worst": range(-1, -1 - shown, -1)}
+    examples = []
+    for kind, positions in places.items():
+        for position in positions:
+            row = int(order[position])
+            wall = gather(split, np.array([row])).walls[0].numpy()
+            located = probe.locate(rollouts.states[row])
+            example = Example(
+                kind=kind,
+                trajectory=row,
+                error=errors[row].item(),
+                true=_rounded(rollouts.locations[row]),
+                located=_rounded(located),
+                solid=rectangles(wall if wall.ndim == 2 else wall[0]),
+            )
+            examples.append(example)
+    return examples
+
+
+def _rounded(path: Tensor) -> list[tuple[float, float]]:
+    """A path [T, 2] to hundredths of a pixel."""
+    return [(round(x, 2), round(y, 2)) for x, y in path.tolist()]
+
+
+def rectangles(image: NDArray[np.uint8]) -> list[tuple[int, int, int, int]]:
+    """Rectangles (x, y, width, height) that cover exactly the non-zero pixels of an image [H, W], each pixel once."""
+    found: list[tuple[int, int, int, int]] = []
+    # Spans (first column, last column + 1) of the rows above that may still grow, and where they began.
+    open_spans: dict[tuple[int, int], int] = {}
+    for y, row in enumerate([*(image != 0), np.zeros(image.shape[1], np.bool_)]):
+        edges = np.flatnonzero(np.diff(row, prepend=False, append=False))
+        spans = set(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+        for span in open_spans.keys() - spans:
+            top = open_spans.pop(span)
+            found.append((span[0], top, span[1] - span[0], y - top))
+        for span in spans - open_spans.keys():
+            open_spans[span] = y
+    return sorted(found)
 
 
 def constant_error(train: Tensor, val: Tensor) -> float:

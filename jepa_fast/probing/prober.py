@@ -42,11 +42,14 @@ class Probe(NamedTuple):
     std: Tensor  # [D]
 
     @torch.no_grad()
+    def locate(self, states: Tensor) -> Tensor:
+        """Locations [..., 2] in pixels, read off states [..., D]."""
+        located: Tensor = self.network((states - self.mean) / self.std)
+        return located * torch.tensor(LOCATION_STD) + torch.tensor(LOCATION_MEAN)
+
     def squared_errors(self, rollouts: Rollouts) -> Tensor:
         """Squared error in pixels^2, mean over both axes: [N, T]."""
-        located: Tensor = self.network((rollouts.states - self.mean) / self.std)
-        predicted: Tensor = located * torch.tensor(LOCATION_STD) + torch.tensor(LOCATION_MEAN)
-        return (predicted - rollouts.locations).square().mean(dim=2)
+        return (self.locate(rollouts.states) - rollouts.locations).square().mean(dim=2)
 
 
 def official_probe(rollouts: Rollouts, seed: int) -> Probe:

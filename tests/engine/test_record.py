@@ -1,8 +1,13 @@
 """metrics.jsonl is the truth: appended, cut back on resume."""
 
+import itertools
 import json
 
-from jepa_fast.engine.record import Record, read_metrics, write_environment
+import torch
+
+from jepa_fast.engine.loop import spectrum_is_due
+from jepa_fast.engine.record import Record, read_metrics, read_spectra, write_environment
+from jepa_fast.probing.collapse import spectrum
 
 
 def test_lines_after_the_resumed_step_are_dropped_half_written_ones_too(tmp_path):
@@ -19,6 +24,29 @@ def test_lines_after_the_resumed_step_are_dropped_half_written_ones_too(tmp_path
     assert read_metrics(tmp_path)[0]["total"] == 0.1
 
 
+def test_spectra_are_kept_to_five_digits_and_cut_back_like_metrics(tmp_path):
+    states = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+    record = Record(tmp_path, 0)
+    for step in (10, 20):
+        record.write_spectrum(step, spectrum(step * states))
+    record.close()
+    Record(tmp_path, 10).close()
+    (line,) = read_spectra(tmp_path)
+    expected = spectrum(10 * states)
+    assert line["step"] == 10
+    for name, values in (("std", expected.std), ("singular_values", expected.singular_values)):
+        torch.testing.assert_close(torch.tensor(line[name], dtype=torch.float64), values, rtol=5e-5, atol=0)
+    assert line["rank"] == expected.rank
+
+
+def test_a_run_of_any_length_has_about_fifty_spectra():
+    for steps, expected in ((60, 6), (500, 50), (5_000, 51), (123_457, 50)):
+        due = [step for step in range(10, steps + 1, 10) if spectrum_is_due(step, steps)]
+        assert len(due) == expected
+        assert due[0] == 10
+        assert max(b - a for a, b in itertools.pairwise(due)) <= max(10, steps / 50 + 10)
+
+
 def test_tensorboard_gets_every_metric(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -32,8 +60,6 @@ def test_tensorboard_gets_every_metric(tmp_path):
 
 
 def test_environment_names_versions_and_device(tmp_path):
-    import torch
-
     write_environment(tmp_path, torch.device("cpu"))
     environment = json.loads((tmp_path / "environment.json").read_text())
     assert environment["torch"] == torch.__version__

@@ -223,7 +223,7 @@ def test_run_folder_holds_configuration_environment_metrics_and_tensorboard(tmp_
     data = DataArguments(path=two_rooms, batch_size=8)
     main(Arguments(out=tmp_path / "run", steps=2, data=data))
     names = {path.name for path in (tmp_path / "run").iterdir()}
-    assert names == {"config.json", "environment.json", "metrics.jsonl", "tensorboard", "checkpoints"}
+    assert names == {"config.json", "environment.json", "metrics.jsonl", "spectra.jsonl", "tensorboard", "checkpoints"}
     assert RunConfig.load(tmp_path / "run" / "config.json").steps == 2
     world = jepa_fast.load(tmp_path / "run")
     assert not world.training

@@ -1,6 +1,6 @@
 """The world model against an independent NumPy computation of the same formulas."""
 
-import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,53 +10,9 @@ from torch.overrides import TorchFunctionMode
 from jepa_fast.config import ModelConfig
 from jepa_fast.errors import InputError
 from jepa_fast.model.world import World
+from tests.model.numpy_world import branch_states, predictor_step
 
 SMALL = ModelConfig(channels=3, blocks=2, dim=10, dropout=0.0)
-
-
-def layer_norm(x, weight, bias):
-    mean = x.mean(-1, keepdims=True)
-    return (x - mean) / np.sqrt(((x - mean) ** 2).mean(-1, keepdims=True) + 1e-5) * weight + bias
-
-
-def gelu(x):
-    return 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
-
-
-def branch_states(image, weights):
-    """One image [H, W] through one branch, in plain loops over taps and cells."""
-    height, width = image.shape
-    x = image[..., None] * weights["stem.weight"].reshape(-1)  # [H, W, C]
-    for block in range(SMALL.blocks):
-        prefix = f"blocks.{block}."
-        padded = np.pad(x, ((3, 3), (3, 3), (0, 0)))
-        kernel = weights[prefix + "dwconv.weight"][:, 0]  # [C, 7, 7]
-        z = sum(padded[i : i + height, j : j + width] * kernel[:, i, j] for i in range(7) for j in range(7))
-        u = layer_norm(z, weights[prefix + "norm.weight"], weights[prefix + "norm.bias"])
-        x = x + gelu(u @ weights[prefix + "expand.weight"].T) @ weights[prefix + "project.weight"].T
-    pooled = np.empty((SMALL.channels, 6, 6))
-    for i in range(6):
-        for j in range(6):
-            rows = slice(i * height // 6, -(-(i + 1) * height // 6))
-            columns = slice(j * width // 6, -(-(j + 1) * width // 6))
-            pooled[:, i, j] = x[rows, columns].mean((0, 1))
-    out = weights["fc.weight"] @ pooled.reshape(-1) + weights["fc.bias"]
-    return layer_norm(out, weights["norm.weight"], weights["norm.bias"])
-
-
-def predictor_step(state, action, weights, residual):
-    normed = layer_norm(state, weights["state_norm.weight"], weights["state_norm.bias"])
-    moved = layer_norm(
-        weights["action.weight"] @ action + weights["action.bias"],
-        weights["action_norm.weight"],
-        weights["action_norm.bias"],
-    )
-    r = normed + moved
-    hidden = layer_norm(
-        weights["expand.weight"] @ r + weights["expand.bias"], weights["norm.weight"], weights["norm.bias"]
-    )
-    update = weights["project.weight"] @ gelu(hidden) + weights["project.bias"]
-    return (r if residual == "sum" else normed) + update
 
 
 def scrambled(config, seed=0):
@@ -74,9 +30,10 @@ def parameters_under(world, prefix):
 
 
 @pytest.mark.parametrize("residual", ["sum", "state"])
+@pytest.mark.parametrize("activation", ["after_norm", "before_norm"])
 @pytest.mark.parametrize("size", [(13, 13), (12, 17)])
-def test_forward_equals_the_formulas_in_numpy(residual, size):
-    world = scrambled(ModelConfig(**{**SMALL.__dict__, "residual": residual}))
+def test_forward_equals_the_formulas_in_numpy(residual, activation, size):
+    world = scrambled(replace(SMALL, residual=residual, activation=activation))
     frames, actions = torch.rand(2, 3, 2, *size, dtype=torch.float64), torch.randn(2, 2, 2, dtype=torch.float64)
     predicted, encoded = world(frames, actions)
 
@@ -87,7 +44,7 @@ def test_forward_equals_the_formulas_in_numpy(residual, size):
         np.testing.assert_allclose(encoded[b].detach().numpy(), states[1:], rtol=1e-10, atol=1e-10)
         state = states[0]
         for t in range(2):
-            state = predictor_step(state, actions[b, t].numpy(), predictor, residual)
+            state = predictor_step(state, actions[b, t].numpy(), predictor, residual, activation)
             np.testing.assert_allclose(predicted[b, t].detach().numpy(), state, rtol=1e-10, atol=1e-10)
 
 

@@ -4,8 +4,12 @@ import json
 import shutil
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from jepa_fast.config import ModelConfig, Recipe, RunConfig
 from jepa_fast.data.host import evaluation_batches
@@ -15,7 +19,9 @@ from jepa_fast.errors import InputError
 from jepa_fast.evaluate import Arguments, main
 from jepa_fast.model.world import World
 from jepa_fast.probing import rollouts as rollouts_module
-from jepa_fast.probing.evaluation import PROBE_SETS, evaluate
+from jepa_fast.probing.evaluation import PROBE_SETS, evaluate, rectangles
+from jepa_fast.probing.prober import converged_probe
+from jepa_fast.probing.results import Evaluation
 from jepa_fast.probing.rollouts import rollout_split
 from jepa_fast.runs import create_run
 
@@ -131,6 +137,46 @@ def test_the_evaluation_says_what_was_probed(evaluation, world):
     assert evaluation.state_dim == 16
     assert evaluation.parameters == sum(p.numel() for p in world.parameters())
     assert evaluation.state_norm > 0
+
+
+def test_examples_are_the_best_the_median_and_the_worst_trajectories(world, two_rooms, evaluation):
+    split = open_split(two_rooms / "probe_wall" / "val")
+    rollouts = rollout_split(world, split, "wall")
+    probe = converged_probe(rollout_split(world, open_split(two_rooms / "probe_normal" / "train"), "train"), 0)
+    errors = probe.squared_errors(rollouts).mean(1).sort()
+    examples = evaluation.probe_sets[1].examples
+    assert [example.kind for example in examples] == ["best", "best", "median", "median", "worst", "worst"]
+    assert [example.trajectory for example in examples] == errors.indices[[0, 1, 39, 40, -1, -2]].tolist()
+    for example in examples:
+        assert example.error == pytest.approx(float(errors.values[errors.indices == example.trajectory]), rel=1e-4)
+        true, located = torch.tensor(example.true), torch.tensor(example.located)
+        torch.testing.assert_close(true, rollouts.locations[example.trajectory], rtol=0, atol=5.1e-3)
+        assert (true - located).square().mean() == pytest.approx(example.error, rel=1e-2)
+        wall = torch.zeros(65, 65, dtype=torch.bool)
+        for x, y, width, height in example.solid:
+            wall[y : y + height, x : x + width] = True
+        stored = next(evaluation_batches(split, 80)).walls[example.trajectory]
+        assert torch.equal(wall, stored > 0)
+
+
+@settings(max_examples=50)
+@given(arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.sampled_from([0, 0, 7, 255])))
+def test_rectangles_cover_every_solid_pixel_once(image):
+    covered = np.zeros(image.shape, int)
+    for x, y, width, height in rectangles(image):
+        covered[y : y + height, x : x + width] += 1
+    assert np.array_equal(covered, (image != 0).astype(int))
+
+
+def test_an_evaluation_reads_back_as_it_was_saved(tmp_path, evaluation):
+    evaluation.save(tmp_path / "evaluation.json")
+    loaded = Evaluation.load(tmp_path / "evaluation.json")
+    assert loaded.table() == evaluation.table()
+    assert json.loads(json.dumps(asdict(loaded))) == json.loads(json.dumps(asdict(evaluation)))
+    for damaged in ("{", "[]", "{}", json.dumps({"probe_sets": [{"name": "x"}]})):
+        (tmp_path / "evaluation.json").write_text(damaged)
+        with pytest.raises(InputError, match=r"not an evaluation of this version .* evaluate again"):
+            Evaluation.load(tmp_path / "evaluation.json")
 
 
 def make_run(folder, data):

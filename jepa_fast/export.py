@@ -1,0 +1,43 @@
+"""Take a trained world out of its run: `python -m jepa_fast.export RUN`."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from jepa_fast import cli
+from jepa_fast.config import require
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Write a run's weights as model.safetensors and config.json: all that is needed to use the model."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder."""
+    out: Path | None = None
+    """Folder to write. Default: RUN/export."""
+
+
+def main(arguments: Arguments) -> None:
+    """Export, and read the result back."""
+    import jepa_fast
+    from jepa_fast.engine.checkpoint import checkpoint_folder
+    from jepa_fast.runs import describe_run, load
+    from jepa_fast.weights import WEIGHTS, save_weights
+
+    world = load(arguments.run)
+    folder = arguments.out or arguments.run / "export"
+    # Its config.json would take the place of the run's.
+    is_run = checkpoint_folder(folder).exists()
+    require(not is_run, "--out", str(folder), "a folder that is not a run")
+    save_weights(world, folder, describe_run(arguments.run))
+    jepa_fast.load(folder)
+    logger.info("%s: written; read it with jepa_fast.load(%r)", folder / WEIGHTS, str(folder))
+
+
+if __name__ == "__main__":
+    cli.run(main, Arguments, "Write the weights of a run as safetensors.")

@@ -1,0 +1,129 @@
+"""What an evaluation finds, as plain values: printed as a table, stored as JSON, read by the report."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from jepa_fast.errors import InputError
+
+EVALUATION = "evaluation.json"  # in a run folder
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Errors of one world on one probe set in pixels^2, mean over trajectories, steps and both axes.
+
+    `*_by_step` has one figure for each of the T frames, averaged over trajectories and axes.
+    """
+
+    official: float
+    converged: float
+    official_by_step: list[float]
+    converged_by_step: list[float]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One trajectory: where the agent was, and where the converged probe locates it from predicted states alone.
+
+    Attributes:
+        kind: among the "best", the "median" or the "worst" of its set.
+        trajectory: index in the split.
+        error: mean squared error over steps and axes in pixels^2.
+        true: T locations (x, y) in pixels.
+        located: T locations (x, y) in pixels.
+        solid: walls of frame 0 as rectangles (x, y, width, height) of whole pixels.
+    """
+
+    kind: str
+    trajectory: int
+    error: float
+    true: list[tuple[float, float]]
+    located: list[tuple[float, float]]
+    solid: list[tuple[int, int, int, int]]
+
+
+@dataclass(frozen=True)
+class ProbeSetResult:
+    """One probe set: the trained world beside the floors that anybody reaches.
+
+    Attributes:
+        name: validation split.
+        trajectories: of the validation split.
+        probe_trajectories: of the split that the probe is trained on.
+        trained: the world's scores.
+        untrained: scores of the same architecture before training.
+        constant: error of predicting the mean location of the probe's training split.
+        image_size: width and height of the frames in pixels.
+        examples: best, median and worst trajectories of the trained world by the converged probe.
+    """
+
+    name: str
+    trajectories: int
+    probe_trajectories: int
+    trained: Scores
+    untrained: Scores
+    constant: float
+    image_size: tuple[int, int]
+    examples: list[Example]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All probe sets of a data folder."""
+
+    data: str
+    probe_seed: int
+    parameters: int
+    state_dim: int
+    state_norm: float  # mean Euclidean norm of the predicted states of the first probe set
+    probe_sets: list[ProbeSetResult]
+
+    def save(self, path: Path) -> None:
+        """Write the evaluation as JSON."""
+        path.write_text(json.dumps(asdict(self)) + "\n")
+
+    @staticmethod
+    def load(path: Path) -> "Evaluation":
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: not an evaluation, or one of an earlier version.
+        """
+        try:
+            fields = json.loads(path.read_text())
+            fields["probe_sets"] = [_probe_set(result) for result in fields["probe_sets"]]
+            return Evaluation(**fields)
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: not an evaluation of this version ({error}); evaluate again") from error
+
+    def table(self) -> str:
+        """The evaluation for people."""
+        head = (
+            f"Squared error in pixels^2 of the agent's location, read off predicted states "
+            f"({self.parameters:,} parameters, state of {self.state_dim}, mean norm {self.state_norm:.2f})\n"
+        )
+        columns = (
+            f"{'probe set':<22}{'official':>10}{'converged':>11}{'untrained':>11}{'(converged)':>13}{'constant':>10}"
+        )
+        rows = [
+            f"{result.name:<22}{result.trained.official:>10.3f}{result.trained.converged:>11.3f}"
+            f"{result.untrained.official:>11.3f}{result.untrained.converged:>13.3f}{result.constant:>10.1f}"
+            for result in self.probe_sets
+        ]
+        steps = [f"{result.name:<22}{_some(result.trained.official_by_step)}" for result in self.probe_sets]
+        return "\n".join([head, columns, *rows, "\nOfficial error by step:", *steps])
+
+
+def _probe_set(fields: dict[str, Any]) -> ProbeSetResult:
+    fields["trained"], fields["untrained"] = Scores(**fields["trained"]), Scores(**fields["untrained"])
+    fields["examples"] = [Example(**example) for example in fields["examples"]]
+    return ProbeSetResult(**fields)
+
+
+def _some(by_step: list[float]) -> str:
+    """The error at steps 0, 1, 2, 4, 8, ... and at the last."""
+    last = len(by_step) - 1
+    shown = [0] + [2**i for i in range(last.bit_length()) if 2**i < last] + [last]
+    return "  ".join(f"{step}: {by_step[step]:.2f}" for step in shown)

@@ -1,0 +1,95 @@
+"""A run folder as the report reads it. Whatever is missing is missing from the report, and said there."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from jepa_fast.config import RunConfig
+from jepa_fast.engine.record import Metrics, read_metrics, read_spectra
+from jepa_fast.errors import InputError
+from jepa_fast.probing.results import EVALUATION, Evaluation
+from jepa_fast.runs import CONFIG
+
+# Points of a curve: more are not told apart on a screen.
+POINTS = 250
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder's content.
+
+    Attributes:
+        folder: where it lies.
+        config: what was asked for.
+        environment: environment.json; empty where there is none.
+        metrics: readings, in order of steps; may be empty.
+        spectra: lines of spectra.jsonl, in order of steps; may be empty.
+        evaluation: the probes' results, or none.
+        no_evaluation: why there is none, and what to do, in one sentence.
+    """
+
+    folder: Path
+    config: RunConfig
+    environment: dict[str, Any]
+    metrics: list[Metrics]
+    spectra: list[dict[str, Any]]
+    evaluation: Evaluation | None
+    no_evaluation: str
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.resolve().name
+
+    @property
+    def steps(self) -> int:
+        """Steps done at the last reading."""
+        return int(self.metrics[-1]["step"]) if self.metrics else 0
+
+    def column(self, key: str) -> list[float]:
+        """A metric at every reading."""
+        return [line[key] for line in self.metrics]
+
+    def training_s(self) -> float:
+        """Seconds spent in steps, from the throughput between readings."""
+        seconds, before = 0.0, 0.0
+        for line in self.metrics:
+            if line["trajectories_per_s"] > 0:
+                seconds += (line["step"] - before) * self.config.batch_size / line["trajectories_per_s"]
+            before = line["step"]
+        return seconds
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run folder.
+
+    Raises:
+        InputError: not a run folder, or a damaged file in it.
+    """
+    config = RunConfig.load(folder / CONFIG)
+    try:
+        environment_path = folder / "environment.json"
+        environment = json.loads(environment_path.read_text()) if environment_path.is_file() else {}
+        metrics, spectra = read_metrics(folder), read_spectra(folder)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{folder}: a file of the run is damaged ({error})") from error
+    evaluation, no_evaluation = None, ""
+    if (folder / EVALUATION).is_file():
+        try:
+            evaluation = Evaluation.load(folder / EVALUATION)
+        except InputError:
+            no_evaluation = f"{EVALUATION} is damaged or was written by another version."
+    else:
+        no_evaluation = "This run has not been evaluated."
+    if no_evaluation:
+        no_evaluation += f" Run: python -m jepa_fast.evaluate {folder}"
+    return Run(folder, config, environment, metrics, spectra, evaluation, no_evaluation)
+
+
+def thinned(values: Sequence[float]) -> list[float]:
+    """At most POINTS values: means of equally many neighbours, the last mean perhaps of fewer."""
+    width = -(-len(values) // POINTS)
+    return [fmean(values[first : first + width]) for first in range(0, len(values), width)] if values else []

@@ -1,0 +1,163 @@
+"""Figures of the training itself: terms, rate, gradient, throughput, and how far the states are from collapse."""
+
+import statistics
+from bisect import bisect_left
+from collections.abc import Sequence
+from itertools import accumulate
+
+from jepa_fast.reporting.charts import COLORS, Band, Series, line_chart
+from jepa_fast.reporting.page import Figure, Section, key_of
+from jepa_fast.reporting.run import Run, thinned
+from jepa_fast.reporting.words import change, listed, number
+
+TERMS = ("invariance", "variance", "covariance")
+# Moments of the run at which the spectrum is drawn, as shares of its readings.
+MOMENTS = (0.0, 0.2, 0.5, 1.0)
+
+
+def training_section(run: Run) -> Section:
+    """Loss terms, learning rate, gradient norm, throughput."""
+    if not run.metrics:
+        return Section("Training", ["No reading was written yet: the run ended before its tenth step."])
+    figures = [_terms(run), _learning_rate(run), _gradient(run), _throughput(run)]
+    return Section("Training", [_stages(run)], figures=figures)
+
+
+def collapse_section(run: Run) -> Section:
+    """Per-dimension std over time, singular values at four moments, effective rank over time."""
+    title = "How far the states spread"
+    if not run.spectra:
+        return Section(title, ["This run recorded no spectra: it is older than they are, or ended before the first."])
+    noise = run.config.recipe.model.dropout
+    words = "The predictions of training batches, the more spread the further from collapse."
+    if noise > 0:
+        words += f" Dropout of {number(noise)} is on: its noise is part of the spread."
+    return Section(title, [words], figures=[_std(run), _singular_values(run), _rank(run)])
+
+
+def curve(run: Run, key: str, name: str, color: int) -> Series:
+    """A metric over steps, thinned to what a screen shows."""
+    return Series(name, thinned(run.column("step")), thinned(run.column(key)), color)
+
+
+def _stages(run: Run) -> str:
+    """The stages' weights, and where one ends."""
+    recipe = run.config.recipe
+    ends = accumulate(stage.epochs for stage in recipe.stages)
+    parts = [
+        f"{number(stage.invariance)} invariance + {number(stage.variance)} variance + {number(stage.covariance)} "
+        f"covariance up to step {run.config.steps * end // recipe.epochs:,}"
+        for stage, end in zip(recipe.stages, ends, strict=True)
+    ]
+    done = f"{run.steps:,} of {run.config.steps:,} steps are done"
+    return f"{done}. What is minimised: {', then '.join(parts)}."
+
+
+def _terms(run: Run) -> Figure:
+    series = [curve(run, name, name, color) for color, name in enumerate(TERMS, start=1)]
+    changes = [f"{one.name} {change(one.y)}" for one in series]
+    caption = f"The three terms before weighting, on the training batches: {listed(changes)}."
+    return Figure("Loss terms", line_chart(series, "step", "term", log=True), caption, key_of(series))
+
+
+def _learning_rate(run: Run) -> Figure:
+    series = [curve(run, "learning_rate", "learning rate", 1)]
+    share = run.column("learning_rate")[-1] / run.config.recipe.optimizer.learning_rate
+    caption = f"The learning rate {change(series[0].y)}; at the last reading {share:.1%} of the base rate are left."
+    return Figure("Learning rate", line_chart(series, "step", "rate"), caption)
+
+
+def _gradient(run: Run) -> Figure:
+    norms, clip = run.column("gradient_norm"), run.config.recipe.optimizer.clip_norm
+    series = [curve(run, "gradient_norm", "gradient norm", 1)]
+    series.append(Series("clipped above", [series[0].x[0], series[0].x[-1]], [clip, clip], 0, dashed=True))
+    clipped = sum(norm > clip for norm in norms)
+    caption = (
+        f"The norm before clipping {change(series[0].y)}; at {clipped} of {len(norms)} readings it was above "
+        f"{number(clip)} and the step was shortened."
+    )
+    return Figure("Gradient norm", line_chart(series, "step", "norm", log=True), caption, key_of(series))
+
+
+def _throughput(run: Run) -> Figure:
+    # The first reading may fall on the first step, before anything was measured.
+    rates = [rate for rate in run.column("trajectories_per_s") if rate > 0]
+    if not rates:
+        return Figure("Throughput", "", "Too few steps were done to measure a throughput.")
+    series = [curve(run, "trajectories_per_s", "throughput", 1)]
+    median = statistics.median(rates)
+    caption = (
+        f"The median is {number(median)} trajectories per second, {number(median / run.config.batch_size)} steps per "
+        f"second; the slowest stretch made {number(min(rates))}, the fastest {number(max(rates))}."
+    )
+    return Figure("Throughput", line_chart(series, "step", "trajectories / s"), caption)
+
+
+def _quantile(ascending: Sequence[float], share: float) -> float:
+    return ascending[round(share * (len(ascending) - 1))]
+
+
+def _std(run: Run) -> Figure:
+    steps = [line["step"] for line in run.spectra]
+    at = {share: [_quantile(line["std"], share) for line in run.spectra] for share in (0.0, 0.1, 0.5, 0.9, 1.0)}
+    gamma = run.config.recipe.energy.gamma
+    series = [
+        Series("median", steps, at[0.5], 1),
+        Series("hinge", [steps[0], steps[-1]], [gamma, gamma], 0, dashed=True),
+    ]
+    bands = [Band(steps, at[0.0], at[1.0], 1, 0.15), Band(steps, at[0.1], at[0.9], 1, 0.25)]
+    std = run.spectra[-1]["std"]
+    below = bisect_left(std, gamma)
+    caption = (
+        f"Line: the median of {len(std)} dimensions; dark: the middle 80%; light: all of them. "
+        f"At step {steps[-1]:,} it lies between {number(std[0])} and {number(std[-1])}, and {below} dimensions are "
+        f"below {number(gamma)}, where the variance term pulls."
+    )
+    chart = line_chart(series, "step", "std", bands=bands)
+    return Figure("Standard deviation per dimension", chart, caption, key_of(series))
+
+
+def moments(run: Run) -> list[int]:
+    """Which of the run's spectra are drawn, the last one last."""
+    return sorted({round(share * (len(run.spectra) - 1)) for share in MOMENTS})
+
+
+def spectrum_curve(run: Run, index: int, name: str, color: int, dashed: bool = False) -> Series:
+    """A spectrum, largest singular value first."""
+    values = run.spectra[index]["singular_values"]
+    return Series(name, list(range(1, len(values) + 1)), values, color, dashed)
+
+
+def _singular_values(run: Run) -> Figure:
+    indices = moments(run)
+    colors = [8, 3, 2, 1][-len(indices) :]
+    series = [
+        spectrum_curve(run, index, f"step {run.spectra[index]['step']:,}", color)
+        for index, color in zip(indices, colors, strict=True)
+    ]
+    values = series[-1].y
+    variances = list(accumulate(value**2 for value in values))
+    half = bisect_left(variances, variances[-1] / 2) + 1
+    caption = (
+        f"Standard deviation along the principal axes, largest first; a flat line is an even use of all "
+        f"{len(values)} dimensions. At the end it goes from {number(values[0])} down to {number(values[-1])}, and "
+        f"{half} {'axis holds' if half == 1 else 'axes hold'} half of the variance."
+    )
+    chart = line_chart(series, "principal axis", "singular value", log=True)
+    return Figure("Singular values", chart, caption, key_of(series))
+
+
+def _rank(run: Run) -> Figure:
+    series = [rank_curve(run, "effective rank", 1)]
+    dim = len(run.spectra[-1]["std"])
+    caption = (
+        f"The effective rank {change(series[0].y)} of {dim} dimensions. It is the exponential of the entropy of the "
+        f"singular values: 1 where the states lie on a line, {dim} where all axes are used alike."
+    )
+    return Figure("Effective rank", line_chart(series, "step", "rank"), caption)
+
+
+def rank_curve(run: Run, name: str, color: int) -> Series:
+    """The effective rank over steps."""
+    steps = [line["step"] for line in run.spectra]
+    return Series(name, steps, [line["rank"] for line in run.spectra], (color - 1) % COLORS + 1)

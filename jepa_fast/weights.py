@@ -1,0 +1,77 @@
+"""Weights outside a run: model.safetensors beside config.json, and files of other codes. No pickled code is run."""
+
+import dataclasses
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from jepa_fast.config import ModelConfig
+from jepa_fast.errors import InputError
+from jepa_fast.model.world import World
+
+WEIGHTS = "model.safetensors"
+WEIGHTS_CONFIG = "config.json"
+
+
+def save_weights(world: World, folder: Path, origin: dict[str, Any]) -> None:
+    """Write `world` into `folder`, which is made if need be: what `load_weights` reads.
+
+    Args:
+        world: its float tensors are written as they are.
+        folder: gets model.safetensors and config.json.
+        origin: where the weights come from, for people; any JSON object.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: tensor.contiguous() for name, tensor in world.state_dict().items()}, folder / WEIGHTS)
+        config = {"model": dataclasses.asdict(world.config), "origin": origin}
+        (folder / WEIGHTS_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{folder}: cannot be written ({error})") from error
+
+
+def load_weights(folder: Path) -> World:
+    """The world that `save_weights` wrote, in evaluation mode, on the CPU.
+
+    Raises:
+        InputError: a file is missing or damaged, or the two do not fit.
+    """
+    try:
+        config = ModelConfig(**json.loads((folder / WEIGHTS_CONFIG).read_text())["model"])
+    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise InputError(f"{folder / WEIGHTS_CONFIG}: not the configuration of exported weights ({error})") from error
+    world = World(config)
+    try:
+        world.load_state_dict(read_tensors(folder / WEIGHTS))
+    except RuntimeError as error:
+        raise InputError(f"{folder / WEIGHTS}: not of the model in {WEIGHTS_CONFIG} ({error})") from error
+    return world.eval()
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The state dict in a .safetensors file or in one of torch.save, on the CPU.
+
+    Raises:
+        InputError: no such file, or it holds anything but a dict of tensors under names.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; expected weights (.safetensors, or a state dict of torch.save)")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"{path}: not a file of plain tensors ({reason})") from error
+    if not isinstance(tensors, dict) or not all(isinstance(name, str) for name in tensors):
+        raise InputError(f"{path}: found a {type(tensors).__name__}, expected a dict of tensors under names")
+    return tensors

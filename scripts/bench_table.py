@@ -1,0 +1,207 @@
+"""Speed-ups out of pytest-benchmark's JSON, which is the one record of what was measured.
+
+    python -m pytest bench --benchmark-json=bench/run.json
+    python scripts/bench_table.py bench/run.json                  # prints one table, writes bench/latest.json
+    python scripts/bench_table.py bench/run.json --keep           # also stores it and draws the tables of the docs anew
+    python scripts/bench_table.py bench/run.json --check DIR      # exit status 1 where a stored speed-up is lost
+
+All candidates of a group ran side by side in one process; a row compares the fastest of ours with one baseline.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from jepa_fast import cli
+from jepa_fast.config import require
+from jepa_fast.errors import InputError, RunError
+
+ROOT = Path(__file__).resolve().parent.parent
+LATEST = ROOT / "bench" / "latest.json"
+RESULTS = ROOT / "bench" / "results"
+DOCS = ROOT / "docs" / "benchmarks.md"
+BEGIN, END = "<!-- tables: made by scripts/bench_table.py -->", "<!-- end of tables -->"
+# A speed-up may shrink to this share of the stored one.
+LEAST_SHARE = 0.7
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Print the comparisons in a pytest-benchmark JSON and write them to bench/latest.json."""
+
+    run: tyro.conf.Positional[Path]
+    """JSON of pytest --benchmark-json."""
+    keep: bool = False
+    """Store it under bench/results/<device>/ and draw the tables of docs/benchmarks.md anew."""
+    check: Path | None = None
+    """Folder of stored results: exit status 1 if a speed-up fell below 0.7 times the newest one there."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison. Times are medians in ms; `ratio` is how many times faster ours is."""
+
+    name: str
+    device: str
+    ours: str
+    ours_ms: float
+    baseline: str
+    baseline_ms: float
+    ratio: float
+    note: str
+
+
+def rows_of(record: dict[str, Any], statistic: str = "median") -> list[Row]:
+    """Every group's fastest candidate of ours against each of its baselines, by `statistic` of the times."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for benchmark in record["benchmarks"]:
+        groups.setdefault(benchmark["group"] or benchmark["name"], []).append(benchmark)
+    rows = []
+    for name, benchmarks in groups.items():
+        timed = [(benchmark["stats"][statistic] * 1e3, benchmark["extra_info"]) for benchmark in benchmarks]
+        ours = min((one for one in timed if one[1]["is_ours"]), key=lambda one: one[0], default=None)
+        if ours is None:
+            continue
+        ours_ms, info = ours
+        for baseline_ms, other in timed:
+            if not other["is_ours"]:
+                ratio, note = baseline_ms / ours_ms, _note(info, other)
+                rows.append(
+                    Row(name, info["device"], info["candidate"], ours_ms, other["candidate"], baseline_ms, ratio, note)
+                )
+    return rows
+
+
+def _note(ours: dict[str, Any], baseline: dict[str, Any]) -> str:
+    parts = [f"torch {ours['torch']}, {ours['threads']} threads"]
+    if "percent_of_copy" in ours:
+        parts.append(f"{ours['percent_of_copy']:.0f}% of the copy bandwidth")
+    if "peak_mb" in ours and "peak_mb" in baseline:
+        parts.append(f"peak {ours['peak_mb']:,} MB against {baseline['peak_mb']:,} MB")
+    return "; ".join(parts)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A pytest-benchmark JSON.
+
+    Raises:
+        InputError: no such file, or not one whose benchmarks bench/conftest.py described.
+    """
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+        for benchmark in record["benchmarks"]:
+            _ = benchmark["extra_info"]["candidate"], benchmark["stats"]["median"]
+    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: found no record of pytest bench --benchmark-json ({error})") from error
+    return record
+
+
+def table(rows: Iterable[Row]) -> str:
+    """The rows as a Markdown table."""
+    lines = ["| what | ours | ms | baseline | ms | times faster | note |", "|---|---|---:|---|---:|---:|---|"]
+    lines += [
+        f"| {row.name} | {row.ours} | {_ms(row.ours_ms)} | {row.baseline} | {_ms(row.baseline_ms)} "
+        f"| {row.ratio:.2f} | {row.note} |"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def _ms(time_ms: float) -> str:
+    return f"{time_ms:,.0f}" if time_ms >= 1000 else f"{time_ms:.3g}"
+
+
+def newest(folder: Path) -> Path:
+    """The newest record in a device's folder; names begin with the date.
+
+    Raises:
+        InputError: there is none.
+    """
+    records = sorted(folder.glob("*.json"))
+    if not records:
+        raise InputError(f"{folder}: found no stored results, expected <date>-<commit>.json")
+    return records[-1]
+
+
+def lost(record: dict[str, Any], stored: dict[str, Any]) -> list[str]:
+    """What was lost against stored results, in a line each: a speed-up that shrank, a comparison that is gone.
+
+    Only ratios are compared, of the fastest rounds: those depend the least on what else the machine does.
+    """
+    found = {(row.name, row.baseline): row.ratio for row in rows_of(record, "min")}
+    losses = []
+    for row in rows_of(stored, "min"):
+        ratio = found.get((row.name, row.baseline))
+        what = f"{row.name} against {row.baseline}"
+        if ratio is None:
+            losses.append(f"{what}: was not measured, stored is {row.ratio:.2f} times faster")
+        elif ratio < LEAST_SHARE * row.ratio:
+            losses.append(f"{what}: {ratio:.2f} times faster, stored is {row.ratio:.2f}")
+    return losses
+
+
+def keep(record: dict[str, Any], results: Path) -> Path:
+    """Store a record, without the times of single rounds, as <device>/<date>-<commit>.json.
+
+    Raises:
+        InputError: it was measured with uncommitted changes, or on several devices.
+    """
+    commit = record["commit_info"]
+    require(not commit.get("dirty"), "--keep", "uncommitted changes", "a record of a commit")
+    devices = {benchmark["extra_info"]["device"] for benchmark in record["benchmarks"]}
+    require(len(devices) == 1, "--keep", sorted(devices), "one device")
+    benchmarks = [
+        benchmark | {"stats": {key: value for key, value in benchmark["stats"].items() if key != "data"}}
+        for benchmark in record["benchmarks"]
+    ]
+    path = results / slug(devices.pop()) / f"{record['datetime'][:10]}-{commit['id'][:9]}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record | {"benchmarks": benchmarks}, indent=1) + "\n")
+    return path
+
+
+def slug(device: str) -> str:
+    """A device's name as a folder's name."""
+    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+
+
+def with_tables(text: str, results: Path) -> str:
+    """A page of the docs with the tables between its markers made from the newest record of every device."""
+    parts = []
+    for folder in sorted(path for path in results.iterdir() if path.is_dir()):
+        path = newest(folder)
+        rows = rows_of(read_record(path))
+        parts.append(f"### {rows[0].device}\n\nFrom `{path.relative_to(results.parent.parent)}`.\n\n{table(rows)}\n")
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    return f"{before}{BEGIN}\n\n" + "\n".join(parts) + f"\n{END}{after}"
+
+
+def main(arguments: Arguments) -> None:
+    """Print, write, and what else was asked for.
+
+    Raises:
+        RunError: --check found a loss.
+    """
+    record = read_record(arguments.run)
+    rows = rows_of(record)
+    print(table(rows))
+    LATEST.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    if arguments.keep:
+        print(f"\n{keep(record, RESULTS)}")
+        DOCS.write_text(with_tables(DOCS.read_text(), RESULTS))
+    if arguments.check is not None:
+        path = newest(arguments.check)
+        losses = lost(record, read_record(path))
+        for loss in losses:
+            print(f"\nlost: {loss}")
+        if losses:
+            raise RunError(f"{len(losses)} of the comparisons in {path} lost more than {1 - LEAST_SHARE:.0%}")
+
+
+if __name__ == "__main__":
+    cli.run(main, Arguments, "Compare what pytest-benchmark measured.")
