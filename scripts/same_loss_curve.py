@@ -8,6 +8,7 @@ variance is weighted above invariance, and the spread of the encodings over unse
 
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 import matplotlib
 import numpy as np
@@ -52,7 +53,7 @@ def main() -> None:
     figure.savefig(TARGET, dpi=110)
 
 
-def train(split: Split, mode: str) -> tuple[np.ndarray, float]:
+def train(split: Split, mode: Literal["auto", "off"]) -> tuple[np.ndarray, float]:
     """The energy at every step, and at the end the standard deviation of encodings over frames, without dropout."""
     torch.manual_seed(0)
     world = World()
@@ -68,7 +69,7 @@ def train(split: Split, mode: str) -> tuple[np.ndarray, float]:
         predicted = world.predictor(encoded[:, 0], batch.actions, world.dropout_clock)
         total = energy(predicted, encoded[:, 1:], weights, EnergyConfig(sides="both")).total
         optimizer.zero_grad()
-        total.backward()
+        torch.autograd.backward(total)
         torch.nn.utils.clip_grad_norm_(world.parameters(), 0.5)
         optimizer.step()
         energies.append(total.item())
