@@ -13,8 +13,11 @@ The terms are float64 for float64 input, else float32: products of values centre
 float32 over a block of rows at most, in float64 beyond. The diagonal is left out, never subtracted. Gradients have the
 dtype of x. Autocast changes nothing. Deterministic: the same bits for any number of threads.
 
+CUDA has float32 and bfloat16 alone; its kernels have been compiled, not run on a device yet.
+
 Bytes moved, s per element: CPU forward N D s (twice with a target), backward 2 N D s (3 with a target, 4 with its
-gradient); the centred matrix is never written. FLOPs: N D^2 forward (half of S), 2 N D^2 backward.
+gradient); CUDA reads x once more forward. The centred matrix is never written.
+FLOPs: N D^2 forward (half of S), 2 N D^2 backward.
 Source: Bardes, Ponce, LeCun, VICReg, arXiv:2105.04906; Chan, Golub, LeVeque, The American Statistician 37, 1983.
 """
 

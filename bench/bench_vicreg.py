@@ -1,0 +1,127 @@
+"""One step of the energy, forward and backward: x and target in, the gradients of both out.
+
+On a GPU every candidate is captured in a CUDA graph first: what is timed is the kernels, not the launching.
+"""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from jepa_fast import extension
+from jepa_fast.kernels.vicreg import vicreg, vicreg_reference
+
+# A batch of predictions (128 trajectories of 16 steps), larger models, and whole data sets.
+SHAPES = [(2048, 128), (2048, 512), (8192, 1024), (131072, 128), (1048576, 128)]
+DTYPES = [torch.float32, torch.bfloat16]
+WEIGHTS = (25.0, 25.0, 1.0)
+# Of the op alone; the baselines' errors are reported.
+TOLERANCES = {torch.float32: (1e-6, 1e-5), torch.bfloat16: (1e-5, 4e-3)}
+
+Step = Callable[[], Tensor]
+
+
+def formulas(x: Tensor, target: Tensor) -> Tensor:
+    """The terms as one would write them, in float32."""
+    x, target = x.float(), target.float()
+    centred = x - x.mean(dim=1, keepdim=True)
+    covariance = (centred.transpose(1, 2) @ centred / (x.shape[1] - 1))[0]
+    diagonal = torch.eye(len(covariance), dtype=torch.bool, device=x.device)
+    variance = F.relu(1 - (covariance.diagonal() + 1e-4).sqrt()).mean()
+    off_diagonal = covariance.masked_fill(diagonal, 0).square().sum() / len(covariance)
+    return torch.stack([F.mse_loss(x, target), variance, off_diagonal])
+
+
+CANDIDATES = {"jepa_fast": vicreg, "eager": formulas, "compiled": torch.compile(formulas)}
+
+
+def make_step(function: Callable[[Tensor, Tensor], Tensor], x: Tensor, target: Tensor) -> Step:
+    weights = torch.tensor(WEIGHTS, device=x.device)
+
+    def step() -> Tensor:
+        x.grad = target.grad = None
+        terms = function(x, target)
+        (terms * weights).sum().backward()
+        return terms.detach()
+
+    return step
+
+
+def captured(step: Step) -> Step:
+    """`step` as a CUDA graph; its results stay where they are."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        terms = step()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return terms
+
+    return replay
+
+
+def costs(step: Step, device: str) -> dict[str, float]:
+    """Launches and peak memory on a GPU; on a CPU the bytes that one step asks the allocator for."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        peak_mb = (torch.cuda.max_memory_allocated() - before) / 1e6
+        with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+            step()
+            torch.cuda.synchronize()
+        kernels = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+        return {"peak_mb": round(peak_mb, 1), "launches": len(kernels)}
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    return {"allocated_mb": round(sum(max(0, e.self_cpu_memory_usage) for e in profiler.events()) / 1e6, 1)}
+
+
+def errors(step: Step, x: Tensor, target: Tensor) -> tuple[float, float]:
+    """Largest relative error of a term, and error of both gradients relative to their norm, against float64."""
+    terms = step().double()
+    wide = [state.detach().double().requires_grad_() for state in (x, target)]
+    truth = vicreg_reference(*wide)
+    (truth * truth.new_tensor(WEIGHTS)).sum().backward()
+    gradients = zip((x.grad, target.grad), (state.grad for state in wide), strict=True)
+    return (
+        ((terms - truth.detach()) / truth.detach()).abs().max().item(),
+        max(((ours.double() - exact).norm() / exact.norm()).item() for ours, exact in gradients),
+    )
+
+
+# torch's own use of what it deprecates, met when its compiler sees a diagonal.
+@pytest.mark.filterwarnings("ignore:`torch._prims_common.check` is deprecated:FutureWarning")
+@pytest.mark.parametrize("candidate", CANDIDATES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def bench_vicreg(benchmark, report, device: str, shape: tuple[int, int], dtype: torch.dtype, candidate: str) -> None:
+    benchmark.group = f"vicreg forward + backward {shape} {dtype}"
+    if candidate == "jepa_fast" and not extension.has_kernel("vicreg", device):
+        pytest.skip(f"no compiled kernel for {device}")
+    rows, columns = shape
+    # Below the hinge, so that the variance term is at work.
+    x, target = ((0.8 * torch.randn(1, *shape, device=device)).to(dtype).requires_grad_() for _ in range(2))
+    step = make_step(CANDIDATES[candidate], x, target)
+    value_error, gradient_error = errors(step, x, target)
+    if candidate == "jepa_fast":
+        value_tolerance, gradient_tolerance = TOLERANCES[dtype]
+        assert value_error <= value_tolerance
+        assert gradient_error <= gradient_tolerance
+    benchmark.extra_info |= {"value_error": value_error, "gradient_error": gradient_error, **costs(step, device)}
+    timed = captured(step) if device == "cuda" else step
+    if rows * columns >= 2**23:
+        benchmark.pedantic(timed, rounds=10, warmup_rounds=2)
+    else:
+        benchmark(timed)
+    # x and its gradient, target and its gradient; x is read twice forward and once backward.
+    report(7 * rows * columns * x.element_size())
