@@ -38,9 +38,9 @@ class Contender:
         bases = None if split.wall_bases is None else torch.from_numpy(split.wall_bases)
         self.batch_encoder = BatchEncoder(self.world.encoder, self.spec, bases)
         self.optimizer = torch.optim.Adam(self.world.parameters(), lr=5e-4, weight_decay=3e-4, fused=True)
-        self._energy: Callable[[], tuple[Tensor, ...]] = self.energy
+        self.forward: Callable[[], tuple[Tensor, ...]] = self.energy
         if compiled:
-            self._energy = torch.compile(self.energy, dynamic=False)
+            self.forward = torch.compile(self.energy, dynamic=False)
 
     def encode(self) -> Tensor:
         """States [B, T, D] of the batch."""
@@ -56,7 +56,7 @@ class Contender:
         """Forward, backward, clip, Adam."""
         self.world.dropout_clock[1] += 1
         self.optimizer.zero_grad()
-        terms = self._energy()
+        terms = self.forward()
         terms[0].backward()
         nn.utils.clip_grad_norm_(self.world.parameters(), CLIP_NORM)
         self.optimizer.step()

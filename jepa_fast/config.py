@@ -134,7 +134,7 @@ class RunConfig:
         device: "cpu" or "cuda".
         data: folder of packed splits.
         loader: which loader feeds the step.
-        kernels: which implementation of the ops runs.
+        kernels: "fused" takes the ops of the compiled extension, "reference" plain PyTorch.
         exact_shortcuts: whether the encoder skips what cannot differ (same function, same gradients).
     """
 
@@ -148,7 +148,7 @@ class RunConfig:
     device: Literal["cpu", "cuda"]
     data: str
     loader: Literal["host"]
-    kernels: Literal["reference"]
+    kernels: Literal["fused", "reference"]
     exact_shortcuts: bool
 
     def __post_init__(self) -> None:

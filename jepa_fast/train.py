@@ -63,8 +63,8 @@ class Arguments:
     """torch.compile the step. Default: off."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one."""
-    kernels: Literal["auto", "reference"] = "auto"
-    """Implementation of the ops."""
+    kernels: Literal["auto", "fused", "reference"] = "auto"
+    """Compiled ops or plain PyTorch. auto: fused where they are; with --resume, as the run was started."""
     checkpoint_minutes: float = 5.0
     """Time between checkpoints; 0 saves after every step."""
     data: DataArguments = field(default_factory=DataArguments)
@@ -128,7 +128,7 @@ def resolve(arguments: Arguments, device: Literal["cpu", "cuda"], data: Path) ->
         device=device,
         data=str(data.absolute()),
         loader="host",
-        kernels="reference",
+        kernels=_kernels(arguments.kernels, device, recipe.model.dim),
         exact_shortcuts=arguments.encoder.exact_shortcuts != "off",
     )
 
@@ -154,6 +154,9 @@ def resumed(stored: RunConfig, arguments: Arguments, device: Literal["cpu", "cud
         stored,
         compile=_switch(arguments.compile, stored.compile),
         exact_shortcuts=_switch(arguments.encoder.exact_shortcuts, stored.exact_shortcuts),
+        kernels=stored.kernels
+        if arguments.kernels == "auto"
+        else _kernels(arguments.kernels, device, stored.recipe.model.dim),
         device=device,
         data=stored.data if arguments.data.path is None else str(arguments.data.path.absolute()),
     )
@@ -161,6 +164,27 @@ def resumed(stored: RunConfig, arguments: Arguments, device: Literal["cpu", "cud
 
 def _switch(flag: Literal["on", "off"] | None, stored: bool) -> bool:
     return stored if flag is None else flag == "on"
+
+
+def _kernels(
+    flag: Literal["auto", "fused", "reference"], device: Literal["cpu", "cuda"], dim: int
+) -> Literal["fused", "reference"]:
+    """Which ops a run takes, given what this machine has.
+
+    Raises:
+        InputError: the compiled ops are asked for by name and not there.
+    """
+    from jepa_fast import extension
+    from jepa_fast.kernels.vicreg import MOST_COLUMNS
+
+    reason = extension.load()
+    if reason is None and not extension.has_kernel("vicreg", device):
+        reason = f"jepa_fast was compiled without {device} kernels"
+    if reason is None and dim > MOST_COLUMNS:
+        reason = f"model.dim is {dim}, the compiled ops take at most {MOST_COLUMNS}"
+    if flag == "fused":
+        require(reason is None, "--kernels", flag, f"auto or reference: {reason}")
+    return "fused" if flag != "reference" and reason is None else "reference"
 
 
 def _prepare_data(arguments: Arguments) -> Path:

@@ -8,6 +8,7 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from jepa_fast.data.two_rooms import WORLD, render_dots, render_walls
@@ -25,7 +26,7 @@ def main() -> None:
     draw_sharing().savefig(IMAGES / "what_is_shared.png", dpi=110)
 
 
-def draw_influence() -> plt.Figure:
+def draw_influence() -> Figure:
     """The window before and after each block, over what any black image has there."""
     dot = render_dots(np.array([[DOT]], np.float32))[0, 0]
     corner = [round(centre) - WINDOW // 2 + 1 for centre in DOT]
@@ -43,7 +44,7 @@ def draw_influence() -> plt.Figure:
     return figure
 
 
-def draw_sharing() -> plt.Figure:
+def draw_sharing() -> Figure:
     """One room, the bases as strips over it, the walls as door windows over their bases."""
     room = render_walls(np.array([WALL]), np.array([DOOR]))[0]
     closed = room.copy()

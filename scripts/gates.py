@@ -13,10 +13,17 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "gates"
 
-# Registers per thread. The chunk kernel streams memory and wants the many warps that 40 registers leave room for.
+# Registers per thread. Kernels that stream memory want the many warps that 40 registers leave room for; those on the
+# tensor cores, 128 threads a block, get four blocks on a multiprocessor up to 128.
 REGISTER_CEILINGS = {
     "column_moments_chunks_kernel": 40,
     "column_moments_merge_kernel": 72,
+    "vicreg_sums_kernel": 40,
+    "vicreg_means_kernel": 40,
+    "vicreg_scatter_kernel": 128,
+    "vicreg_covariance_kernel": 40,
+    "vicreg_terms_kernel": 40,
+    "vicreg_gradient_kernel": 128,
 }
 
 

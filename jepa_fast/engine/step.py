@@ -1,21 +1,25 @@
 """One optimiser step: batch in, energy out."""
 
 import copy
+import logging
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from jepa_fast import extension
 from jepa_fast.config import RunConfig
 from jepa_fast.data.batches import Batch
 from jepa_fast.data.manifest import FrameSpec
 from jepa_fast.engine.checkpoint import State
 from jepa_fast.engine.schedule import learning_rate, stage_at
 from jepa_fast.model.encoder import Encoder
-from jepa_fast.model.energy import Energy, energy
+from jepa_fast.model.energy import Energy, energy, fused_energy
 from jepa_fast.model.shortcuts import BatchEncoder
 from jepa_fast.model.world import World
+
+logger = logging.getLogger(__name__)
 
 
 class StepResult(NamedTuple):
@@ -46,6 +50,9 @@ class Trainer:
         if config.recipe.energy.targets == "ema":
             self.target_encoder = copy.deepcopy(self.world.encoder).requires_grad_(False).eval()
             self.encode_targets = BatchEncoder(self.target_encoder, spec, bases, mode)
+        self.energy = fused_energy if config.kernels == "fused" else energy
+        compiled = config.kernels == "fused" and extension.has_kernel("vicreg", self.device.type)
+        logger.info("vicreg: %s", f"compiled {self.device.type} kernel" if compiled else "plain PyTorch")
         settings = config.recipe.optimizer
         self.optimizer = torch.optim.Adam(
             self.world.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
@@ -64,7 +71,7 @@ class Trainer:
             if self.target_encoder is not None:
                 with torch.no_grad():
                     targets = self.encode_targets(batch, clock)[:, 1:]
-        terms = energy(predicted, encoded[:, 1:], weights, self.config.recipe.energy, targets)
+        terms = self.energy(predicted, encoded[:, 1:], weights, self.config.recipe.energy, targets)
         return terms, predicted.detach()
 
     def step(self, batch: Batch, number: int) -> StepResult:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import jepa_fast
+from jepa_fast import extension
 from jepa_fast.config import EnergyConfig, ModelConfig, Recipe, RunConfig, Stage
 from jepa_fast.data.host import HostLoader, wall_bases
 from jepa_fast.data.sampler import Sampler
@@ -169,6 +170,44 @@ def test_ema_targets_follow_the_encoder_with_the_given_decay(two_rooms):
         expected = 0.75 * before[name] + 0.25 * trainer.world.encoder.state_dict()[name]
         torch.testing.assert_close(value, expected)
         assert not torch.equal(value, before[name])
+
+
+def test_fused_ops_train_to_the_same_energy_as_plain_pytorch(tmp_path, two_rooms):
+    recipe = Recipe(model=SMALL, energy=EnergyConfig(sides="both", steps="each"))
+    for kernels in ("reference", "fused"):
+        run(tmp_path / kernels, configuration(two_rooms, recipe=recipe, kernels=kernels))
+    plain, fused = (read_metrics(tmp_path / kernels)[-1] for kernels in ("reference", "fused"))
+    for term in ("total", "invariance", "variance", "covariance"):
+        assert fused[term] == pytest.approx(plain[term], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("reason", "flag", "expected"),
+    [
+        (None, "auto", "fused"),
+        (None, "fused", "fused"),
+        (None, "reference", "reference"),
+        ("no library here", "auto", "reference"),
+        ("no library here", "reference", "reference"),
+    ],
+)
+def test_auto_takes_the_compiled_ops_where_they_are(tmp_path, two_rooms, monkeypatch, caplog, reason, flag, expected):
+    monkeypatch.setattr(extension, "load", lambda: reason)
+    monkeypatch.setattr(extension, "has_kernel", lambda operator, device: reason is None)
+    data = DataArguments(path=two_rooms, batch_size=8)
+    with caplog.at_level("INFO"):
+        main(Arguments(out=tmp_path / "run", steps=1, kernels=flag, data=data))
+    assert RunConfig.load(tmp_path / "run" / "config.json").kernels == expected
+    announced = [record.getMessage() for record in caplog.records if record.getMessage().startswith("vicreg: ")]
+    assert announced == ["vicreg: " + ("compiled cpu kernel" if expected == "fused" else "plain PyTorch")]
+
+
+def test_compiled_ops_asked_for_by_name_and_missing_are_refused(tmp_path, two_rooms, monkeypatch):
+    monkeypatch.setattr(extension, "load", lambda: "no library here")
+    data = DataArguments(path=two_rooms, batch_size=8)
+    with pytest.raises(InputError, match="--kernels: got 'fused', expected auto or reference: no library here"):
+        main(Arguments(out=tmp_path / "run", steps=1, kernels="fused", data=data))
+    assert not (tmp_path / "run").exists()
 
 
 def test_bf16_stays_close_to_float32_and_keeps_its_weights_in_float32(tmp_path, two_rooms):

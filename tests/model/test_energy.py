@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from jepa_fast.config import EnergyConfig
-from jepa_fast.model.energy import energy
+from jepa_fast.model.energy import energy, fused_energy
 
 WEIGHTS = torch.tensor([25.0, 15.0, 2.0], dtype=torch.float64)
 
@@ -134,3 +134,40 @@ def test_non_contiguous_states_give_the_same_energy():
         energy(*strided, WEIGHTS, EnergyConfig()), energy(predicted, encoded, WEIGHTS, EnergyConfig()), strict=True
     ):
         torch.testing.assert_close(a, b, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("sides", ["predicted", "both"])
+@pytest.mark.parametrize("steps", ["all", "each", "first"])
+@pytest.mark.parametrize("targets", ["shared", "stop_gradient", "ema"])
+@pytest.mark.parametrize("divisor", ["dim", "pairs"])
+def test_fused_energy_equals_the_readable_one(sides, steps, targets, divisor):
+    config = EnergyConfig(sides=sides, steps=steps, targets=targets, covariance_divisor=divisor, gamma=1.2, eps=1e-3)
+    results = []
+    for function in (energy, fused_energy):
+        predicted, encoded = (x.clone().requires_grad_() for x in states())
+        terms = function(predicted, encoded, WEIGHTS, config, states()[1] + 1 if targets == "ema" else None)
+        terms.total.backward()
+        results.append((*terms, predicted.grad, encoded.grad))
+    for ours, truth in zip(results[1], results[0], strict=True):
+        if truth is None:
+            assert ours is None or ours.abs().sum() == 0
+        else:
+            torch.testing.assert_close(ours, truth, rtol=1e-11, atol=1e-13)
+
+
+def test_fused_energy_of_bf16_states_is_summed_in_float32():
+    predicted, encoded = (x.requires_grad_() for x in states(batch=64, steps=16, dim=32, dtype=torch.bfloat16))
+    with torch.autocast("cpu", torch.bfloat16):
+        got = fused_energy(predicted, encoded, WEIGHTS.float(), EnergyConfig(sides="both"))
+    got.total.backward()
+    exact = energy(predicted.double(), encoded.double(), WEIGHTS, EnergyConfig(sides="both"))
+    for ours, truth in zip(got, exact, strict=True):
+        assert ours.dtype == torch.float32
+        torch.testing.assert_close(ours.double(), truth, rtol=1e-5, atol=0)
+    assert predicted.grad.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("shape", "config"), [((1, 1, 5), EnergyConfig()), ((1, 4, 5), EnergyConfig(steps="first"))])
+def test_fused_energy_refuses_states_without_a_covariance(shape, config):
+    with pytest.raises(ValueError, match=r"got 1 row\(s\)"):
+        fused_energy(torch.zeros(shape), torch.zeros(shape), WEIGHTS, config)
