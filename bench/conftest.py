@@ -47,12 +47,18 @@ def described(request: pytest.FixtureRequest, device: str) -> None:
     benchmark = request.getfixturevalue("benchmark")
     parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
     candidate = str(parameters.get("candidate", parameters.get("name", "")))
+    threads = torch.get_num_threads()
+    if device == "cuda":
+        name = torch.cuda.get_device_name()
+    else:
+        # Speed-ups on one core are not those on eight: what is measured is so many threads of a processor.
+        name = f"{processor()}, {threads} {'thread' if threads == 1 else 'threads'}"
     benchmark.extra_info |= {
         "candidate": candidate,
         "is_ours": candidate.startswith(("jepa_fast", "ours")),
-        "device": torch.cuda.get_device_name() if device == "cuda" else processor(),
+        "device": name,
         "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
+        "threads": threads,
     }
 
 

@@ -78,7 +78,7 @@ def rows_of(record: dict[str, Any], statistic: str = "median") -> list[Row]:
 
 
 def _note(ours: dict[str, Any], baseline: dict[str, Any]) -> str:
-    parts = [f"torch {ours['torch']}, {ours['threads']} threads"]
+    parts = [f"torch {ours['torch']}"]
     if "percent_of_copy" in ours:
         parts.append(f"{ours['percent_of_copy']:.0f}% of the copy bandwidth")
     if "peak_mb" in ours and "peak_mb" in baseline:

@@ -1,0 +1,32 @@
+"""The docs point at files that exist, and their diagrams are what the script draws."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from scripts import draw_docs
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "kernels" / "README.md"])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_to_a_file_leads_somewhere(page):
+    targets = re.findall(r"\]\(([^)#\s]+)", page.read_text())
+    missing = [target for target in targets if "://" not in target and not (page.parent / target).exists()]
+    assert missing == []
+
+
+# The trajectories are left out: NumPy may improve its distributions between versions.
+@pytest.mark.parametrize("draw", [draw_docs.architecture, draw_docs.rollout])
+def test_diagrams_are_drawn_by_the_script(draw):
+    assert (draw_docs.IMAGES / f"{draw.__name__}.svg").read_text() == draw()
+
+
+def test_trajectories_show_what_their_captions_say():
+    for split, _, behaviour in draw_docs.SHOWN:
+        drawn = draw_docs.simulate(split, 0, 256, seed=1)
+        row = draw_docs.find(drawn, behaviour)
+        sides = drawn.locations[row, [0, -1], 0] < drawn.wall_x[row]
+        assert (sides[0] != sides[1]) == (behaviour == "crosses")
