@@ -78,8 +78,12 @@ def train(config: RunConfig, folder: Path, resume: bool, checkpoint_minutes: flo
             if meter is None:
                 meter = Meter(done, config.batch_size)
             last = done == config.steps or stop.received is not None
-            if done % METRICS_EVERY == 0 or last:
-                metrics = read_result(result, done) | {
+            due = last or time.monotonic() - saved_at >= 60 * checkpoint_minutes
+            told = last or done % METRICS_EVERY == 0
+            # Read before saving too: a step gone wrong must not become a checkpoint.
+            metrics = read_result(result, done) if told or due else {}
+            if told:
+                metrics |= {
                     "epoch": done / sampler.batches_per_epoch,
                     "learning_rate": trainer.optimizer.param_groups[0]["lr"],
                     "trajectories_per_s": meter.rate(done),
@@ -88,7 +92,7 @@ def train(config: RunConfig, folder: Path, resume: bool, checkpoint_minutes: flo
                 if last or spectrum_is_due(done, config.steps):
                     record.write_spectrum(done, spectrum(result.states.flatten(0, 1)))
                 bar.set_postfix_str(describe(metrics))
-            if last or time.monotonic() - saved_at >= 60 * checkpoint_minutes:
+            if due:
                 position = Position.of(sampler, split.fingerprint, *divmod(done, sampler.batches_per_epoch))
                 save_checkpoint(folder, done, {"step": done, "position": position.to_json(), **trainer.state()})
                 saved_at = time.monotonic()
@@ -133,15 +137,14 @@ def read_result(result: StepResult, step: int) -> Metrics:
     """The step's figures on the host (synchronises).
 
     Raises:
-        RunError: one of the energy's terms is not finite.
+        RunError: one of the energy's terms, or the gradient, is not finite.
     """
     metrics: Metrics = {"step": step}
-    for name, term in result.energy._asdict().items():
-        metrics[name] = float(term)
+    for name, value in {**result.energy._asdict(), "gradient_norm": result.gradient_norm}.items():
+        metrics[name] = float(value)
         if not math.isfinite(metrics[name]):
-            raise RunError(f"step {step}: the energy's {name} is {metrics[name]}; the last checkpoint is untouched")
+            raise RunError(f"step {step}: {name} is {metrics[name]}; the last checkpoint is untouched")
     std = column_moments(result.states.flatten(0, 1))[1].sqrt()
-    metrics["gradient_norm"] = float(result.gradient_norm)
     metrics["state_std_mean"], metrics["state_std_min"] = float(std.mean()), float(std.min())
     return metrics
 

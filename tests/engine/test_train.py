@@ -263,17 +263,22 @@ def test_a_run_of_another_model_is_not_resumed(tmp_path, two_rooms):
         run(tmp_path / "run", larger, resume=True)
 
 
-def test_an_energy_that_is_not_finite_stops_the_run_by_name(tmp_path, two_rooms, monkeypatch):
+def test_an_energy_that_is_not_finite_stops_the_run_by_name_and_is_not_saved(tmp_path, two_rooms, monkeypatch):
     step = Trainer.step
 
     def poisoned(self, batch, number):
         with torch.no_grad():
-            self.world.predictor.project.bias[0] = float("inf")
+            if number == 4:
+                self.world.predictor.project.bias[0] = float("inf")
         return step(self, batch, number)
 
     monkeypatch.setattr(Trainer, "step", poisoned)
-    with pytest.raises(RunError, match="step 10: the energy's total is"):
-        run(tmp_path / "run", configuration(two_rooms))
+    create_run(tmp_path / "run", configuration(two_rooms))
+    with pytest.raises(RunError, match="step 5: total is"):
+        train(configuration(two_rooms), tmp_path / "run", resume=False, checkpoint_minutes=0)
+    state = load_checkpoint(tmp_path / "run")
+    assert state["step"] == 4
+    assert all(value.isfinite().all() for value in state["world"].values())
 
 
 @pytest.mark.parametrize(
