@@ -131,7 +131,8 @@ def _gap(example: Example) -> float:
 
 
 def _room(result: ProbeSetResult, example: Example) -> str:
-    paths = [Path(example.true, TRUE), Path(example.located, LOCATED)]
+    # The true path is wider, so that a located one on top of it does not hide it.
+    paths = [Path(example.true, TRUE, 2.2), Path(example.located, LOCATED, 0.8)]
     label = f"{short(result.name)}, {example.kind} trajectory {example.trajectory}"
     drawn = room(result.image_size, example.solid, paths, label)
     return f"<div>{drawn}<span>{example.kind}, {number(example.error)} px²</span></div>"

@@ -48,7 +48,7 @@ def _tiles(run: Run) -> list[tuple[str, str]]:
     results = [] if run.evaluation is None else run.evaluation.probe_sets
     tiles = [(root(result.trained.converged), f"off per axis, {short(result.name)}") for result in results]
     if run.spectra:
-        tiles.append((f"{number(run.spectra[-1]['rank'])} of {len(run.spectra[-1]['std'])}", "effective rank"))
+        tiles.append((f"{run.spectra[-1]['rank']:.0f} of {len(run.spectra[-1]['std'])}", "effective rank"))
     if run.metrics:
         tiles.append((number(_speed(run)), "trajectories per second"))
         tiles.append((duration(run.training_s()), "in training steps"))
@@ -118,7 +118,7 @@ def _sets(runs: Sequence[Run]) -> list[str]:
 
 def _alike(runs: Sequence[Run]) -> str:
     differing = len(_differing(runs))
-    total = len(_flat(asdict(runs[0].config)))
+    total = len({key for run in runs for key in _flat(asdict(run.config))})
     return f"{differing} of {total} settings differ." if differing else "Nothing: all settings are the same."
 
 

@@ -9,10 +9,11 @@ Rectangle = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Path:
-    """Locations (x, y) in pixels, drawn in a CSS color, a dot where it begins."""
+    """Locations (x, y) in pixels, drawn in a CSS color `width` pixels wide, a dot where it begins."""
 
     points: Sequence[Point]
     color: str
+    width: float = 0.9
 
 
 def room(size: tuple[int, int], solid: Sequence[Rectangle], paths: Sequence[Path], label: str) -> str:
@@ -36,7 +37,8 @@ def _path(path: Path) -> str:
     points = [(x + 0.5, y + 0.5) for x, y in path.points]
     line = " ".join(f"{x:.2f},{y:.2f}" for x, y in points)
     x, y = points[0]
+    stroke = f'fill="none" stroke="{path.color}" stroke-width="{path.width}"'
     return (
-        f'<polyline points="{line}" fill="none" stroke="{path.color}" stroke-width="0.9" stroke-linejoin="round" '
-        f'stroke-linecap="round"/><circle cx="{x:.2f}" cy="{y:.2f}" r="1.5" fill="{path.color}"/>'
+        f'<polyline points="{line}" {stroke} stroke-linejoin="round" stroke-linecap="round"/>'
+        f'<circle cx="{x:.2f}" cy="{y:.2f}" r="{path.width + 0.6:.1f}" fill="{path.color}"/>'
     )

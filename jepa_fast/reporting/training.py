@@ -62,8 +62,12 @@ def _terms(run: Run) -> Figure:
 
 def _learning_rate(run: Run) -> Figure:
     series = [curve(run, "learning_rate", "learning rate", 1)]
-    share = run.column("learning_rate")[-1] / run.config.recipe.optimizer.learning_rate
-    caption = f"The learning rate {change(series[0].y)}; at the last reading {share:.1%} of the base rate are left."
+    steps, rates = run.column("step"), run.column("learning_rate")
+    highest = max(rates)
+    caption = f"The learning rate {change(series[0].y)}."
+    halved = [step for step, rate in zip(steps, rates, strict=True) if rate < highest / 2]
+    if halved and halved[0] > steps[rates.index(highest)]:
+        caption += f" It is below half of its highest value, {number(highest)}, from step {halved[0]:,} on."
     return Figure("Learning rate", line_chart(series, "step", "rate"), caption)
 
 
