@@ -43,7 +43,7 @@ def test_every_split_is_the_simulators_and_the_same_for_any_number_of_workers(tm
         np.testing.assert_array_equal(split.locations(rows), truth.locations[rows])
         np.testing.assert_array_equal(expand_dots(batch, split.spec), render_dots(truth.locations[rows]))
         walls = render_walls(truth.wall_x[rows], truth.door_y[rows])
-        assert torch.equal(expand_walls(batch, split.spec)[:, kind.frames - 1], torch.from_numpy(walls))
+        assert torch.equal(expand_walls(batch)[:, kind.frames - 1], torch.from_numpy(walls))
 
 
 @pytest.mark.parametrize("encoding", ["wall_once", "full"])
@@ -54,7 +54,7 @@ def test_full_frames_hold_the_same_images_as_windows(tmp_path, encoding):
     assert (windows.spec.window, frames.spec.window) == (10, None)
     a, b = gather(windows, np.arange(200)), gather(frames, np.arange(200))
     assert torch.equal(expand_dots(a, windows.spec), b.dots)
-    assert torch.equal(expand_walls(a, windows.spec), expand_walls(b, frames.spec))
+    assert torch.equal(expand_walls(a), expand_walls(b))
 
 
 def test_running_again_keeps_what_is_there(tmp_path):

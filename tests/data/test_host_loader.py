@@ -34,7 +34,7 @@ def assert_holds(batch, source, indices, spec):
     np.testing.assert_array_equal(batch.indices, indices)
     walls = np.broadcast_to(source.walls[:, None], source.dots.shape)[indices]
     np.testing.assert_array_equal(expand_dots(batch, spec), source.dots[indices])
-    np.testing.assert_array_equal(expand_walls(batch, spec), walls)
+    np.testing.assert_array_equal(expand_walls(batch), walls)
     frames = np.stack([source.dots[indices], walls], axis=2).astype(np.float32) * np.float32(source.scale)
     np.testing.assert_array_equal(expand_frames(batch, spec), frames)
     np.testing.assert_array_equal(batch.actions, source.actions[indices])
