@@ -7,9 +7,11 @@ and no locks to be interrupted in, and a worker whose consumer is gone, even kil
 
 import multiprocessing
 import signal
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
@@ -35,10 +37,8 @@ def ordered_map(work: Callable[[Task], Result], tasks: Sequence[Task], workers: 
     context = multiprocessing.get_context("spawn")
     processes = []
     connections: list[Connection[Any, Any]] = []
-    # Workers inherit the mask: Ctrl-C reaches every process of a terminal, but it is for this one to handle.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        try:
+        with _interrupts_deferred():
             for worker in range(workers):
                 receiver, sender = context.Pipe(duplex=False)
                 process = context.Process(target=_serve, args=(sender, work, tasks[worker::workers]), daemon=True)
@@ -47,8 +47,6 @@ def ordered_map(work: Callable[[Task], Result], tasks: Sequence[Task], workers: 
                 sender.close()
                 processes.append(process)
                 connections.append(receiver)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         yield (_receive(connections[index % workers]) for index in range(len(tasks)))
     finally:
         for process in processes:
@@ -56,6 +54,30 @@ def ordered_map(work: Callable[[Task], Result], tasks: Sequence[Task], workers: 
             process.join()
         for connection in connections:
             connection.close()
+
+
+@contextmanager
+def _interrupts_deferred() -> Iterator[None]:
+    """Inside the `with` statement Ctrl-C waits, and processes that are started never see it.
+
+    It must not fall between the start of a worker and its orders. The mask is what workers inherit: Ctrl-C reaches
+    every process of a terminal, but it is for this one to handle. Here a handler is needed too, as a library's thread,
+    whose mask is its own, would take the signal.
+    """
+    # Else the first worker's start would start it, and that leaves SIGINT unblocked.
+    resource_tracker.ensure_running()
+    noted: list[int] = []
+    in_main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, lambda number, _: noted.append(number)) if in_main else None
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if in_main:
+            signal.signal(signal.SIGINT, handler)
+    if noted and callable(handler):
+        handler(noted[0], None)
 
 
 def _receive(connection: "Connection[Any, Any]") -> Any:
