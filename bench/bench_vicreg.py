@@ -1,8 +1,11 @@
 """One step of the energy, forward and backward: x and target in, the gradients of both out.
 
 On a GPU every candidate is captured in a CUDA graph first: what is timed is the kernels, not the launching.
+`python bench/bench_vicreg.py` has the candidates take turns instead, step by step: the fair form on a machine that
+others use as well.
 """
 
+import time
 from collections.abc import Callable
 
 import pytest
@@ -125,3 +128,30 @@ def bench_vicreg(benchmark, report, device: str, shape: tuple[int, int], dtype: 
         benchmark(timed)
     # x and its gradient, target and its gradient; x is read twice forward and once backward.
     report(7 * rows * columns * x.element_size())
+
+
+def take_turns() -> None:
+    """Print median and best step of every candidate, from steps that alternate; the first two are left out."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for shape, rounds in (((2048, 128), 300), ((131072, 128), 9)):
+        for dtype in DTYPES:
+            pair = [(0.8 * torch.randn(1, *shape, device=device)).to(dtype).requires_grad_() for _ in range(2)]
+            names = [name for name in CANDIDATES if name != "jepa_fast" or extension.has_kernel("vicreg", device)]
+            steps = {name: make_step(CANDIDATES[name], *pair) for name in names}
+            if device == "cuda":
+                steps = {name: captured(step) for name, step in steps.items()}
+            taken: dict[str, list[float]] = {name: [] for name in names}
+            for number in range(rounds):
+                for name, step in steps.items():
+                    start = time.perf_counter()
+                    step()
+                    if device == "cuda":
+                        torch.cuda.synchronize()
+                    if number >= 2:
+                        taken[name].append(1e3 * (time.perf_counter() - start))
+            figures = (f"{name} {sorted(ms)[len(ms) // 2]:.2f} ({min(ms):.2f})" for name, ms in taken.items())
+            print(f"{shape} {dtype}, {torch.get_num_threads()} threads, median (best) ms: {', '.join(figures)}")
+
+
+if __name__ == "__main__":
+    take_turns()
