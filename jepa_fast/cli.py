@@ -3,10 +3,11 @@
 import logging
 import sys
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import tyro
 
+from jepa_fast.config import require
 from jepa_fast.errors import InputError, RunError
 
 Arguments = TypeVar("Arguments")
@@ -31,6 +32,19 @@ def run(main: Callable[[Arguments], None], arguments_type: type[Arguments], desc
         fail(f"{error.strerror or error}{where}")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def choose_device(flag: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
+    """The device that `--device` means on this machine. Imports torch, so call it after parsing.
+
+    Raises:
+        InputError: cuda is asked for by name and torch sees no such device.
+    """
+    import torch
+
+    has_cuda = torch.cuda.is_available()
+    require(flag != "cuda" or has_cuda, "--device", flag, "cpu: torch sees no CUDA device")
+    return "cuda" if has_cuda and flag != "cpu" else "cpu"
 
 
 def fail(message: str, status: int = 2) -> None:

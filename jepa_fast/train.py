@@ -80,10 +80,7 @@ def main(arguments: Arguments) -> None:
     from jepa_fast.runs import CONFIG, create_run
 
     require(arguments.checkpoint_minutes >= 0, "--checkpoint-minutes", arguments.checkpoint_minutes, "zero or more")
-    device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"
-    if arguments.device != "auto":
-        require(arguments.device != "cuda" or device == "cuda", "--device", "cuda", "cpu: torch sees no CUDA device")
-        device = arguments.device
+    device = cli.choose_device(arguments.device)
     if arguments.resume is not None:
         folder = arguments.resume
         config = resumed(RunConfig.load(folder / CONFIG), arguments, device)

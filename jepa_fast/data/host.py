@@ -67,9 +67,9 @@ def gather(split: Split, indices: Indices) -> Batch:
     )
 
 
-def wall_bases(split: Split) -> Tensor | None:
-    """The split's wall base images uint8 [G, H, W], or none."""
-    return None if split.wall_bases is None else torch.from_numpy(split.wall_bases)
+def wall_bases(split: Split, device: torch.device) -> Tensor | None:
+    """The split's wall base images uint8 [G, H, W] on `device`, or none."""
+    return None if split.wall_bases is None else torch.from_numpy(split.wall_bases).to(device)
 
 
 def _prefetched(split: Split, orders: Iterable[Indices]) -> Iterator[Batch]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from jepa_fast.config import RunConfig
@@ -61,7 +62,7 @@ def train(config: RunConfig, folder: Path, resume: bool, checkpoint_minutes: flo
     """
     split = open_split(Path(config.data) / "train")
     sampler = Sampler(split.count, config.batch_size, config.seed)
-    trainer = Trainer(config, split.spec, wall_bases(split))
+    trainer = Trainer(config, split.spec, wall_bases(split, torch.device(config.device)))
     done = _restore(trainer, sampler, split, folder) if resume else 0
     batches = _batches(HostLoader(split, sampler), sampler, done, config.steps)
     record = Record(folder, done)

@@ -37,19 +37,18 @@ class Trainer:
     """
 
     def __init__(self, config: RunConfig, spec: FrameSpec, wall_bases: Tensor | None = None) -> None:
-        """`spec` and `wall_bases` uint8 [G, H, W] are those of the training split."""
+        """`spec` and `wall_bases` uint8 [G, H, W] are those of the training split, the bases on the run's device."""
         self.config = config
         self.device = torch.device(config.device)
         torch.manual_seed(config.seed)
         self.world = World(config.recipe.model).to(self.device)
         self.world.dropout_clock[0] = config.seed
-        bases = None if wall_bases is None else wall_bases.to(self.device)
         mode: Literal["auto", "off"] = "auto" if config.exact_shortcuts else "off"
-        self.encode = BatchEncoder(self.world.encoder, spec, bases, mode)
+        self.encode = BatchEncoder(self.world.encoder, spec, wall_bases, mode)
         self.target_encoder: Encoder | None = None
         if config.recipe.energy.targets == "ema":
             self.target_encoder = copy.deepcopy(self.world.encoder).requires_grad_(False).eval()
-            self.encode_targets = BatchEncoder(self.target_encoder, spec, bases, mode)
+            self.encode_targets = BatchEncoder(self.target_encoder, spec, wall_bases, mode)
         self.energy = fused_energy if config.kernels == "fused" else energy
         compiled = config.kernels == "fused" and extension.has_kernel("vicreg", self.device.type)
         logger.info("vicreg: %s", f"compiled {self.device.type} kernel" if compiled else "plain PyTorch")

@@ -39,8 +39,7 @@ def rollout_split(world: World, split: Split, name: str, batch_size: int = 256) 
     device = next(world.parameters()).device
     training = world.training
     world.eval()
-    bases = wall_bases(split)
-    encode = BatchEncoder(world.encoder, split.spec, None if bases is None else bases.to(device))
+    encode = BatchEncoder(world.encoder, split.spec, wall_bases(split, device))
     states = []
     with tqdm(total=split.count, desc=f"rollout {name}", unit="traj", leave=False, dynamic_ncols=True) as bar:
         for batch in evaluation_batches(split, batch_size):

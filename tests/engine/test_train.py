@@ -46,7 +46,7 @@ def run(folder, config, resume=False):
 
 def trainer_for(config):
     split = open_split(Path(config.data) / "train")
-    return Trainer(config, split.spec, wall_bases(split))
+    return Trainer(config, split.spec, wall_bases(split, torch.device(config.device)))
 
 
 def command(*arguments):
