@@ -78,7 +78,7 @@ class Encoder(nn.Module):
         return agent + wall
 
     def forward(self, frames: Tensor, clock: Tensor) -> Tensor:
-        """States [B, T, D] of frames [B, T, 2, H, W]; `clock` int64 [2] is the dropout clock."""
+        """States [B, T, D] of frames [B, T, 2, H, W]; `clock` int64 [3] is the dropout clock."""
         batch, steps, _, height, width = frames.shape
         agent = self.agent(frames[:, :, 0].reshape(batch * steps, 1, height, width))
         wall = self.wall(frames[:, :, 1].reshape(batch * steps, 1, height, width))

@@ -18,8 +18,8 @@ class World(nn.Module):
     Frames are float [.., 2, H, W], channel 0 the agent and channel 1 the walls, in the range of the data (0 to 0.0942
     for two rooms, not 0 to 1); actions are (x, y) in pixels per step.
 
-    Dropout masks are a pure function of `dropout_clock`, int64 [2] = (seed, step). In training mode every forward
-    advances the step by one; set the clock to repeat a mask.
+    Dropout masks are a pure function of `dropout_clock`, int64 [3] = (seed, step, first row). In training mode every
+    forward advances the step by one; set the clock to repeat a mask.
 
     Source: LeCun, A Path Towards Autonomous Machine Intelligence, 2022.
     """
