@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from jepa_fast.config import ModelConfig
+from jepa_fast.config import Kernels, ModelConfig
 from jepa_fast.model import explorejepa
 from jepa_fast.model.dropout import new_clock
 from jepa_fast.model.encoder import Encoder
@@ -26,26 +26,31 @@ class World(nn.Module):
 
     dropout_clock: Tensor
 
-    def __init__(self, config: ModelConfig | None = None) -> None:
+    def __init__(self, config: ModelConfig | None = None, kernels: Kernels = "reference") -> None:
+        """With kernels "triton" encoder and predictor run as fused ops: the same parameters, function and masks."""
         super().__init__()
         self.config = config = config or ModelConfig()
-        self.encoder = Encoder(config.channels, config.blocks, config.dim, config.dropout)
-        self.predictor = Predictor(config.dim, config.dropout, config.residual, config.activation)
+        self.kernels = kernels
+        self.encoder = Encoder(config.channels, config.blocks, config.dim, config.dropout, kernels)
+        self.predictor = Predictor(config.dim, config.dropout, config.residual, config.activation, kernels)
         self.register_buffer("dropout_clock", new_clock(), persistent=False)
 
     @classmethod
-    def from_explorejepa(cls, state_dict: Mapping[str, Tensor], gelu_first: bool = False) -> "World":
+    def from_explorejepa(
+        cls, state_dict: Mapping[str, Tensor], gelu_first: bool = False, kernels: Kernels = "reference"
+    ) -> "World":
         """A world with published weights, in evaluation mode; its sizes are read off the tensors.
 
         Args:
             state_dict: as the original code saves it (`jepa_fast.model.explorejepa` lists the keys).
             gelu_first: for older weights, whose predictor has its GELU before the LayerNorm.
+            kernels: as in `World`.
 
         Raises:
             InputError: keys are missing or unknown, or a tensor has another shape than the rest implies.
         """
         config, weights = explorejepa.convert(state_dict, gelu_first)
-        world = cls(config)
+        world = cls(config, kernels)
         world.load_state_dict(weights)
         return world.eval()
 
