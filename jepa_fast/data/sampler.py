@@ -68,9 +68,11 @@ class Sampler:
     def batches(self, epoch: int, start: int = 0) -> Iterator[Indices]:
         """Ascending indices int64 [B] of this rank's batches `start` and later of an epoch."""
         order = self.order(epoch)
+        first = self.rank * self.batch_size
         for batch in range(start, self.batches_per_epoch):
-            first = (batch * self.ranks + self.rank) * self.batch_size
-            yield np.sort(order[first : first + self.batch_size])
+            # All ranks' rows in ascending order, then cut: row r of the global batch is the same for any number of ranks.
+            rows = np.sort(order[batch * self.global_batch : (batch + 1) * self.global_batch])
+            yield rows[first : first + self.batch_size]
 
 
 def evaluation_order(count: int, batch_size: int) -> Iterator[Indices]:
