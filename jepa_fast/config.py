@@ -197,6 +197,13 @@ class Recipe:
             require(alone, "recipe.stages", self.stages, "no variance, no covariance with the one_step energy")
 
     @property
+    def terms(self) -> tuple[str, ...]:
+        """Names of what is logged of the objective beside its total."""
+        if isinstance(self.energy, OneStepConfig):
+            return ("surprise", "invariance", "moving")
+        return ("invariance", "variance", "covariance")
+
+    @property
     def epochs(self) -> int:
         """Epochs over all stages."""
         return sum(stage.epochs for stage in self.stages)

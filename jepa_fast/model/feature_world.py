@@ -1,19 +1,20 @@
 """A world model on features read from pixels: a learned linear encoder, a predictor that stays or moves.
 
-    state       z = W (p - centre) / half a frame, p the dot's centre; W [D, 2] learned, columns orthogonal and equally long
+    state       z = W (p - centre) / half a frame, p the dot's centre; W [D, 2] learned, with orthogonal columns
     prediction  z' = z + g A a: the mean of two outcomes, to move by A a or to stay
     gate        g = border(x) border(y) wall(x, y): products of small networks on where lines are, seen from the dot
 
 The layout of the room is read from frame 0 and carried beside the state; it is neither predicted nor probed.
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jepa_fast.config import FeatureModelConfig
+from jepa_fast.config import FeatureModelConfig, Kernels
 from jepa_fast.data.batches import Batch
 from jepa_fast.data.manifest import FrameSpec
 from jepa_fast.errors import InputError
@@ -74,7 +75,7 @@ class FeaturePredictor(nn.Module):
     def __init__(self, config: FeatureModelConfig) -> None:
         super().__init__()
         self.action = nn.Linear(2, config.dim, bias=False)
-        nn.init.normal_(self.action.weight, std=config.spread / config.dim**0.5)
+        nn.init.normal_(self.action.weight, std=0.1 * config.spread / config.dim**0.5)
         self.border = _gate(3, config.border_hidden)
         self.wall = _gate(6, config.wall_hidden, config.wall_hidden)
         self.reach = config.reach
@@ -104,7 +105,7 @@ class FeaturePredictor(nn.Module):
 def _gate(*widths: int) -> nn.Sequential:
     """A bias-free ReLU network from widths[0] numbers to one, the logit of moving."""
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(widths, widths[1:], strict=False):
+    for inputs, outputs in pairwise(widths):
         layers += [nn.Linear(inputs, outputs, bias=False), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(widths[-1], 1, bias=False))
 
@@ -117,6 +118,7 @@ class FeatureWorld(nn.Module):
     """
 
     dropout_clock: Tensor
+    kernels: Kernels = "reference"
 
     def __init__(self, config: FeatureModelConfig | None = None) -> None:
         super().__init__()
@@ -148,7 +150,7 @@ class FeatureWorld(nn.Module):
             states, room = encoded[..., : self.config.dim], encoded[..., self.config.dim :]
             positions = self.encoder.positions(states)
             actions = actions * (2 / (self.config.frame - 1))
-            return self.predictor.step(states, positions, room.unflatten(-1, (2, 2, 2)), actions)
+            return self.predictor.step(states, positions, room.reshape(*room.shape[:-1], 2, 2, 2), actions)
 
     def forward(self, frames: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Predicted and encoded states of frames 1..T-1, both [B, T-1, D], from frames [B, T, 2, H, W]."""

@@ -1,7 +1,7 @@
 """What a training step minimises, given encodings and actions.
 
-    RolloutEnergy       the VICReg energy of a rollout from frame 0 against the encodings
-    OneStepLikelihood   how likely each encoding is, given the one before and the action
+RolloutEnergy       the VICReg energy of a rollout from frame 0 against the encodings
+OneStepLikelihood   how likely each encoding is, given the one before and the action
 """
 
 from typing import NamedTuple, Protocol
@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jepa_fast.config import EnergyConfig
+from jepa_fast.config import EnergyConfig, OneStepConfig
+from jepa_fast.model.build import AnyWorld
 from jepa_fast.model.energy import Energy, energy, fused_energy
 from jepa_fast.model.feature_world import FeatureWorld, StayOrMove
 from jepa_fast.model.world import World
@@ -29,12 +30,15 @@ class OneStepTerms(NamedTuple):
     moving: Tensor  # mean probability of having moved
 
 
+Terms = Energy | OneStepTerms
+
+
 class Objective(Protocol):
     """Terms, of which `total` is minimised, and the predicted states [B, T-1, D], detached."""
 
     def __call__(
         self, encoded: Tensor, actions: Tensor, clock: Tensor, weights: Tensor, targets: Tensor | None
-    ) -> tuple[Energy | OneStepTerms, Tensor]:
+    ) -> tuple[Terms, Tensor]:
         """From encodings [B, T, .], actions [B, T-1, 2], and the weights that `energy_weights` gives for the step."""
 
 
@@ -84,8 +88,8 @@ def one_step_surprise(predicted: StayOrMove, following: Tensor, width: Tensor) -
         return -highest - torch.log((1 - keep) * stayed + keep * moved)
 
 
-def choose_objective(world: World | FeatureWorld, config: object, fused: bool) -> Objective:
-    """The objective that `config`, an EnergyConfig or a OneStepConfig, asks for; `fused` takes the compiled energy."""
+def choose_objective(world: AnyWorld, config: EnergyConfig | OneStepConfig, fused: bool) -> Objective:
+    """The objective that `config` asks for; `fused` takes the compiled energy."""
     if isinstance(world, FeatureWorld):
         return OneStepLikelihood(world)
     assert isinstance(config, EnergyConfig)
