@@ -133,7 +133,7 @@ class RunConfig:
         compile: whether the step goes through torch.compile.
         device: "cpu" or "cuda".
         data: folder of packed splits.
-        loader: which loader feeds the step.
+        loader: which loader feeds the step; "auto" decides on the machine that runs.
         kernels: "fused" takes the ops of the compiled extension, "reference" plain PyTorch.
         exact_shortcuts: whether the encoder skips what cannot differ (same function, same gradients).
     """
@@ -147,7 +147,7 @@ class RunConfig:
     compile: bool
     device: Literal["cpu", "cuda"]
     data: str
-    loader: Literal["host"]
+    loader: Literal["auto", "resident", "dali", "host"]
     kernels: Literal["fused", "reference"]
     exact_shortcuts: bool
 

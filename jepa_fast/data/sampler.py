@@ -6,6 +6,7 @@ The order of an epoch is a pure function of (seed, epoch), so a run resumes in t
 import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,14 @@ class Sampler:
         for batch in range(start, self.batches_per_epoch):
             first = (batch * self.ranks + self.rank) * self.batch_size
             yield np.sort(order[first : first + self.batch_size])
+
+    def steps(self, first: int, stop: int) -> Iterator[Indices]:
+        """Indices of this rank's batches for steps `first` to `stop - 1`, counted over all epochs."""
+        while first < stop:
+            epoch, start = divmod(first, self.batches_per_epoch)
+            for indices in islice(self.batches(epoch, start), stop - first):
+                yield indices
+                first += 1
 
 
 def evaluation_order(count: int, batch_size: int) -> Iterator[Indices]:
