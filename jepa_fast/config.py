@@ -8,6 +8,8 @@ from typing import Literal
 
 from jepa_fast.errors import InputError
 
+Kernels = Literal["triton", "fused", "reference"]
+
 
 def require(condition: bool, argument: str, got: object, expected: str) -> None:
     """Raise InputError naming the argument, what came and what was expected, unless `condition` holds."""
@@ -134,7 +136,8 @@ class RunConfig:
         device: "cpu" or "cuda".
         data: folder of packed splits.
         loader: which loader feeds the step; "auto" decides on the machine that runs.
-        kernels: "fused" takes the ops of the compiled extension, "reference" plain PyTorch.
+        kernels: "reference" is plain PyTorch, "fused" takes the ops of the compiled extension, "triton" also the Triton
+            kernels of encoder and predictor.
         exact_shortcuts: whether the encoder skips what cannot differ (same function, same gradients).
     """
 
@@ -148,7 +151,7 @@ class RunConfig:
     device: Literal["cpu", "cuda"]
     data: str
     loader: Literal["auto", "resident", "dali", "host"]
-    kernels: Literal["fused", "reference"]
+    kernels: Kernels
     exact_shortcuts: bool
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from jepa_fast import cli
-from jepa_fast.config import RunConfig, require
+from jepa_fast.config import Kernels, RunConfig, require
 from jepa_fast.data.shards import open_split
 from jepa_fast.errors import InputError
 from jepa_fast.generate import generate
@@ -63,8 +63,9 @@ class Arguments:
     """torch.compile the step. Default: off."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one."""
-    kernels: Literal["auto", "fused", "reference"] = "auto"
-    """Compiled ops or plain PyTorch. auto: fused where they are; with --resume, as the run was started."""
+    kernels: Literal["auto", Kernels] = "auto"
+    """triton: our GPU kernels and compiled ops; fused: compiled ops; reference: plain PyTorch. auto: the first of these
+    that this machine has; with --resume, as the run was started."""
     checkpoint_minutes: float = 5.0
     """Time between checkpoints; 0 saves after every step."""
     data: DataArguments = field(default_factory=DataArguments)
@@ -109,6 +110,7 @@ def resolve(arguments: Arguments, device: Literal["cpu", "cuda"], data: Path) ->
     """
     import torch
 
+    from jepa_fast.backends import choose_kernels
     from jepa_fast.data.loaders import choose_loader
 
     name = arguments.preset or DEFAULT_PRESET
@@ -133,7 +135,7 @@ def resolve(arguments: Arguments, device: Literal["cpu", "cuda"], data: Path) ->
         device=device,
         data=str(data.absolute()),
         loader=loader,
-        kernels=_kernels(arguments.kernels, device, recipe.model.dim),
+        kernels=choose_kernels(arguments.kernels, device, recipe.model.dim),
         exact_shortcuts=arguments.encoder.exact_shortcuts != "off",
     )
 
@@ -144,6 +146,8 @@ def resumed(stored: RunConfig, arguments: Arguments, device: Literal["cpu", "cud
     Raises:
         InputError: a flag differs from what the run was started with.
     """
+    from jepa_fast.backends import choose_kernels
+
     given = {
         "--preset": (arguments.preset, stored.preset),
         "--steps": (arguments.steps, stored.steps),
@@ -161,7 +165,7 @@ def resumed(stored: RunConfig, arguments: Arguments, device: Literal["cpu", "cud
         exact_shortcuts=_switch(arguments.encoder.exact_shortcuts, stored.exact_shortcuts),
         kernels=stored.kernels
         if arguments.kernels == "auto"
-        else _kernels(arguments.kernels, device, stored.recipe.model.dim),
+        else choose_kernels(arguments.kernels, device, stored.recipe.model.dim),
         device=device,
         loader=arguments.data.loader or stored.loader,
         data=stored.data if arguments.data.path is None else str(arguments.data.path.absolute()),
@@ -170,27 +174,6 @@ def resumed(stored: RunConfig, arguments: Arguments, device: Literal["cpu", "cud
 
 def _switch(flag: Literal["on", "off"] | None, stored: bool) -> bool:
     return stored if flag is None else flag == "on"
-
-
-def _kernels(
-    flag: Literal["auto", "fused", "reference"], device: Literal["cpu", "cuda"], dim: int
-) -> Literal["fused", "reference"]:
-    """Which ops a run takes, given what this machine has.
-
-    Raises:
-        InputError: the compiled ops are asked for by name and not there.
-    """
-    from jepa_fast import extension
-    from jepa_fast.kernels.vicreg import MOST_COLUMNS
-
-    reason = extension.load()
-    if reason is None and not extension.has_kernel("vicreg", device):
-        reason = f"jepa_fast was compiled without {device} kernels"
-    if reason is None and dim > MOST_COLUMNS:
-        reason = f"model.dim is {dim}, the compiled ops take at most {MOST_COLUMNS}"
-    if flag == "fused":
-        require(reason is None, "--kernels", flag, f"auto or reference: {reason}")
-    return "fused" if flag != "reference" and reason is None else "reference"
 
 
 def _prepare_data(arguments: Arguments) -> Path:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from jepa_fast.config import ModelConfig
+from jepa_fast.config import Kernels, ModelConfig
 from jepa_fast.errors import InputError
 from jepa_fast.model.world import World
 
@@ -39,7 +39,7 @@ def save_weights(world: World, folder: Path, origin: dict[str, Any]) -> None:
         raise InputError(f"{folder}: cannot be written ({error})") from error
 
 
-def load_weights(folder: Path) -> World:
+def load_weights(folder: Path, kernels: Kernels = "reference") -> World:
     """The world that `save_weights` wrote, in evaluation mode, on the CPU.
 
     Raises:
@@ -49,7 +49,7 @@ def load_weights(folder: Path) -> World:
         config = ModelConfig(**json.loads((folder / WEIGHTS_CONFIG).read_text())["model"])
     except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise InputError(f"{folder / WEIGHTS_CONFIG}: not the configuration of exported weights ({error})") from error
-    world = World(config)
+    world = World(config, kernels)
     try:
         world.load_state_dict(read_tensors(folder / WEIGHTS))
     except RuntimeError as error:

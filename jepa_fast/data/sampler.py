@@ -69,9 +69,11 @@ class Sampler:
     def batches(self, epoch: int, start: int = 0) -> Iterator[Indices]:
         """Ascending indices int64 [B] of this rank's batches `start` and later of an epoch."""
         order = self.order(epoch)
+        first = self.rank * self.batch_size
         for batch in range(start, self.batches_per_epoch):
-            first = (batch * self.ranks + self.rank) * self.batch_size
-            yield np.sort(order[first : first + self.batch_size])
+            # Sorted over all ranks, then cut: row r of the global batch is the same for any number of ranks.
+            rows = np.sort(order[batch * self.global_batch : (batch + 1) * self.global_batch])
+            yield rows[first : first + self.batch_size]
 
     def steps(self, first: int, stop: int) -> Iterator[Indices]:
         """Indices of this rank's batches for steps `first` to `stop - 1`, counted over all epochs."""

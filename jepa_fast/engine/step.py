@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from jepa_fast import extension
+from jepa_fast import backends
 from jepa_fast.config import RunConfig
 from jepa_fast.data.batches import Batch
 from jepa_fast.data.manifest import FrameSpec
@@ -41,7 +41,7 @@ class Trainer:
         self.config = config
         self.device = torch.device(config.device)
         torch.manual_seed(config.seed)
-        self.world = World(config.recipe.model).to(self.device)
+        self.world = World(config.recipe.model, config.kernels).to(self.device)
         self.world.dropout_clock[0] = config.seed
         mode: Literal["auto", "off"] = "auto" if config.exact_shortcuts else "off"
         self.encode = BatchEncoder(self.world.encoder, spec, wall_bases, mode)
@@ -49,9 +49,10 @@ class Trainer:
         if config.recipe.energy.targets == "ema":
             self.target_encoder = copy.deepcopy(self.world.encoder).requires_grad_(False).eval()
             self.encode_targets = BatchEncoder(self.target_encoder, spec, wall_bases, mode)
-        self.energy = fused_energy if config.kernels == "fused" else energy
-        compiled = config.kernels == "fused" and extension.has_kernel("vicreg", self.device.type)
-        logger.info("vicreg: %s", f"compiled {self.device.type} kernel" if compiled else "plain PyTorch")
+        ops = backends.describe_ops(config.kernels, config.device, config.recipe.model.dim)
+        for name, backend in ops.items():
+            logger.info("%s: %s", name, backend)
+        self.energy = energy if ops["vicreg"] == backends.PLAIN else fused_energy
         settings = config.recipe.optimizer
         self.optimizer = torch.optim.Adam(
             self.world.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True

@@ -76,7 +76,7 @@ def evaluate(world: World, data: Path, probe_seed: int = 0) -> Evaluation:
         raise InputError(f"{data}: no probe set; expected {' or '.join(PROBE_SETS)} with their training splits")
     with torch.random.fork_rng():
         torch.manual_seed(probe_seed)
-        fresh = World(world.config).to(next(world.parameters()).device)
+        fresh = World(world.config, world.kernels).to(next(world.parameters()).device)
     trained, untrained = _Probed(world, data, probe_seed), _Probed(fresh, data, probe_seed)
     results, norm = [], None
     for name in names:
