@@ -223,7 +223,7 @@ class RunConfig:
         compile: whether the step goes through torch.compile.
         device: "cpu" or "cuda".
         data: folder of packed splits.
-        loader: which loader feeds the step.
+        loader: which loader feeds the step; "auto" decides on the machine that runs.
         kernels: "reference" is plain PyTorch, "fused" takes the ops of the compiled extension, "triton" also the Triton
             kernels of encoder and predictor.
         exact_shortcuts: whether the encoder skips what cannot differ (same function, same gradients).
@@ -238,7 +238,7 @@ class RunConfig:
     compile: bool
     device: Literal["cpu", "cuda"]
     data: str
-    loader: Literal["host"]
+    loader: Literal["auto", "resident", "dali", "host"]
     kernels: Kernels
     exact_shortcuts: bool
 
