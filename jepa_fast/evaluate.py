@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from jepa_fast import cli
-from jepa_fast.config import RunConfig, require
+from jepa_fast.config import Kernels, RunConfig
 from jepa_fast.errors import InputError
 
 if TYPE_CHECKING:
-    from jepa_fast.model.world import World
+    from jepa_fast.model.build import AnyWorld
 
 logger = logging.getLogger(__name__)
 
@@ -39,22 +39,21 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Evaluate; the table goes to standard output, the JSON into the run folder."""
-    import torch
-
+    from jepa_fast.backends import PLAIN, why_no_triton
     from jepa_fast.probing.evaluation import evaluate
 
-    has_cuda = torch.cuda.is_available()
-    require(arguments.device != "cuda" or has_cuda, "--device", "cuda", "cpu: torch sees no CUDA device")
-    device = torch.device("cuda" if has_cuda and arguments.device != "cpu" else "cpu")
-    world, data, path = load_world(arguments)
+    device = cli.choose_device(arguments.device)
+    missing = why_no_triton(device)
+    world, data, path = load_world(arguments, "triton" if missing is None else "reference")
+    logger.info("encoder and predictor: %s", "Triton kernels" if missing is None else f"{PLAIN}, {missing}")
     evaluation = evaluate(world.to(device), data, arguments.seed)
     evaluation.save(path)
     print(evaluation.table())
     logger.info("%s", path)
 
 
-def load_world(arguments: Arguments) -> "tuple[World, Path, Path]":
-    """The world to probe, its data folder and where the result goes.
+def load_world(arguments: Arguments, kernels: Kernels) -> "tuple[AnyWorld, Path, Path]":
+    """The world to probe, on `kernels`, its data folder and where the result goes.
 
     Raises:
         InputError: not exactly one of a run and weights, weights without data, or files that do not open.
@@ -67,13 +66,14 @@ def load_world(arguments: Arguments) -> "tuple[World, Path, Path]":
     if (arguments.run is None) == (arguments.weights is None):
         raise InputError(f"RUN, --weights: got {'neither' if arguments.run is None else 'both'}, expected one of them")
     data = arguments.data
+    world: AnyWorld
     if arguments.weights is not None:
         gelu_first = arguments.format == "explorejepa_gelu_first"
-        world = World.from_explorejepa(read_tensors(arguments.weights), gelu_first)
+        world = World.from_explorejepa(read_tensors(arguments.weights), gelu_first, kernels)
         path = arguments.weights.with_suffix(f".{EVALUATION}")
     else:
         assert arguments.run is not None
-        world, path = load(arguments.run), arguments.run / EVALUATION
+        world, path = load(arguments.run, kernels), arguments.run / EVALUATION
         if data is None and not (arguments.run / WEIGHTS).exists():
             data = Path(RunConfig.load(arguments.run / CONFIG).data)
     if data is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from jepa_fast import cli
-from jepa_fast.config import RunConfig, require
+from jepa_fast.config import Kernels, RunConfig, require
 from jepa_fast.data.shards import open_split
 from jepa_fast.errors import InputError
 from jepa_fast.generate import generate
@@ -27,8 +27,8 @@ class DataArguments:
     """Folder of packed splits. Default: data/two_rooms, generated there if absent."""
     batch_size: int | None = None
     """Trajectories per step. Default: the recipe's, 128."""
-    loader: Literal["auto", "host"] = "auto"
-    """How batches reach the device."""
+    loader: Literal["auto", "resident", "dali", "host"] | None = None
+    """How batches reach the device: the same bits at another speed. Default: auto, which the log explains."""
     verify: bool = False
     """Hash every shard of the training split before starting."""
 
@@ -46,7 +46,7 @@ class Arguments:
     """Train a JEPA world model; without --data.path on a generated two-room set."""
 
     preset: str | None = None
-    """Named recipe: explorejepa_repo (default), explorejepa_writeup or demo."""
+    """Named recipe: explorejepa_repo (default), explorejepa_writeup, demo or features20k."""
     out: Path | None = None
     """Run folder to create. Default: runs/<date>-<time>."""
     resume: Path | None = None
@@ -63,8 +63,9 @@ class Arguments:
     """torch.compile the step. Default: off."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one."""
-    kernels: Literal["auto", "fused", "reference"] = "auto"
-    """Compiled ops or plain PyTorch. auto: fused where they are; with --resume, as the run was started."""
+    kernels: Literal["auto", Kernels] = "auto"
+    """triton: our GPU kernels and compiled ops; fused: compiled ops; reference: plain PyTorch. auto: the first of these
+    that this machine has; with --resume, as the run was started."""
     checkpoint_minutes: float = 5.0
     """Time between checkpoints; 0 saves after every step."""
     data: DataArguments = field(default_factory=DataArguments)
@@ -75,6 +76,7 @@ def main(arguments: Arguments) -> None:
     """Resolve, prepare data and folder, train."""
     import torch
 
+    from jepa_fast.data.loaders import choose_loader
     from jepa_fast.engine.loop import train
     from jepa_fast.engine.record import write_environment
     from jepa_fast.runs import CONFIG, create_run
@@ -84,7 +86,8 @@ def main(arguments: Arguments) -> None:
     if arguments.resume is not None:
         folder = arguments.resume
         config = resumed(RunConfig.load(folder / CONFIG), arguments, device)
-        open_split(Path(config.data) / "train", verify=arguments.data.verify)
+        split = open_split(Path(config.data) / "train", verify=arguments.data.verify)
+        choose_loader(config.loader, split, torch.device(config.device))
     else:
         folder = arguments.out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
         config = resolve(arguments, device, _prepare_data(arguments))
@@ -105,10 +108,17 @@ def resolve(arguments: Arguments, device: Literal["cpu", "cuda"], data: Path) ->
     Raises:
         InputError: an argument is out of range, or two contradict each other.
     """
+    import torch
+
+    from jepa_fast.backends import choose_kernels
+    from jepa_fast.data.loaders import choose_loader
+
     name = arguments.preset or DEFAULT_PRESET
     recipe = preset(name)
     batch_size = recipe.batch_size if arguments.data.batch_size is None else arguments.data.batch_size
-    count = open_split(data / "train", verify=arguments.data.verify).count
+    split = open_split(data / "train", verify=arguments.data.verify)
+    count, loader = split.count, arguments.data.loader or "auto"
+    choose_loader(loader, split, torch.device(device))
     require(2 <= batch_size <= count, "--data.batch-size", batch_size, f"from 2 to the {count} trajectories in {data}")
     if arguments.steps is not None and arguments.epochs is not None:
         raise InputError("--steps, --epochs: got both, expected at most one")
@@ -124,8 +134,8 @@ def resolve(arguments: Arguments, device: Literal["cpu", "cuda"], data: Path) ->
         compile=arguments.compile == "on",
         device=device,
         data=str(data.absolute()),
-        loader="host",
-        kernels=_kernels(arguments.kernels, device, recipe.model.dim),
+        loader=loader,
+        kernels=choose_kernels(arguments.kernels, device, recipe.model.dim),
         exact_shortcuts=arguments.encoder.exact_shortcuts != "off",
     )
 
@@ -136,6 +146,8 @@ def resumed(stored: RunConfig, arguments: Arguments, device: Literal["cpu", "cud
     Raises:
         InputError: a flag differs from what the run was started with.
     """
+    from jepa_fast.backends import choose_kernels
+
     given = {
         "--preset": (arguments.preset, stored.preset),
         "--steps": (arguments.steps, stored.steps),
@@ -153,35 +165,15 @@ def resumed(stored: RunConfig, arguments: Arguments, device: Literal["cpu", "cud
         exact_shortcuts=_switch(arguments.encoder.exact_shortcuts, stored.exact_shortcuts),
         kernels=stored.kernels
         if arguments.kernels == "auto"
-        else _kernels(arguments.kernels, device, stored.recipe.model.dim),
+        else choose_kernels(arguments.kernels, device, stored.recipe.model.dim),
         device=device,
+        loader=arguments.data.loader or stored.loader,
         data=stored.data if arguments.data.path is None else str(arguments.data.path.absolute()),
     )
 
 
 def _switch(flag: Literal["on", "off"] | None, stored: bool) -> bool:
     return stored if flag is None else flag == "on"
-
-
-def _kernels(
-    flag: Literal["auto", "fused", "reference"], device: Literal["cpu", "cuda"], dim: int
-) -> Literal["fused", "reference"]:
-    """Which ops a run takes, given what this machine has.
-
-    Raises:
-        InputError: the compiled ops are asked for by name and not there.
-    """
-    from jepa_fast import extension
-    from jepa_fast.kernels.vicreg import MOST_COLUMNS
-
-    reason = extension.load()
-    if reason is None and not extension.has_kernel("vicreg", device):
-        reason = f"jepa_fast was compiled without {device} kernels"
-    if reason is None and dim > MOST_COLUMNS:
-        reason = f"model.dim is {dim}, the compiled ops take at most {MOST_COLUMNS}"
-    if flag == "fused":
-        require(reason is None, "--kernels", flag, f"auto or reference: {reason}")
-    return "fused" if flag != "reference" and reason is None else "reference"
 
 
 def _prepare_data(arguments: Arguments) -> Path:

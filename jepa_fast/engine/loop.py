@@ -5,7 +5,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -14,8 +14,8 @@ import torch
 from tqdm import tqdm
 
 from jepa_fast.config import RunConfig
-from jepa_fast.data.batches import Batch
-from jepa_fast.data.host import HostLoader, wall_bases
+from jepa_fast.data.host import wall_bases
+from jepa_fast.data.loaders import open_loader
 from jepa_fast.data.sampler import Position, Sampler
 from jepa_fast.data.shards import Split, open_split
 from jepa_fast.engine.checkpoint import load_checkpoint, save_checkpoint
@@ -64,7 +64,8 @@ def train(config: RunConfig, folder: Path, resume: bool, checkpoint_minutes: flo
     sampler = Sampler(split.count, config.batch_size, config.seed)
     trainer = Trainer(config, split.spec, wall_bases(split, torch.device(config.device)))
     done = _restore(trainer, sampler, split, folder) if resume else 0
-    batches = _batches(HostLoader(split, sampler), sampler, done, config.steps)
+    loader = open_loader(config.loader, split, trainer.device)
+    batches = loader.batches(sampler.steps(done, config.steps))
     record = Record(folder, done)
     meter: Meter | None = None
     saved_at = time.monotonic()
@@ -73,7 +74,7 @@ def train(config: RunConfig, folder: Path, resume: bool, checkpoint_minutes: flo
         for batch in batches:
             if meter is None:
                 logger.info("%s", trainer.encode.explain(batch))
-            result = trainer.step(batch.to(trainer.device, non_blocking=True), done)
+            result = trainer.step(batch, done)
             done += 1
             bar.update()
             if meter is None:
@@ -92,7 +93,7 @@ def train(config: RunConfig, folder: Path, resume: bool, checkpoint_minutes: flo
                 record.write(metrics)
                 if last or spectrum_is_due(done, config.steps):
                     record.write_spectrum(done, spectrum(result.states.flatten(0, 1)))
-                bar.set_postfix_str(describe(metrics))
+                bar.set_postfix_str(describe(metrics, config.recipe.terms))
             if due:
                 position = Position.of(sampler, split.fingerprint, *divmod(done, sampler.batches_per_epoch))
                 save_checkpoint(folder, done, {"step": done, "position": position.to_json(), **trainer.state()})
@@ -109,17 +110,6 @@ def spectrum_is_due(done: int, steps: int) -> bool:
     """Whether the reading after `done` of `steps` steps is the first one in its share of the run."""
     before = done - METRICS_EVERY
     return before <= 0 or done * SPECTRA // steps > before * SPECTRA // steps
-
-
-def _batches(loader: HostLoader, sampler: Sampler, done: int, steps: int) -> Generator[Batch]:
-    """The batches of steps `done` to `steps`, epoch after epoch."""
-    while done < steps:
-        epoch, start = divmod(done, sampler.batches_per_epoch)
-        for batch in loader.batches(epoch, start):
-            yield batch
-            done += 1
-            if done == steps:
-                return
 
 
 def _restore(trainer: Trainer, sampler: Sampler, split: Split, folder: Path) -> int:
@@ -150,9 +140,9 @@ def read_result(result: StepResult, step: int) -> Metrics:
     return metrics
 
 
-def describe(metrics: Metrics) -> str:
-    """The three terms and the throughput, for the progress bar."""
-    terms = " ".join(f"{name[:3]} {metrics[name]:.4f}" for name in ("invariance", "variance", "covariance"))
+def describe(metrics: Metrics, names: Sequence[str]) -> str:
+    """The terms of these names and the throughput, for the progress bar."""
+    terms = " ".join(f"{name[:3]} {metrics[name]:.4f}" for name in names)
     return f"{terms} {metrics['trajectories_per_s']:,.0f} traj/s"
 
 

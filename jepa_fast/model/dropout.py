@@ -1,7 +1,8 @@
 """Dropout whose mask is a pure function of (seed, step, site, element).
 
 Eager, compiled, captured and fused paths draw the same mask from the same clock, and a captured graph draws a fresh one
-at every replay, because seed and step live in a device tensor. No generator state is read or written.
+at every replay, because seed and step live in a device tensor. No generator state is read or written. Elements are
+counted over the rows of all processes, so that any number of them draws the masks of one.
 """
 
 import torch
@@ -16,25 +17,26 @@ _LOW32 = 0xFFFFFFFF
 
 
 def new_clock(seed: int = 0) -> Tensor:
-    """The clock int64 [2]: (seed, step)."""
-    return torch.tensor([seed, 0], dtype=torch.int64)
+    """The clock int64 [3]: (seed, step, first row); the last is that of this process in the batch of all of them."""
+    return torch.tensor([seed, 0, 0], dtype=torch.int64)
 
 
 def dropout_mask(shape: tuple[int, ...], rate: float, clock: Tensor, site: int) -> Tensor:
     """Mask float32 of `shape`: 0 with probability `rate`, else 1 / (1 - rate).
 
-    The element's number is its row-major position in `shape`. The bits are those of a 32-bit integer hash, written in
-    int64 with the low word kept, so that a kernel gets them with plain uint32 arithmetic.
+    The element's number is its row-major position in `shape` plus the elements of the `clock[2]` rows before it. The
+    bits are those of a 32-bit integer hash, written in int64 with the low word kept, so that a kernel gets them with
+    plain uint32 arithmetic.
     """
     if rate == 0:
         return torch.ones(shape, device=clock.device)
-    seed, step = clock[0], clock[1]
+    seed, step, first_row = clock.unbind()
     first_key = _mix(_mix((seed & _LOW32) ^ _mix((seed >> 32) & _LOW32)) ^ _mix((step & _LOW32) ^ (site << 24)))
     second_key = _mix(first_key ^ 0x9E3779B9)
     count = 1
     for size in shape:
         count *= size
-    elements = torch.arange(count, device=clock.device, dtype=torch.int64)
+    elements = torch.arange(count, device=clock.device, dtype=torch.int64) + first_row * (count // max(shape[0], 1))
     bits = _mix((_mix((elements & _LOW32) ^ first_key) + second_key) & _LOW32)
     kept = bits >= int(rate * 2**32)
     return (kept.to(torch.float32) * (1.0 / (1.0 - rate))).view(shape)

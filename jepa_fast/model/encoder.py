@@ -10,6 +10,7 @@ Source: Liu et al., A ConvNet for the 2020s, arXiv:2201.03545; without layer sca
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from jepa_fast.config import Kernels
 from jepa_fast.model.dropout import SITE_AGENT, SITE_WALL, dropout_mask
 
 POOLED_SIDE = 6
@@ -18,8 +19,9 @@ POOLED_SIDE = 6
 class ConvNeXtBlock(nn.Module):
     """x + W2 gelu(W1 LN(dwconv(x))): [N, C, H, W] to the same shape, channels last in memory."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, kernels: Kernels = "reference") -> None:
         super().__init__()
+        self.kernels = kernels
         self.dwconv = nn.Conv2d(channels, channels, 7, padding=3, groups=channels, bias=False)
         self.norm = nn.LayerNorm(channels, eps=1e-5)
         self.expand = nn.Linear(channels, 4 * channels, bias=False)
@@ -40,10 +42,10 @@ class ConvNeXtBlock(nn.Module):
 class Branch(nn.Module):
     """One channel's encoder: images [N, 1, H, W] to normalised states [N, D], before dropout."""
 
-    def __init__(self, channels: int, blocks: int, dim: int) -> None:
+    def __init__(self, channels: int, blocks: int, dim: int, kernels: Kernels = "reference") -> None:
         super().__init__()
         self.stem = nn.Conv2d(1, channels, 1, bias=False)
-        self.blocks = nn.ModuleList(ConvNeXtBlock(channels) for _ in range(blocks))
+        self.blocks = nn.ModuleList(ConvNeXtBlock(channels, kernels) for _ in range(blocks))
         self.fc = nn.Linear(channels * POOLED_SIDE**2, dim)
         self.norm = nn.LayerNorm(dim, eps=1e-5)
 
@@ -64,10 +66,10 @@ class Branch(nn.Module):
 class Encoder(nn.Module):
     """Frames to states: agent branch + wall branch, each with dropout on its output."""
 
-    def __init__(self, channels: int, blocks: int, dim: int, dropout: float) -> None:
+    def __init__(self, channels: int, blocks: int, dim: int, dropout: float, kernels: Kernels = "reference") -> None:
         super().__init__()
-        self.agent = Branch(channels, blocks, dim)
-        self.wall = Branch(channels, blocks, dim)
+        self.agent = Branch(channels, blocks, dim, kernels)
+        self.wall = Branch(channels, blocks, dim, kernels)
         self.dropout = dropout
 
     def combine(self, agent: Tensor, wall: Tensor, clock: Tensor) -> Tensor:
@@ -78,7 +80,7 @@ class Encoder(nn.Module):
         return agent + wall
 
     def forward(self, frames: Tensor, clock: Tensor) -> Tensor:
-        """States [B, T, D] of frames [B, T, 2, H, W]; `clock` int64 [2] is the dropout clock."""
+        """States [B, T, D] of frames [B, T, 2, H, W]; `clock` int64 [3] is the dropout clock."""
         batch, steps, _, height, width = frames.shape
         agent = self.agent(frames[:, :, 0].reshape(batch * steps, 1, height, width))
         wall = self.wall(frames[:, :, 1].reshape(batch * steps, 1, height, width))

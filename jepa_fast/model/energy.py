@@ -4,12 +4,18 @@
     variance     mean_j max(0, gamma - sqrt(var_j + eps))
     covariance   sum_{i != j} S_ij^2 / D, S the unbiased covariance matrix
 
+Over several processes it is the energy of all their trajectories, on every process, and its gradient on each is exact for
+the process's own states: parameter gradients have to be summed, or the energy scaled by the number of processes where
+they are averaged.
+
 Source: Bardes, Ponce, LeCun, VICReg, arXiv:2105.04906.
 """
 
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -27,7 +33,12 @@ class Energy(NamedTuple):
 
 
 def energy(
-    predicted: Tensor, encoded: Tensor, weights: Tensor, config: EnergyConfig, ema_targets: Tensor | None = None
+    predicted: Tensor,
+    encoded: Tensor,
+    weights: Tensor,
+    config: EnergyConfig,
+    ema_targets: Tensor | None = None,
+    process_group: dist.ProcessGroup | None = None,
 ) -> Energy:
     """The energy of predictions against encodings.
 
@@ -39,6 +50,7 @@ def energy(
         weights: float [3]: of invariance, variance and covariance.
         config: options.
         ema_targets: [B, T-1, D], with config.targets = "ema" only: what is predicted instead of `encoded`.
+        process_group: processes that share the energy, each with the same B; none: this one alone.
 
     Raises:
         ValueError: shapes that differ, fewer than two rows to take a covariance of, or targets that do not fit config.
@@ -47,6 +59,8 @@ def energy(
     with torch.autocast(predicted.device.type, enabled=False):
         if predicted.dtype != torch.float64:
             predicted, encoded, targets = predicted.float(), encoded.float(), targets.float()
+        if process_group is not None:
+            predicted, encoded, targets = (_gathered(side, process_group) for side in (predicted, encoded, targets))
         invariance = F.mse_loss(predicted, targets)
         variance, covariance = regularisers(predicted, config)
         if config.sides == "both":
@@ -95,26 +109,56 @@ def _groups(states: Tensor, config: EnergyConfig) -> Tensor:
     return groups
 
 
+class _Gather(torch.autograd.Function):
+    """Rows of all processes, in the order of their ranks; the gradient is that of this process's own rows."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, group: dist.ProcessGroup) -> Tensor:
+        parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(group.size())]
+        dist.all_gather(parts, rows.contiguous(), group=group)
+        ctx.own = slice(group.rank() * len(rows), (group.rank() + 1) * len(rows))
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0][ctx.own], None
+
+
+def _gathered(rows: Tensor, group: dist.ProcessGroup) -> Tensor:
+    gathered: Tensor = _Gather.apply(rows, group)  # type: ignore[no-untyped-call]
+    return gathered
+
+
 def fused_energy(
-    predicted: Tensor, encoded: Tensor, weights: Tensor, config: EnergyConfig, ema_targets: Tensor | None = None
+    predicted: Tensor,
+    encoded: Tensor,
+    weights: Tensor,
+    config: EnergyConfig,
+    ema_targets: Tensor | None = None,
+    process_group: dist.ProcessGroup | None = None,
 ) -> Energy:
     """What `energy` gives, by the compiled op: one pass over each side, and one more for its gradient.
 
-    Arguments and errors are those of `energy`, which is what it is tested against; D is at most 1024.
+    Arguments and errors are those of `energy`, which is what it is tested against; D is at most 1024, and with
+    statistics per step each process brings two trajectories or more.
     """
     targets = _targets(predicted, encoded, config, ema_targets)
-    gamma, eps, divisor = config.gamma, config.eps, config.covariance_divisor
+    terms_of = functools.partial(
+        vicreg, gamma=config.gamma, eps=config.eps, divisor=config.covariance_divisor, process_group=process_group
+    )
     with torch.autocast(predicted.device.type, enabled=False):
         if config.steps == "first":
             # The statistics leave out rows that the invariance counts.
-            terms = vicreg(_groups(predicted, config), gamma=gamma, eps=eps, divisor=divisor)
+            terms = terms_of(_groups(predicted, config))
             wide = torch.float64 if predicted.dtype == torch.float64 else torch.float32
-            terms = torch.cat([F.mse_loss(predicted.to(wide), targets.to(wide)).reshape(1), terms[1:]])
+            invariance = F.mse_loss(predicted.to(wide), targets.to(wide)).reshape(1)
+            if process_group is not None:
+                invariance = _gathered(invariance, process_group).mean(dim=0, keepdim=True)
+            terms = torch.cat([invariance, terms[1:]])
         else:
-            groups = _groups(predicted, config)
-            terms = vicreg(groups, _groups(targets, config), gamma=gamma, eps=eps, divisor=divisor)
+            terms = terms_of(_groups(predicted, config), _groups(targets, config))
         if config.sides == "both":
-            other = vicreg(_groups(encoded, config), gamma=gamma, eps=eps, divisor=divisor)
+            other = terms_of(_groups(encoded, config))
             terms = torch.cat([terms[:1], (terms[1:] + other[1:]) / 2])
         total = (weights * terms).sum()
     return Energy(total, *terms.unbind())

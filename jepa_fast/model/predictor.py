@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from jepa_fast.config import Kernels
 from jepa_fast.model.dropout import SITE_PREDICTOR, dropout_mask
 
 
@@ -22,6 +23,7 @@ class Predictor(nn.Module):
         dropout: float,
         residual: Literal["sum", "state"],
         activation: Literal["after_norm", "before_norm"],
+        kernels: Kernels = "reference",
     ) -> None:
         super().__init__()
         self.state_norm = nn.LayerNorm(dim, eps=1e-5)
@@ -33,6 +35,7 @@ class Predictor(nn.Module):
         self.dropout = dropout
         self.residual = residual
         self.activation = activation
+        self.kernels = kernels
 
     def step(self, state: Tensor, action: Tensor, mask: Tensor | None) -> Tensor:
         """Next state [B, D] from state [B, D], action [B, 2] and a dropout mask [B, 4D] or none."""

@@ -1,15 +1,18 @@
 """The world model: an encoder of frames and a predictor of states, trained together."""
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from jepa_fast.config import ModelConfig
+from jepa_fast.config import Kernels, ModelConfig
+from jepa_fast.data.shards import FrameSpec
 from jepa_fast.model import explorejepa
 from jepa_fast.model.dropout import new_clock
 from jepa_fast.model.encoder import Encoder
 from jepa_fast.model.predictor import Predictor
+from jepa_fast.model.shortcuts import BatchEncoder
 
 
 class World(nn.Module):
@@ -18,36 +21,47 @@ class World(nn.Module):
     Frames are float [.., 2, H, W], channel 0 the agent and channel 1 the walls, in the range of the data (0 to 0.0942
     for two rooms, not 0 to 1); actions are (x, y) in pixels per step.
 
-    Dropout masks are a pure function of `dropout_clock`, int64 [2] = (seed, step). In training mode every forward
-    advances the step by one; set the clock to repeat a mask.
+    Dropout masks are a pure function of `dropout_clock`, int64 [3] = (seed, step, first row). In training mode every
+    forward advances the step by one; set the clock to repeat a mask.
 
     Source: LeCun, A Path Towards Autonomous Machine Intelligence, 2022.
     """
 
     dropout_clock: Tensor
 
-    def __init__(self, config: ModelConfig | None = None) -> None:
+    def __init__(self, config: ModelConfig | None = None, kernels: Kernels = "reference") -> None:
+        """With kernels "triton" encoder and predictor run as fused ops: the same parameters, function and masks."""
         super().__init__()
         self.config = config = config or ModelConfig()
-        self.encoder = Encoder(config.channels, config.blocks, config.dim, config.dropout)
-        self.predictor = Predictor(config.dim, config.dropout, config.residual, config.activation)
+        self.kernels = kernels
+        self.encoder = Encoder(config.channels, config.blocks, config.dim, config.dropout, kernels)
+        self.predictor = Predictor(config.dim, config.dropout, config.residual, config.activation, kernels)
         self.register_buffer("dropout_clock", new_clock(), persistent=False)
 
     @classmethod
-    def from_explorejepa(cls, state_dict: Mapping[str, Tensor], gelu_first: bool = False) -> "World":
+    def from_explorejepa(
+        cls, state_dict: Mapping[str, Tensor], gelu_first: bool = False, kernels: Kernels = "reference"
+    ) -> "World":
         """A world with published weights, in evaluation mode; its sizes are read off the tensors.
 
         Args:
             state_dict: as the original code saves it (`jepa_fast.model.explorejepa` lists the keys).
             gelu_first: for older weights, whose predictor has its GELU before the LayerNorm.
+            kernels: as in `World`.
 
         Raises:
             InputError: keys are missing or unknown, or a tensor has another shape than the rest implies.
         """
         config, weights = explorejepa.convert(state_dict, gelu_first)
-        world = cls(config)
+        world = cls(config, kernels)
         world.load_state_dict(weights)
         return world.eval()
+
+    def batch_encoder(
+        self, spec: FrameSpec, wall_bases: Tensor | None, mode: Literal["auto", "off"] = "auto"
+    ) -> BatchEncoder:
+        """What encodes the batches of a split; arguments as in `BatchEncoder`."""
+        return BatchEncoder(self.encoder, spec, wall_bases, mode)
 
     def forward(self, frames: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Predicted and encoded states of frames 1..T-1, both [B, T-1, D].

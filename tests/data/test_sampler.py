@@ -40,12 +40,12 @@ def test_ranks_share_an_epoch_without_overlap(geometry, seed, epoch):
 
 
 @given(st.integers(1, 5), seeds, epochs)
-def test_the_global_batches_do_not_depend_on_the_number_of_ranks(batches, seed, epoch):
+def test_the_global_batches_and_their_rows_do_not_depend_on_the_number_of_ranks(batches, seed, epoch):
     count = 12 * batches + 5
     alone = list(Sampler(count, 12, seed).batches(epoch))
     for ranks in (2, 3, 4):
         per_rank = [Sampler(count, 12 // ranks, seed, ranks, rank).batches(epoch) for rank in range(ranks)]
-        together = [np.sort(np.concatenate(parts)) for parts in zip(*per_rank, strict=True)]
+        together = [np.concatenate(parts) for parts in zip(*per_rank, strict=True)]
         np.testing.assert_array_equal(together, alone)
 
 
@@ -58,6 +58,17 @@ def test_a_resumed_epoch_gives_the_rest_of_it(geometry, seed, epoch, start):
     assert len(rest) == max(0, len(whole) - start)
     for expected, found in zip(whole[start:], rest, strict=True):
         np.testing.assert_array_equal(found, expected)
+
+
+@given(geometries(), seeds, st.integers(0, 12), st.integers(0, 12))
+def test_steps_count_through_the_epochs(geometry, seed, first, stop):
+    count, batch_size, ranks = geometry
+    sampler = Sampler(count, batch_size, seed, ranks, rank=ranks - 1)
+    expected = [batch for epoch in range(stop) for batch in sampler.batches(epoch)][first:stop]
+    found = list(sampler.steps(first, stop))
+    assert len(found) == max(0, stop - first)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 @given(st.integers(1, 300), seeds, epochs)

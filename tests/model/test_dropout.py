@@ -9,8 +9,8 @@ from jepa_fast.model.dropout import SITE_AGENT, SITE_PREDICTOR, SITE_WALL, dropo
 from jepa_fast.model.world import World
 
 
-def mask(seed=0, step=0, site=SITE_AGENT, shape=(64, 1024), rate=0.1):
-    return dropout_mask(shape, rate, torch.tensor([seed, step]), site)
+def mask(seed=0, step=0, site=SITE_AGENT, shape=(64, 1024), rate=0.1, first_row=0):
+    return dropout_mask(shape, rate, torch.tensor([seed, step, first_row]), site)
 
 
 def mix32(x):
@@ -33,6 +33,14 @@ def test_mask_bits_equal_the_hash_in_uint32_arithmetic(seed):
         bits = mix32(mix32(np.arange(5000, dtype=np.uint32) ^ key) + second)
     expected = np.where(bits >= np.uint32(int(rate * 2**32)), np.float32(1 / 0.9), np.float32(0))
     np.testing.assert_array_equal(mask(seed, step, site, (50, 100)).numpy().ravel(), expected)
+
+
+def test_processes_draw_their_rows_of_the_mask_of_one():
+    whole = mask(shape=(12, 5, 7), rate=0.5)
+    for ranks in (1, 2, 3):
+        rows = 12 // ranks
+        parts = [mask(shape=(rows, 5, 7), rate=0.5, first_row=rank * rows) for rank in range(ranks)]
+        assert torch.equal(torch.cat(parts), whole)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
@@ -64,7 +72,7 @@ def test_training_forwards_draw_fresh_masks_and_a_reset_clock_repeats_them():
     world = World(ModelConfig(channels=2, blocks=1, dim=8, dropout=0.5))
     frames, actions = torch.rand(2, 3, 2, 13, 13), torch.rand(2, 2, 2)
     first, second = world(frames, actions)[0], world(frames, actions)[0]
-    assert world.dropout_clock.tolist() == [0, 2]
+    assert world.dropout_clock.tolist() == [0, 2, 0]
     assert not torch.equal(first, second)
     world.dropout_clock[1] = 0
     assert torch.equal(world(frames, actions)[0], first)
@@ -74,7 +82,7 @@ def test_evaluation_drops_nothing():
     world = World(ModelConfig(channels=2, blocks=1, dim=8, dropout=0.5)).eval()
     frames, actions = torch.rand(2, 3, 2, 13, 13), torch.rand(2, 2, 2)
     assert torch.equal(world(frames, actions)[0], world(frames, actions)[0])
-    assert world.dropout_clock.tolist() == [0, 0]
+    assert world.dropout_clock.tolist() == [0, 0, 0]
 
 
 def test_compiled_forward_draws_the_same_masks_as_eager():

@@ -1,0 +1,25 @@
+"""One process of test_energy_ranks: its rows of the states in; terms and gradients of every case out."""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from jepa_fast.model.energy import energy, fused_energy
+
+folder, rank = Path(sys.argv[1]), int(sys.argv[2])
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+job = torch.load(folder / "job.pt", weights_only=False)
+results = {}
+for name, compute in (("plain", energy), ("fused", fused_energy)):
+    for case, config in job["cases"].items():
+        sides = [side.chunk(2)[rank].clone().requires_grad_() for side in job["states"]]
+        predicted, encoded, ema = sides
+        targets = ema.detach() if config.targets == "ema" else None
+        terms = compute(predicted, encoded, job["weights"], config, targets, dist.group.WORLD)
+        terms.total.backward()
+        results[name, case] = torch.stack(terms).detach(), predicted.grad, encoded.grad
+torch.save(results, folder / f"rank{rank}.pt")
+dist.destroy_process_group()

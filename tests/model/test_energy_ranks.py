@@ -1,0 +1,69 @@
+"""Two processes with half of the trajectories each have the energy and the gradients of one with all of them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import jepa_fast
+from jepa_fast.config import EnergyConfig
+from jepa_fast.model.energy import energy
+
+ROOT = Path(jepa_fast.__file__).parents[1]
+CASES = {
+    "default": EnergyConfig(),
+    "each, both": EnergyConfig(sides="both", steps="each"),
+    "first, pairs": EnergyConfig(steps="first", covariance_divisor="pairs"),
+    "first, stop-gradient": EnergyConfig(steps="first", sides="both", targets="stop_gradient"),
+    "ema": EnergyConfig(targets="ema", sides="both"),
+}
+WEIGHTS = torch.tensor([25.0, 15.0, 2.0], dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def states():
+    generator = torch.Generator().manual_seed(0)
+    drift = torch.linspace(-1, 1, 6, dtype=torch.float64)[:, None, None]
+    return 0.4 * torch.randn(3, 6, 4, 5, generator=generator, dtype=torch.float64) + drift
+
+
+@pytest.fixture(scope="module")
+def results(states, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.save({"states": states, "cases": CASES, "weights": WEIGHTS}, folder / "job.pt")
+    program = Path(__file__).with_name("energy_rank.py")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(program), str(folder), str(rank)],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        _, error = process.communicate(timeout=120)
+        assert process.returncode == 0, error
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", ["plain", "fused"])
+def test_processes_give_the_energy_and_the_gradients_of_one(states, results, name, case):
+    predicted, encoded, ema = (side.clone().requires_grad_() for side in states)
+    config = CASES[case]
+    terms = energy(predicted, encoded, WEIGHTS, config, ema.detach() if config.targets == "ema" else None)
+    terms.total.backward()
+    assert terms.variance > 0
+    for theirs, _, _ in (rank[name, case] for rank in results):
+        torch.testing.assert_close(theirs, torch.stack(terms).detach(), rtol=1e-12, atol=0)
+    for side, index in ((predicted, 1), (encoded, 2)):
+        parts = [rank[name, case][index] for rank in results]
+        if side.grad is None:
+            assert parts == [None, None]
+        else:
+            torch.testing.assert_close(torch.cat(parts), side.grad, rtol=1e-10, atol=1e-15)

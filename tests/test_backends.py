@@ -1,0 +1,81 @@
+"""What `--kernels` means on machines of every kind."""
+
+import importlib.util
+import shutil
+
+import pytest
+import torch
+
+from jepa_fast import backends, extension
+from jepa_fast.backends import choose_kernels, describe_ops
+from jepa_fast.errors import InputError
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Pretend to be a machine with or without the extension's kernels, triton, a compiler, a new enough device."""
+
+    def pretend(fused=True, triton=True, compiler=True, capability=(9, 0)):
+        backends.why_no_triton.cache_clear()
+        monkeypatch.delenv("CC", raising=False)
+        monkeypatch.setattr(extension, "load", lambda: None if fused else "no library here")
+        monkeypatch.setattr(extension, "has_kernel", lambda operator, device: fused)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if triton else None)
+        monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}" if compiler else None)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+
+    yield pretend
+    backends.why_no_triton.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("device", "has", "expected"),
+    [
+        ("cuda", {}, "triton"),
+        ("cuda", {"fused": False}, "triton"),
+        ("cuda", {"triton": False}, "fused"),
+        ("cuda", {"compiler": False}, "fused"),
+        ("cuda", {"capability": (7, 5)}, "fused"),
+        ("cuda", {"triton": False, "fused": False}, "reference"),
+        ("cpu", {}, "fused"),
+        ("cpu", {"fused": False}, "reference"),
+    ],
+)
+def test_auto_takes_the_fastest_that_the_machine_has(machine, device, has, expected):
+    machine(**has)
+    assert choose_kernels("auto", device, 128) == expected
+
+
+@pytest.mark.parametrize("flag", ["triton", "fused", "reference"])
+def test_ops_asked_for_by_name_are_taken_where_they_are(machine, flag):
+    machine()
+    assert choose_kernels(flag, "cuda", 128) == flag
+
+
+@pytest.mark.parametrize(
+    ("flag", "device", "has", "message"),
+    [
+        ("triton", "cpu", {}, "--kernels: got 'triton', expected auto, fused or reference: Triton kernels run on CUDA"),
+        ("triton", "cuda", {"triton": False}, "--kernels: got 'triton', .*: triton is not installed"),
+        ("triton", "cuda", {"compiler": False}, "--kernels: got 'triton', .*: Triton finds no C compiler"),
+        ("triton", "cuda", {"capability": (7, 5)}, "--kernels: got 'triton', .*: the device is sm_75, .* need sm_80"),
+        ("fused", "cpu", {"fused": False}, "--kernels: got 'fused', expected auto or reference: no library here"),
+    ],
+)
+def test_ops_asked_for_by_name_and_missing_are_refused(machine, flag, device, has, message):
+    machine(**has)
+    with pytest.raises(InputError, match=message):
+        choose_kernels(flag, device, 128)
+
+
+def test_states_too_wide_for_the_compiled_ops_leave_them_out(machine):
+    machine()
+    assert choose_kernels("auto", "cpu", 2048) == "reference"
+    with pytest.raises(InputError, match=r"model\.dim is 2048, the compiled ops take at most 1024"):
+        choose_kernels("fused", "cpu", 2048)
+
+
+def test_every_op_is_described(machine):
+    machine()
+    assert describe_ops("fused", "cuda", 128)["vicreg"] == "compiled cuda kernel"
+    assert set(describe_ops("reference", "cuda", 128).values()) == {"plain PyTorch"}
