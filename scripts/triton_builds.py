@@ -6,6 +6,7 @@ from typing import Any
 
 KERNELS = "jepa_fast.kernels.triton"
 CHANNELS = (16, 32, 64, 96, 128)
+CASES = (*(("bf16", channels) for channels in CHANNELS), ("fp32", 16), ("fp32", 128), ("fp16", 16))
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,9 @@ def _integers(names: tuple[str, ...]) -> dict[str, str]:
 
 
 def _depthwise() -> Iterator[Build]:
-    from jepa_fast.kernels.triton.depthwise import SIZES, THREADS, blocks
+    from jepa_fast.kernels.triton.depthwise import SIZES, THREADS, WEIGHT_SIZES, blocks
 
-    for kind, channels in [("bf16", channels) for channels in CHANNELS] + [("fp32", 16), ("fp16", 16)]:
+    for kind, channels in CASES:
         for has_addend in (False, True):
             sizes = blocks(channels)
             yield Build(
@@ -49,6 +50,48 @@ def _depthwise() -> Iterator[Build]:
                 outputs=(2 * THREADS,),
                 is_default=(kind, channels, has_addend) == ("bf16", 16, True),
             )
+        yield Build(
+            f"depthwise weight gradient {kind} C={channels}",
+            "depthwise",
+            "_depthwise_weight_kernel",
+            _pointers(x=kind, gradient=kind, partial="fp32") | _integers(WEIGHT_SIZES),
+            {"C": channels, **sizes},
+            warps=THREADS // 32,
+            registers=168,
+            outputs=(0, 2 * THREADS),
+            is_default=(kind, channels) == ("bf16", 16),
+        )
 
 
-BUILDS: tuple[Build, ...] = (*_depthwise(),)
+def _dwconv_norm() -> Iterator[Build]:
+    from jepa_fast.kernels.triton.dwconv_norm import SIZES, THREADS, blocks, norm_blocks
+
+    for kind, channels in CASES:
+        pixels = norm_blocks(channels)["PIXELS"]
+        yield Build(
+            f"dwconv_norm forward {kind} C={channels}",
+            "dwconv_norm",
+            "_dwconv_norm_forward_kernel",
+            _pointers(x=kind, taps="fp32", gamma="fp32", beta="fp32", z=kind, y=kind)
+            | _integers(SIZES)
+            | {"eps": "fp32"},
+            {"C": channels, **blocks(channels), **norm_blocks(channels)},
+            warps=THREADS // 32,
+            registers=160,
+            outputs=(2 * THREADS, pixels * channels) if channels <= 32 else (0, 2 * THREADS, pixels * channels),
+            is_default=(kind, channels) == ("bf16", 16),
+        )
+        yield Build(
+            f"dwconv_norm backward {kind} C={channels}",
+            "dwconv_norm",
+            "_dwconv_norm_backward_kernel",
+            _pointers(dy=kind, z=kind, gamma="fp32", dz=kind, partial="fp32") | {"pixels": "i32", "eps": "fp32"},
+            {"C": channels, **norm_blocks(channels)},
+            warps=THREADS // 32,
+            registers=128,
+            outputs=(pixels * channels,),
+            is_default=(kind, channels) == ("bf16", 16),
+        )
+
+
+BUILDS: tuple[Build, ...] = (*_depthwise(), *_dwconv_norm())

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from jepa_fast.kernels.triton.launch import Grid, on_device
+from jepa_fast.kernels.triton.launch import Grid, on_device, resident_programs
 
 KERNEL = 7
 THREADS = 128  # four warps
@@ -27,6 +27,9 @@ FEWEST_ROWS = 8
 SIZES = (
     "columns", "height", "width", "out_height", "out_width", "pad_y", "pad_x", "addend_height", "addend_width",
     "shift_y", "shift_x", "rows",
+)  # fmt: skip
+WEIGHT_SIZES = (
+    "columns", "height", "width", "out_height", "out_width", "pad_y", "pad_x", "rows", "blocks", "items",
 )  # fmt: skip
 
 
@@ -146,6 +149,76 @@ def _depthwise_kernel(
     )  # fmt: skip
 
 
+@triton.jit(do_not_specialize=WEIGHT_SIZES)
+def _depthwise_weight_kernel(
+    x_ptr,  # [N, H, W, C]
+    gradient_ptr,  # [N, H', W', C], of the output
+    partial_ptr,  # [programs, 49, C], float32
+    columns,  # N W'
+    height,
+    width,
+    out_height,
+    out_width,
+    pad_y,
+    pad_x,
+    rows,
+    blocks,
+    items,
+    C: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Part of the taps' gradient: a program takes every so-manieth block of columns and strip of `rows` input rows.
+
+    It holds one sum per tap, column and channel, and seven rows of the gradient, the ones that an input row reached.
+    float32 sums, in an order that depends on the number of programs alone.
+    """
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
+    zero = tl.zeros([BLOCK_COLUMNS, BLOCK_C], tl.float32)
+    sums = ()
+    for _tap in tl.static_range(49):
+        sums = sums + (zero,)
+    for item in range(tl.program_id(0), items, tl.num_programs(0)):
+        q = (item % blocks) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)[:, None]
+        image = (q // out_width).to(tl.int64)
+        j = q % out_width
+        live = (q < columns) & (c < C)
+        first = (item // blocks) * rows
+        last = tl.minimum(first + rows, height)
+        # Input row r reached output rows r + pad_y - 6 to r + pad_y.
+        gradient_row = first + pad_y - 6
+        gradient_ptrs = gradient_ptr + ((image * out_height + gradient_row) * out_width + j) * C + c
+        reached = ()
+        for _row in tl.static_range(6):
+            limit = tl.where((gradient_row >= 0) & (gradient_row < out_height), columns, 0)
+            reached = reached + (tl.load(gradient_ptrs, mask=live & (q < limit), other=0.0).to(tl.float32),)
+            gradient_row += 1
+            gradient_ptrs += out_width * C
+        x_ptrs = x_ptr + ((image * height + first) * width + (j - pad_x)) * C + c
+        for _input_row in range(first, last):
+            limit = tl.where(gradient_row < out_height, columns, 0)
+            newest = tl.load(gradient_ptrs, mask=live & (q < limit), other=0.0).to(tl.float32)
+            reached = reached + (newest,)
+            for dx in tl.static_range(7):
+                inside = (j + dx - pad_x >= 0) & (j + dx - pad_x < width)
+                x = tl.load(x_ptrs + dx * C, mask=live & inside, other=0.0).to(tl.float32)
+                added = ()
+                for tap in tl.static_range(49):
+                    if tap % 7 == dx:
+                        added = added + (tl.fma(x, reached[6 - tap // 7], sums[tap]),)
+                    else:
+                        added = added + (sums[tap],)
+                sums = added
+            reached = (reached[1], reached[2], reached[3], reached[4], reached[5], reached[6])
+            gradient_row += 1
+            gradient_ptrs += out_width * C
+            x_ptrs += width * C
+    channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    for tap in tl.static_range(49):
+        place = (tl.program_id(0) * 49 + tap) * C + channel
+        tl.store(partial_ptr + place, tl.sum(sums[tap], axis=0), mask=channel < C)
+
+
 def blocks(channels: int) -> dict[str, int]:
     """Block sizes of a march: two channels of one column per thread, at most a warp's worth of channels."""
     block_c = min(channels, 32)
@@ -194,3 +267,23 @@ def depthwise(
             enable_fp_fusion=True,
         )  # fmt: skip
     return out
+
+
+def depthwise_weight_gradient(x: Tensor, gradient: Tensor, padding: tuple[int, int]) -> Tensor:
+    """float32 [C, 1, 7, 7]: the filters' gradient from contiguous x [N, H, W, C] and the output's [N, H', W', C]."""
+    count, height, width, channels = x.shape
+    out_height, out_width = gradient.shape[1:3]
+    sizes = blocks(channels)
+    across = -(-count * out_width // sizes["BLOCK_COLUMNS"])
+    chunks = -(-channels // sizes["BLOCK_C"])
+    programs = -(-resident_programs(x) // chunks)
+    rows = strip_rows(height, across * chunks)
+    items = across * -(-height // rows)
+    programs = max(1, min(programs, items))
+    partial = torch.empty(programs, KERNEL * KERNEL, channels, dtype=torch.float32, device=x.device)
+    with on_device(x):
+        _depthwise_weight_kernel[(programs, chunks, 1)](
+            x, gradient, partial, count * out_width, height, width, out_height, out_width, *padding, rows, across,
+            items, channels, **sizes, num_warps=THREADS // 32, enable_fp_fusion=True,
+        )  # fmt: skip
+    return partial.sum(0).t().reshape(channels, 1, KERNEL, KERNEL)

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from jepa_fast.kernels.triton import depthwise as module
-from jepa_fast.kernels.triton.depthwise import depthwise, taps_of
+from jepa_fast.kernels.triton.depthwise import depthwise, depthwise_weight_gradient, taps_of
 
 
 def draw(*shape):
@@ -65,3 +65,15 @@ def test_turned_taps_give_the_input_gradient(error):
 
 def test_no_images_give_no_pixels():
     assert depthwise(draw(0, 9, 8, 16), taps_of(draw(16, 1, 7, 7)), (3, 3)).shape == (0, 9, 8, 16)
+
+
+@pytest.mark.parametrize("padding", [(3, 3), (6, 6), (6, 3)], ids=str)
+@pytest.mark.parametrize("rows", [None, 4])
+def test_weight_gradient_matches_float64(padding, rows, error, monkeypatch):
+    if rows is not None:
+        monkeypatch.setattr(module, "strip_rows", lambda *_: rows)
+    x, weight = draw(3, 9, 8, 16), draw(16, 1, 7, 7).double().requires_grad_()
+    out = truth(x, weight, padding)
+    gradient = draw(*out.shape)
+    out.backward(gradient.double())
+    assert error(depthwise_weight_gradient(x, gradient, padding), weight.grad) < 1e-6
