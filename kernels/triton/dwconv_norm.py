@@ -84,7 +84,7 @@ def _dwconv_norm_forward_kernel(
         )
         place = ((image * out_height + i) * out_width + j) * C + c
         z = tl.load(z_ptr + place, mask=live & (c < C), other=0.0).to(tl.float32)
-        xhat, _ = normalised(z, c, eps, C)
+        xhat, _rstd = normalised(z, c, eps, C)
         y = tl.fma(xhat, gamma, beta)
         tl.store(y_ptr + place, y.to(y_ptr.dtype.element_ty), mask=live & (c < C))
 
