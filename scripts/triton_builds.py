@@ -64,7 +64,8 @@ def _depthwise() -> Iterator[Build]:
 
 
 def _dwconv_norm() -> Iterator[Build]:
-    from jepa_fast.kernels.triton.dwconv_norm import SIZES, THREADS, blocks, norm_blocks
+    from jepa_fast.kernels.triton.depthwise import THREADS, blocks
+    from jepa_fast.kernels.triton.dwconv_norm import SIZES, norm_blocks
 
     for kind, channels in CASES:
         pixels = norm_blocks(channels)["PIXELS"]
@@ -94,4 +95,64 @@ def _dwconv_norm() -> Iterator[Build]:
         )
 
 
-BUILDS: tuple[Build, ...] = (*_depthwise(), *_dwconv_norm())
+def _tile_outputs(channels: int, pixels: int, hidden: int) -> tuple[int, ...]:
+    """Of a loop over tiles of pixels, and of the one over hidden units inside it where it is one."""
+    return (pixels * channels,) if hidden == 4 * channels else (pixels * channels, pixels * hidden // 4)
+
+
+def _convnext_block() -> Iterator[Build]:
+    import torch
+
+    from jepa_fast.kernels.triton.convnext_block import MOST_FUSED_CHANNELS, SIZES, constants, tiles
+    from jepa_fast.kernels.triton.depthwise import blocks
+
+    for kind, channels in [*CASES, ("fp32", 32), ("fp32", 64)]:
+        forward, backward, weights = tiles(channels, torch.float32 if kind == "fp32" else torch.bfloat16)
+        parameters = {"gamma": "fp32", "beta": "fp32", "expand": kind, "project": kind}
+        fused = channels <= MOST_FUSED_CHANNELS
+        sizes = blocks(channels)
+        marches = (0,) * (channels > sizes["BLOCK_C"]) + (sizes["BLOCK_COLUMNS"] * sizes["BLOCK_C"],)
+        for has_addend in (False, True) if fused else (False,):
+            yield Build(
+                f"convnext_block forward {kind} C={channels}{' addend' if has_addend else ''}",
+                "convnext_block",
+                "_convnext_block_forward_kernel",
+                _pointers(x=kind, taps="fp32", addend=kind, **parameters, z=kind, y=kind)
+                | _integers(SIZES)
+                | {"eps": "fp32"},
+                constants(channels, forward) | sizes | {"HAS_ADDEND": has_addend, "CONVOLVES": fused},
+                warps=forward.warps,
+                registers=256 if channels > 64 else 208 if channels == 64 else 168,
+                outputs=(marches if fused else ()) + _tile_outputs(channels, forward.pixels, forward.hidden),
+                stages=1,
+                is_default=(kind, channels, has_addend) == ("bf16", 16, True),
+            )
+        yield Build(
+            f"convnext_block backward {kind} C={channels}",
+            "convnext_block_backward",
+            "_convnext_block_backward_kernel",
+            _pointers(dy=kind, z=kind, **parameters, dz=kind, norm_partial="fp32", weight_partial="fp32")
+            | {"pixels": "i32", "eps": "fp32"},
+            constants(channels, backward) | {"HAS_WEIGHTS": weights is None},
+            warps=backward.warps,
+            registers=256,
+            outputs=_tile_outputs(channels, backward.pixels, backward.hidden),
+            stages=1,
+            is_default=(kind, channels) == ("bf16", 16),
+        )
+        if weights is not None:
+            yield Build(
+                f"convnext_block weight gradient {kind} C={channels}",
+                "convnext_block_backward",
+                "_convnext_block_weight_kernel",
+                _pointers(dy=kind, z=kind, **parameters, partial="fp32") | {"pixels": "i32", "eps": "fp32"},
+                constants(channels, weights),
+                warps=weights.warps,
+                registers=200,
+                outputs=(weights.pixels * weights.hidden // 4,),
+                stages=1,
+                is_default=(kind, channels) == ("bf16", 32),
+            )
+
+
+BUILDS: tuple[Build, ...] = (*_depthwise(), *_dwconv_norm(), *_convnext_block())

@@ -1,4 +1,4 @@
-"""The whole ConvNeXt block forward in one kernel, and its backward through the MLP and the LayerNorm.
+"""The whole ConvNeXt block forward in one kernel.
 
     z = dwconv(x) + addend      u = LN(z)      h = W1 u      y = x + W2 gelu(h)
 
@@ -7,14 +7,16 @@ cache in tiles of pixels and runs LayerNorm and MLP on them; the hidden activati
 Products of 16-bit activations are on tensor cores, with float32 sums; float32 ones are IEEE products.
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from jepa_fast.kernels.triton.depthwise import KERNEL, THREADS, blocks, march, strip_rows
-from jepa_fast.kernels.triton.dwconv_norm import norm_backward, normalised, strip_pixels
-from jepa_fast.kernels.triton.launch import on_device, resident_programs
+from jepa_fast.kernels.triton.depthwise import KERNEL, blocks, depthwise, march, strip_rows, taps_of
+from jepa_fast.kernels.triton.dwconv_norm import normalised, strip_pixels
+from jepa_fast.kernels.triton.launch import on_device
 
 SIZES = (
     "columns", "height", "width", "out_height", "out_width", "pad_y", "pad_x", "rows",
@@ -52,11 +54,7 @@ def load_weight(
     c = tl.arange(0, PADDED_C)[:, None]
     h = hidden + tl.arange(0, HIDDEN)[None, :]
     place = h * C + c if IS_EXPAND else c * (4 * C) + h
-    if C == PADDED_C:
-        weight = tl.load(weight_ptr + place)
-    else:
-        weight = tl.load(weight_ptr + place, mask=c < C, other=0.0)
-    return weight.to(dtype)
+    return tl.load(weight_ptr + place, mask=c < C, other=0.0).to(dtype)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -127,121 +125,84 @@ def _convnext_block_forward_kernel(
         tl.store(y_ptr + place, (x + update).to(y_ptr.dtype.element_ty), mask=live & (c < C))
 
 
-@triton.jit
-def hidden_gradient(u, g, expand, project):
-    """gelu(h) and the gradient of h = W1 u, [PIXELS, HIDDEN], from that of the update, g."""
-    h = tl.dot(u, expand, input_precision="ieee")
-    tail, density = gaussian(h)
-    slope = tl.fma(h * density, 0.3989422804014327, tl.where(h < 0, tail, 1.0 - tail))  # 1 / sqrt(2 pi)
-    da = tl.dot(g, project, input_precision="ieee")
-    return gelu(h, tail).to(u.dtype), (da * slope).to(u.dtype)
+class Tile(NamedTuple):
+    """How a kernel cuts its work."""
+
+    pixels: int
+    hidden: int  # units of the hidden layer at once
+    warps: int
 
 
-@triton.jit(do_not_specialize=("pixels",))
-def _convnext_block_backward_kernel(
-    dy_ptr,  # [P, C]
-    z_ptr,  # [P, C]
-    gamma_ptr,  # [C]
-    beta_ptr,  # [C]
-    expand_ptr,  # [4C, C]
-    project_ptr,  # [C, 4C]
-    dz_ptr,  # [P, C]
-    norm_partial_ptr,  # [programs, 2, C], float32: gamma's part, beta's part
-    weight_partial_ptr,  # [programs, 2, C, 4C], float32: W1's part transposed, W2's part
-    pixels,  # P
-    eps,
-    C: tl.constexpr,
-    PADDED_C: tl.constexpr,
-    PIXELS: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    HAS_WEIGHTS: tl.constexpr,  # where HIDDEN is 4C
-):
-    """Through MLP and LayerNorm: dz, and a part of the parameters' gradients. Every so-manieth tile of pixels.
+class Tiles(NamedTuple):
+    """Of the three kernels, for one number of channels."""
 
-    u and the hidden activations are computed anew. float32 sums, in an order that depends on the number of programs.
-    """
-    dtype = z_ptr.dtype.element_ty
-    c = tl.arange(0, PADDED_C)[None, :]
-    gamma = tl.load(gamma_ptr + c, mask=c < C, other=0.0).to(tl.float32)
-    beta = tl.load(beta_ptr + c, mask=c < C, other=0.0).to(tl.float32)
-    dgamma = tl.zeros([1, PADDED_C], tl.float32)
-    dbeta = tl.zeros([1, PADDED_C], tl.float32)
-    dexpand = tl.zeros([PADDED_C, HIDDEN], tl.float32)
-    dproject = tl.zeros([PADDED_C, HIDDEN], tl.float32)
-    for tile in range(tl.program_id(0), tl.cdiv(pixels, PIXELS), tl.num_programs(0)):
-        p = tile * PIXELS + tl.arange(0, PIXELS)[:, None]
-        place = p.to(tl.int64) * C + c
-        live = (p < pixels) & (c < C)
-        z = tl.load(z_ptr + place, mask=live, other=0.0).to(tl.float32)
-        g = tl.load(dy_ptr + place, mask=live, other=0.0)
-        xhat, rstd = normalised(z, c, eps, C)
-        u = tl.fma(xhat, gamma, beta).to(dtype)
-        du = tl.zeros([PIXELS, PADDED_C], tl.float32)
-        for hidden in range(0, 4 * C, HIDDEN):
-            expand = load_weight(expand_ptr, hidden, dtype, C, PADDED_C, HIDDEN, True)
-            project = load_weight(project_ptr, hidden, dtype, C, PADDED_C, HIDDEN, False)
-            a, dh = hidden_gradient(u, g, expand, project)
-            du = tl.dot(dh, tl.trans(expand), du, input_precision="ieee")
-            if HAS_WEIGHTS:
-                dexpand = tl.dot(tl.trans(u), dh, dexpand, input_precision="ieee")
-                dproject = tl.dot(tl.trans(g), a, dproject, input_precision="ieee")
-        dgamma += tl.sum(du * xhat, axis=0, keep_dims=True)
-        dbeta += tl.sum(du, axis=0, keep_dims=True)
-        dz = norm_backward(du * gamma, xhat, rstd, c, C)
-        tl.store(dz_ptr + place, dz.to(dtype), mask=live)
-    norm_place = norm_partial_ptr + tl.program_id(0) * 2 * C + c
-    tl.store(norm_place, dgamma, mask=c < C)
-    tl.store(norm_place + C, dbeta, mask=c < C)
-    if HAS_WEIGHTS:
-        store_weights(weight_partial_ptr, dexpand, dproject, 0, C, PADDED_C, HIDDEN)
+    forward: Tile
+    backward: Tile
+    weights: Tile | None  # none: the backward kernel makes the weights' gradients too
 
 
-@triton.jit
-def store_weights(
-    partial_ptr, dexpand, dproject, hidden, C: tl.constexpr, PADDED_C: tl.constexpr, HIDDEN: tl.constexpr
-):
-    """Put this program's part of both weights' gradients, [PADDED_C, HIDDEN], into [programs, 2, C, 4C]."""
-    c = tl.arange(0, PADDED_C)[:, None]
-    place = tl.program_id(0) * (2 * C * 4 * C) + c * (4 * C) + hidden + tl.arange(0, HIDDEN)[None, :]
-    tl.store(partial_ptr + place, dexpand, mask=c < C)
-    tl.store(partial_ptr + C * 4 * C + place, dproject, mask=c < C)
+# Chosen by what the kernels take and count offline (kernels/gates.json): nothing spills, as few instructions per output
+# and as many resident warps as that leaves.
+TILES_16_BIT = {
+    16: Tiles(Tile(64, 64, 4), Tile(64, 64, 4), None),
+    32: Tiles(Tile(64, 32, 4), Tile(64, 32, 4), Tile(64, 32, 4)),
+    64: Tiles(Tile(64, 32, 4), Tile(32, 32, 4), Tile(64, 32, 4)),
+    96: Tiles(Tile(128, 32, 8), Tile(32, 32, 4), Tile(64, 32, 8)),
+    128: Tiles(Tile(128, 32, 8), Tile(32, 32, 4), Tile(64, 32, 8)),
+}
+TILES_FLOAT32 = {
+    16: Tiles(Tile(32, 64, 4), Tile(32, 64, 4), None),
+    32: Tiles(Tile(32, 32, 4), Tile(32, 32, 4), Tile(32, 32, 4)),
+    64: Tiles(Tile(16, 32, 4), Tile(16, 32, 4), Tile(16, 32, 4)),
+    96: Tiles(Tile(32, 32, 8), Tile(16, 16, 8), Tile(16, 16, 8)),
+    128: Tiles(Tile(32, 32, 8), Tile(16, 16, 8), Tile(16, 16, 8)),
+}
+MOST_FUSED_CHANNELS = 64  # beyond, convolution and MLP are two kernels: together they take too many registers
 
 
-@triton.jit(do_not_specialize=("pixels",))
-def _convnext_block_weight_kernel(
-    dy_ptr,  # [P, C]
-    z_ptr,  # [P, C]
-    gamma_ptr,  # [C]
-    beta_ptr,  # [C]
-    expand_ptr,  # [4C, C]
-    project_ptr,  # [C, 4C]
-    partial_ptr,  # [programs, 2, C, 4C], float32: W1's part transposed, W2's part
-    pixels,  # P
-    eps,
-    C: tl.constexpr,
-    PADDED_C: tl.constexpr,
-    PIXELS: tl.constexpr,
-    HIDDEN: tl.constexpr,
-):
-    """A part of the gradients of W1 and W2, for HIDDEN hidden units: where all of them do not fit beside the rest."""
-    dtype = z_ptr.dtype.element_ty
-    hidden = tl.program_id(1) * HIDDEN
-    c = tl.arange(0, PADDED_C)[None, :]
-    gamma = tl.load(gamma_ptr + c, mask=c < C, other=0.0).to(tl.float32)
-    beta = tl.load(beta_ptr + c, mask=c < C, other=0.0).to(tl.float32)
-    expand = load_weight(expand_ptr, hidden, dtype, C, PADDED_C, HIDDEN, True)
-    project = load_weight(project_ptr, hidden, dtype, C, PADDED_C, HIDDEN, False)
-    dexpand = tl.zeros([PADDED_C, HIDDEN], tl.float32)
-    dproject = tl.zeros([PADDED_C, HIDDEN], tl.float32)
-    for tile in range(tl.program_id(0), tl.cdiv(pixels, PIXELS), tl.num_programs(0)):
-        p = tile * PIXELS + tl.arange(0, PIXELS)[:, None]
-        place = p.to(tl.int64) * C + c
-        live = (p < pixels) & (c < C)
-        z = tl.load(z_ptr + place, mask=live, other=0.0).to(tl.float32)
-        g = tl.load(dy_ptr + place, mask=live, other=0.0)
-        xhat, _rstd = normalised(z, c, eps, C)
-        u = tl.fma(xhat, gamma, beta).to(dtype)
-        a, dh = hidden_gradient(u, g, expand, project)
-        dexpand = tl.dot(tl.trans(u), dh, dexpand, input_precision="ieee")
-        dproject = tl.dot(tl.trans(g), a, dproject, input_precision="ieee")
-    store_weights(partial_ptr, dexpand, dproject, hidden, C, PADDED_C, HIDDEN)
+def tiles(channels: int, dtype: torch.dtype) -> Tiles:
+    """The tiles for some channels in a dtype."""
+    return (TILES_FLOAT32 if dtype == torch.float32 else TILES_16_BIT)[channels]
+
+
+def constants(channels: int, tile: Tile) -> dict[str, int]:
+    """What the kernels have in common."""
+    padded = triton.next_power_of_2(channels)
+    return {"C": channels, "PADDED_C": padded, "PIXELS": tile.pixels, "HIDDEN": tile.hidden}
+
+
+def block_forward(
+    x: Tensor,
+    weight: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    expand: Tensor,
+    project: Tensor,
+    addend: Tensor | None,
+    padding: tuple[int, int],
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """y and z [N, H', W', C] of x [N, H, W, C]; all contiguous, W1 and W2 in the dtype of x."""
+    count, height, width, channels = x.shape
+    out_height, out_width = (x.shape[axis + 1] + 2 * padding[axis] - KERNEL + 1 for axis in (0, 1))
+    taps = taps_of(weight)
+    fused = channels <= MOST_FUSED_CHANNELS
+    if fused:
+        z = torch.empty(count, out_height, out_width, channels, dtype=x.dtype, device=x.device)
+    else:
+        z = depthwise(x, taps, padding, addend)
+    y = torch.empty_like(z)
+    if y.numel() == 0:
+        return y, z
+    tile = tiles(channels, x.dtype).forward
+    sizes = blocks(channels)
+    across = -(-count * out_width // sizes["BLOCK_COLUMNS"])
+    rows = strip_rows(out_height, across)
+    with on_device(x):
+        _convnext_block_forward_kernel[(across, -(-out_height // rows), 1)](
+            x, taps, x if addend is None else addend, gamma, beta, expand, project, z, y, count * out_width, height,
+            width, out_height, out_width, *padding, rows, eps, **constants(channels, tile), **sizes,
+            HAS_ADDEND=fused and addend is not None, CONVOLVES=fused, num_warps=tile.warps, num_stages=1,
+            enable_fp_fusion=True,
+        )  # fmt: skip
+    return y, z

@@ -36,7 +36,7 @@ def normalised(z, c, eps, C: tl.constexpr):
     mean = tl.sum(z, axis=1, keep_dims=True) / C
     centred = z - mean
     # Channels are padded to a power of two.
-    if C < z.shape[1]:
+    if z.shape[1] > C:
         centred = tl.where(c < C, centred, 0.0)
     rstd = tl.rsqrt(tl.sum(centred * centred, axis=1, keep_dims=True) / C + eps)
     return centred * rstd, rstd
