@@ -70,7 +70,7 @@ class Sampler:
         order = self.order(epoch)
         first = self.rank * self.batch_size
         for batch in range(start, self.batches_per_epoch):
-            # All ranks' rows in ascending order, then cut: row r of the global batch is the same for any number of ranks.
+            # Sorted, then cut: row r of the global batch is the same trajectory for any number of ranks.
             rows = np.sort(order[batch * self.global_batch : (batch + 1) * self.global_batch])
             yield rows[first : first + self.batch_size]
 

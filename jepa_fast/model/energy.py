@@ -4,9 +4,9 @@
     variance     mean_j max(0, gamma - sqrt(var_j + eps))
     covariance   sum_{i != j} S_ij^2 / D, S the unbiased covariance matrix
 
-Over several processes it is the energy of all their trajectories, on every process, and its gradient on each is exact for
-the process's own states: parameter gradients have to be summed, or the energy scaled by the number of processes where
-they are averaged.
+Over several processes it is the energy of all their trajectories, on every process, with its exact gradient for the
+process's own states: parameter gradients have to be summed, or the energy scaled by the number of processes where they
+are averaged.
 
 Source: Bardes, Ponce, LeCun, VICReg, arXiv:2105.04906.
 """
