@@ -1,20 +1,33 @@
-"""Learning rate and energy weights as pure functions of the step."""
+"""Learning rate and energy weights as pure functions of the step, and as a table that a device reads by itself."""
 
-import math
+import numpy as np
+import torch
+from torch import Tensor
 
 from jepa_fast.config import Recipe, Stage
 
 
-def learning_rate(step: int, steps: int, base: float) -> float:
-    """Cosine from `base` at step 0 towards zero at step `steps`. Source: Loshchilov, Hutter, SGDR, arXiv:1608.03983."""
-    return 0.5 * base * (1.0 + math.cos(math.pi * step / steps))
-
-
 def stage_at(step: int, steps: int, recipe: Recipe) -> Stage:
     """The stage that step `step` of `steps` belongs to; stages share the steps in proportion to their epochs."""
-    epochs_before = 0
-    for stage in recipe.stages:
-        epochs_before += stage.epochs
-        if step * recipe.epochs < epochs_before * steps:
-            return stage
-    raise ValueError(f"step: got {step}, expected less than {steps}")
+    if not 0 <= step < steps:
+        raise ValueError(f"step: got {step}, expected less than {steps}")
+    return recipe.stages[int(_stages(np.array([step]), steps, recipe)[0])]
+
+
+def schedule_table(steps: int, recipe: Recipe) -> Tensor:
+    """float32 [steps, 4]: learning rate, and the weights of invariance, variance and covariance, of every step.
+
+    The rate is a cosine from its base at step 0 towards zero at step `steps`.
+    Source: Loshchilov, Hutter, SGDR, arXiv:1608.03983.
+    """
+    number = np.arange(steps)
+    rate = 0.5 * recipe.optimizer.learning_rate * (1.0 + np.cos(np.pi * number / steps))
+    weights = np.array([(stage.invariance, stage.variance, stage.covariance) for stage in recipe.stages])
+    table = np.column_stack([rate, weights[_stages(number, steps, recipe)]])
+    return torch.from_numpy(table).to(torch.float32)
+
+
+def _stages(number: np.ndarray, steps: int, recipe: Recipe) -> np.ndarray:
+    """Index of the stage of each step number."""
+    ends = np.cumsum([stage.epochs for stage in recipe.stages])
+    return np.searchsorted(ends * steps, number * recipe.epochs, side="right")

@@ -75,7 +75,7 @@ def make_run(folder, data, **changes):
     config = replace(config, **changes)
     create_run(folder, config)
     write_environment(folder, torch.device("cpu"))
-    train(config, folder, False, 5.0)
+    train(config, folder)
     return folder
 
 

@@ -1,0 +1,104 @@
+"""Guards of a run: a step that is not finite is kept for study, states that collapse are noticed."""
+
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jepa_fast.data.batches import Batch
+from jepa_fast.data.host import gather
+from jepa_fast.data.sampler import Sampler
+from jepa_fast.data.shards import Split
+from jepa_fast.engine.checkpoint import State, write_whole
+from jepa_fast.engine.distributed import Ranks
+from jepa_fast.engine.objective import Objective
+from jepa_fast.engine.step import READINGS, StepResult, Trainer
+from jepa_fast.errors import RunError
+from jepa_fast.probing.collapse import Spectrum, spectrum
+
+logger = logging.getLogger(__name__)
+
+# The probe batch: so many trajectories spread over the training split, every so many frames of each.
+TRAJECTORIES, EVERY_FRAME = 64, 4
+
+
+def finite_readings(
+    trainer: Trainer, result: StepResult, sampler: Sampler, split: Split, folder: Path, ranks: Ranks
+) -> list[float]:
+    """The readings of the last step on the host (synchronises).
+
+    Raises:
+        RunError: since the last reading a step was not finite; the file that keeps it is named.
+    """
+    *readings, failed = torch.cat([result.readings, trainer.failed[None]]).tolist()
+    if not failed:
+        return readings
+    # The state is still the one that the step began with, and the sampler knows its batch, that of all processes.
+    state = trainer.state()
+    step: int = state["step"] + 1
+    named = dict(zip(READINGS, readings, strict=True))
+    # The terms before their sum, which is bad where any of them is.
+    name = next(name for name in (*READINGS[1:4], *READINGS) if not math.isfinite(named[name]))
+    path = folder / f"failure-{step:09d}.pt"
+    if ranks.leads:
+        epoch, number = divmod(state["step"], sampler.batches_per_epoch)
+        whole = Sampler(sampler.count, sampler.global_batch, sampler.seed)
+        batch = gather(split, next(whole.batches(epoch, number)))
+        write_whole(path, {"readings": named, "state": state, "batch": batch._asdict()})
+    ranks.barrier()
+    kept = f"{path} keeps the batch and the state before it, checkpoints are untouched"
+    raise RunError(f"step {step}: {name} is {named[name]}; {kept}")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A step that was not finite: `Trainer.restore(state)`, then `Trainer.step(batch)` shows it again."""
+
+    readings: dict[str, float]
+    state: State
+    batch: Batch
+
+
+def load_failure(path: Path) -> Failure:
+    """What a run kept of a step that was not finite."""
+    kept = torch.load(path, map_location="cpu", weights_only=True)
+    return Failure(kept["readings"], kept["state"], Batch(**kept["batch"]))
+
+
+class CollapseWatch:
+    """Looks at encodings of the same trajectories in evaluation mode, where no dropout noise hides a collapse."""
+
+    def __init__(self, objective: Objective, split: Split, on_collapse: Literal["warn", "stop"]) -> None:
+        self._objective, self._on_collapse = objective, on_collapse
+        count = min(TRAJECTORIES, split.count)
+        self._batch = _thinned(gather(split, np.linspace(0, split.count - 1, count).astype(np.int64)))
+        self._batch = self._batch.to(torch.device(objective.config.device))
+
+    def look(self) -> Spectrum:
+        """The spectrum of the encodings now (synchronises)."""
+        return spectrum(self._encodings().flatten(0, 1))
+
+    def judge(self, done: int) -> None:
+        """TODO"""
+
+    @torch.no_grad()
+    def _encodings(self) -> Tensor:
+        encoder = self._objective.world.encoder
+        encoder.eval()
+        try:
+            with self._objective.autocast():
+                return self._objective.encode(self._batch, self._objective.world.dropout_clock)
+        finally:
+            encoder.train()
+
+
+def _thinned(batch: Batch) -> Batch:
+    """Every EVERY_FRAME-th frame; actions stay, encoding needs none."""
+    walls = batch.walls if batch.walls.dim() == 3 else batch.walls[:, ::EVERY_FRAME].contiguous()
+    corners = None if batch.corners is None else batch.corners[:, ::EVERY_FRAME].contiguous()
+    return batch._replace(dots=batch.dots[:, ::EVERY_FRAME].contiguous(), corners=corners, walls=walls)
