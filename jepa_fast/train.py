@@ -27,8 +27,8 @@ class DataArguments:
     """Folder of packed splits. Default: data/two_rooms, generated there if absent."""
     batch_size: int | None = None
     """Trajectories per step, over all processes. Default: the recipe's, 128."""
-    loader: Literal["auto", "host"] = "auto"
-    """How batches reach the device."""
+    loader: Literal["auto", "resident", "dali", "host"] | None = None
+    """How batches reach the device: the same bits at another speed. Default: auto, which the log explains."""
     verify: bool = False
     """Hash every shard of the training split before starting."""
 
@@ -46,7 +46,7 @@ class Arguments:
     """Train a JEPA world model; without --data.path on a generated two-room set."""
 
     preset: str | None = None
-    """Named recipe: explorejepa_repo (default), explorejepa_writeup or demo."""
+    """Named recipe: explorejepa_repo (default), explorejepa_writeup, demo or features20k."""
     out: Path | None = None
     """Run folder to create. Default: runs/<date>-<time>."""
     resume: Path | None = None
@@ -104,6 +104,7 @@ def prepare(arguments: Arguments, device: Literal["cpu", "cuda"], ranks: int) ->
     """
     import torch
 
+    from jepa_fast.data.loaders import choose_loader
     from jepa_fast.engine.fallbacks import without_what_is_missing
     from jepa_fast.engine.record import write_environment
     from jepa_fast.runs import CONFIG, create_run
@@ -111,7 +112,8 @@ def prepare(arguments: Arguments, device: Literal["cpu", "cuda"], ranks: int) ->
     if arguments.resume is not None:
         folder = arguments.resume
         config = without_what_is_missing(resumed(RunConfig.load(folder / CONFIG), arguments, device), keep_amp=True)
-        open_split(Path(config.data) / "train", verify=arguments.data.verify)
+        split = open_split(Path(config.data) / "train", verify=arguments.data.verify)
+        choose_loader(config.loader, split, torch.device(config.device))
     else:
         folder = arguments.out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
         config = without_what_is_missing(resolve(arguments, device, _prepare_data(arguments)))
@@ -138,12 +140,17 @@ def resolve(arguments: Arguments, device: Literal["cpu", "cuda"], data: Path) ->
     Raises:
         InputError: an argument is out of range, or two contradict each other.
     """
+    import torch
+
     from jepa_fast.backends import choose_kernels
+    from jepa_fast.data.loaders import choose_loader
 
     name = arguments.preset or DEFAULT_PRESET
     recipe = preset(name)
     batch_size = recipe.batch_size if arguments.data.batch_size is None else arguments.data.batch_size
-    count = open_split(data / "train", verify=arguments.data.verify).count
+    split = open_split(data / "train", verify=arguments.data.verify)
+    count, loader = split.count, arguments.data.loader or "auto"
+    choose_loader(loader, split, torch.device(device))
     require(2 <= batch_size <= count, "--data.batch-size", batch_size, f"from 2 to the {count} trajectories in {data}")
     if arguments.steps is not None and arguments.epochs is not None:
         raise InputError("--steps, --epochs: got both, expected at most one")
@@ -159,7 +166,7 @@ def resolve(arguments: Arguments, device: Literal["cpu", "cuda"], data: Path) ->
         compile=_switch(arguments.compile, device == "cuda"),
         device=device,
         data=str(data.absolute()),
-        loader="host",
+        loader=loader,
         kernels=choose_kernels(arguments.kernels, device, recipe.model.dim),
         exact_shortcuts=arguments.encoder.exact_shortcuts != "off",
         capture=_switch(arguments.capture, device == "cuda"),
@@ -194,6 +201,7 @@ def resumed(stored: RunConfig, arguments: Arguments, device: Literal["cpu", "cud
         if arguments.kernels == "auto"
         else choose_kernels(arguments.kernels, device, stored.recipe.model.dim),
         device=device,
+        loader=arguments.data.loader or stored.loader,
         data=stored.data if arguments.data.path is None else str(arguments.data.path.absolute()),
     )
 

@@ -1,5 +1,8 @@
 """The Batch contract: what every loader delivers, and how it becomes images.
 
+A loader may use a batch's memory again: a batch stays valid until the second one after it is asked for. So the next can
+be fetched while one is worked on; what is to be kept longer is cloned.
+
 Batches stay uint8 and windowed until they are on the device. Loaders are bitwise comparable: the same sampler position
 gives the same Batch whichever loader delivers it.
 """

@@ -1,87 +1,182 @@
-"""The host loader: rows gathered from the memory-mapped shards by one background thread."""
+"""The host loader: rows gathered from the memory-mapped shards by one background thread.
 
+The thread runs AHEAD batches ahead. On the CPU a batch is handed out in the slot that it was gathered into. For a GPU
+the slot is pinned and the thread also starts the copy, on a stream of its own, so that it runs beside the step.
+"""
+
+import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterable, Iterator
+from queue import SimpleQueue
 
 import torch
 from torch import Tensor
 
 from jepa_fast.data.batches import Batch
-from jepa_fast.data.sampler import Indices, Sampler, evaluation_order
+from jepa_fast.data.manifest import Layout
+from jepa_fast.data.sampler import Indices, evaluation_order
 from jepa_fast.data.shards import Split
-from jepa_fast.errors import InputError
+from jepa_fast.data.slots import HELD, Slot, gather_into
 
-# Batches gathered ahead of the consumer.
-PREFETCH = 2
+# Batches gathered while the consumer works on another.
+AHEAD = 2
+
+CPU = torch.device("cpu")
 
 
 class HostLoader:
-    """Training batches of `split` in the order of `sampler`, as fresh CPU tensors."""
+    """Batches of `split` on `device`, gathered from the shards."""
 
-    def __init__(self, split: Split, sampler: Sampler):
-        if sampler.count != split.count:
-            raise ValueError(f"sampler: found {sampler.count} trajectories, expected the split's {split.count}")
+    def __init__(self, split: Split, device: torch.device = CPU):
         self.split = split
-        self.sampler = sampler
+        self.device = device
 
-    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """This rank's batches `start` and later of an epoch; may be abandoned at any batch."""
-        return _prefetched(self.split, self.sampler.batches(epoch, start))
+    def batches(self, orders: Iterable[Indices]) -> Generator[Batch]:
+        """The batch of each of `orders`, in turn; closing the generator, at any batch, ends its thread."""
+        kind = CudaStage if self.device.type == "cuda" else Stage
+        stages = [kind(self.split.manifest.layout, self.device) for _ in range(AHEAD + HELD)]
+        work = _Work(self.split, orders, stages)
+        held: deque[Stage] = deque()
+        try:
+            while (stage := work.next()) is not None:
+                if len(held) == HELD:
+                    oldest = held.popleft()
+                    oldest.take_back()
+                    work.free.put(oldest)
+                held.append(stage)
+                yield stage.hand_out()
+        finally:
+            work.stop()
+
+
+class Stage:
+    """One batch on its way from the shards to the consumer; on the CPU, the slot that it is gathered into."""
+
+    def __init__(self, layout: Layout, device: torch.device):
+        self.layout = layout
+        self.device = device
+        self.rows = 0
+        self.slot: Slot | None = None
+
+    def fill(self, split: Split, indices: Indices) -> None:
+        """Gather a batch; in the loader's thread."""
+        self.rows = len(indices)
+        if self.slot is None or self.slot.rows < self.rows:
+            self.slot = Slot(self.layout, self.rows, CPU, pinned=self.device.type == "cuda")
+        gather_into(split, indices, self.slot.arrays(self.rows))
+
+    def hand_out(self) -> Batch:
+        """The gathered batch; in the consumer's thread."""
+        assert self.slot is not None
+        return self.slot.batch(self.rows)
+
+    def take_back(self) -> None:
+        """Note that the consumer is done with the batch; in the consumer's thread."""
+
+
+class CudaStage(Stage):
+    """A pinned slot and one on the device, which a copy connects.
+
+    Two orders have to hold: the pinned slot is filled again only after the copy out of it has run (`copied`), and the
+    device's only after what the consumer's stream does with it (`released`). A step captured as a CUDA graph has
+    to be captured with capture_error_mode="thread_local": this thread goes on calling CUDA meanwhile.
+    """
+
+    def __init__(self, layout: Layout, device: torch.device):
+        super().__init__(layout, device)
+        self.target: Slot | None = None
+        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self.released = torch.cuda.Event()  # type: ignore[no-untyped-call]
+
+    def fill(self, split: Split, indices: Indices) -> None:
+        """Gather a batch and start its copy."""
+        self.copied.synchronize()
+        super().fill(split, indices)
+        assert self.slot is not None
+        with torch.cuda.stream(self.stream):
+            # Before a slot is replaced by a larger one, too: its memory belongs to this stream.
+            self.stream.wait_event(self.released)
+            if self.target is None or self.target.rows < self.rows:
+                self.target = Slot(self.layout, self.slot.rows, self.device)
+            for name, tensor in self.target.tensors.items():
+                tensor[: self.rows].copy_(self.slot.tensors[name][: self.rows], non_blocking=True)
+            self.copied.record(self.stream)
+
+    def hand_out(self) -> Batch:
+        """The copied batch, for the consumer's current stream."""
+        assert self.target is not None
+        torch.cuda.current_stream(self.device).wait_event(self.copied)
+        return self.target.batch(self.rows)
+
+    def take_back(self) -> None:
+        """Whatever the consumer's current stream was given so far may read the batch; nothing later does."""
+        self.released.record(torch.cuda.current_stream(self.device))
+
+
+class _Work:
+    """A thread that fills stages as they come free."""
+
+    def __init__(self, split: Split, orders: Iterable[Indices], stages: list[Stage]):
+        self.free: SimpleQueue[Stage | None] = SimpleQueue()
+        self._ready: SimpleQueue[Stage | BaseException | None] = SimpleQueue()
+        for stage in stages:
+            self.free.put(stage)
+        self._stopped = False
+        # A daemon, so that a generator that nobody closed does not keep the process alive.
+        self._thread = threading.Thread(target=self._run, args=(split, orders), name="host-loader", daemon=True)
+        self._thread.start()
+
+    def next(self) -> Stage | None:
+        """The next filled stage, or None after the last one.
+
+        Raises:
+            BaseException: whatever gathering it raised.
+        """
+        outcome = self._ready.get()
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stopped = True
+        self.free.put(None)
+        # An abandoned generator may be collected by any thread, this one too.
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _run(self, split: Split, orders: Iterable[Indices]) -> None:
+        try:
+            for indices in orders:
+                stage = self.free.get()
+                if stage is None or self._stopped:
+                    return
+                stage.fill(split, indices)
+                self._ready.put(stage)
+        # Not handled here, only handed on to the thread that asked for the batch.
+        except BaseException as error:
+            self._ready.put(error)
+        else:
+            self._ready.put(None)
 
 
 def evaluation_batches(split: Split, batch_size: int) -> Iterator[Batch]:
-    """All trajectories of `split` in order; the last batch may be smaller."""
-    return _prefetched(split, evaluation_order(split.count, batch_size))
+    """All trajectories of `split` in order, on the CPU; the last batch may be smaller."""
+    return HostLoader(split).batches(evaluation_order(split.count, batch_size))
 
 
 def gather(split: Split, indices: Indices) -> Batch:
-    """The Batch of ascending `indices` int64 [B], copied out of the shards into fresh CPU tensors.
+    """The Batch of ascending `indices` int64 [B] in fresh CPU tensors.
 
     Raises:
         InputError: an action is NaN or infinite.
     """
-    layout = split.manifest.layout
-    fields = layout.fields()
-
-    def rows(field: str) -> Tensor:
-        stored = fields[field]
-        kind = {"|u1": torch.uint8, "<i4": torch.int32, "<f4": torch.float32}[stored.dtype]
-        tensor = torch.empty((len(indices), *stored.shape), dtype=kind)
-        split.take(field, indices, tensor.numpy())
-        return tensor
-
-    actions = rows("actions")
-    if not bool(actions.isfinite().all()):
-        row, step = (~actions.isfinite()).nonzero()[0, :2].tolist()
-        raise InputError(f"{split.folder}: trajectory {indices[row]}, step {step}: its action is not finite")
-    windowed, grouped = layout.spec.window is not None, layout.spec.wall_window is not None
-    return Batch(
-        indices=torch.from_numpy(indices.copy()),
-        dots=rows("window" if windowed else "dot"),
-        corners=rows("corner") if windowed else None,
-        walls=rows("wall"),
-        actions=actions,
-        wall_groups=rows("group") if grouped else None,
-        wall_corners=rows("group_corner") if grouped else None,
-    )
+    slot = Slot(split.manifest.layout, len(indices), CPU)
+    gather_into(split, indices, slot.arrays(len(indices)))
+    return slot.batch(len(indices))
 
 
 def wall_bases(split: Split, device: torch.device) -> Tensor | None:
     """The split's wall base images uint8 [G, H, W] on `device`, or none."""
     return None if split.wall_bases is None else torch.from_numpy(split.wall_bases).to(device)
-
-
-def _prefetched(split: Split, orders: Iterable[Indices]) -> Iterator[Batch]:
-    """Gather batches up to PREFETCH ahead; leaving the generator, however that happens, ends its thread."""
-    pending: deque[Future[Batch]] = deque()
-    pool = ThreadPoolExecutor(1, thread_name_prefix="host-loader")
-    try:
-        for indices in orders:
-            pending.append(pool.submit(gather, split, indices))
-            if len(pending) > PREFETCH:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)

@@ -6,6 +6,7 @@ The order of an epoch is a pure function of (seed, epoch), so a run resumes in t
 import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -70,9 +71,17 @@ class Sampler:
         order = self.order(epoch)
         first = self.rank * self.batch_size
         for batch in range(start, self.batches_per_epoch):
-            # Sorted, then cut: row r of the global batch is the same trajectory for any number of ranks.
+            # Sorted over all ranks, then cut: row r of the global batch is the same for any number of ranks.
             rows = np.sort(order[batch * self.global_batch : (batch + 1) * self.global_batch])
             yield rows[first : first + self.batch_size]
+
+    def steps(self, first: int, stop: int) -> Iterator[Indices]:
+        """Indices of this rank's batches for steps `first` to `stop - 1`, counted over all epochs."""
+        while first < stop:
+            epoch, start = divmod(first, self.batches_per_epoch)
+            for indices in islice(self.batches(epoch, start), stop - first):
+                yield indices
+                first += 1
 
 
 def evaluation_order(count: int, batch_size: int) -> Iterator[Indices]:

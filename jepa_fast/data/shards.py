@@ -6,9 +6,10 @@ A split is a folder such as DIR/train or DIR/probe_normal/val: a manifest and sh
 import hashlib
 import resource
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from tokenize import TokenError
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,14 @@ __all__ = ["FrameSpec", "Manifest", "Split", "open_split"]
 # What a process may have open besides the shards: libraries, logs, sockets of a distributed run.
 OTHER_FILES = 64
 FINITE_FIELDS = ("actions", "locations")
+
+
+class Piece(NamedTuple):
+    """Rows of one shard, and where in a batch they go."""
+
+    shard: int
+    target: slice
+    rows: NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +62,32 @@ class Split:
         """N, the number of trajectories."""
         return self.manifest.trajectories
 
+    def require_indices(self, indices: NDArray[np.int64]) -> None:
+        """Raise IndexError unless `indices` ascend within [0, N)."""
+        if indices.size and (indices[0] < 0 or indices[-1] >= self.count or np.any(indices[1:] < indices[:-1])):
+            raise IndexError(f"indices: expected ascending values in [0, {self.count})")
+
+    def pieces(self, indices: NDArray[np.int64]) -> list[Piece]:
+        """Where the trajectories `indices` (ascending, each in [0, N)) lie, shard by shard.
+
+        Raises:
+            IndexError: indices out of range or not ascending.
+        """
+        self.require_indices(indices)
+        cuts = np.searchsorted(indices, self.starts).tolist()
+        return [
+            Piece(shard, slice(low, high), indices[low:high] - self.starts[shard])
+            for shard, (low, high) in enumerate(pairwise(cuts))
+            if low < high
+        ]
+
+    def copy(self, field: str, pieces: list[Piece], out: NDArray[Any]) -> None:
+        """Copy the rows of a field that `pieces` names into `out`, whose shape and dtype are right."""
+        arrays = self.arrays[field]
+        for shard, target, rows in pieces:
+            # "clip" copies straight into `out`, where "raise" would buffer; the rows are known to be valid.
+            arrays[shard].take(rows, axis=0, out=out[target], mode="clip")
+
     def take(self, field: str, indices: NDArray[np.int64], out: NDArray[Any]) -> None:
         """Copy rows `indices` of a field (ascending, each in [0, N)) into `out` [len(indices), *row shape].
 
@@ -61,18 +96,12 @@ class Split:
             ValueError: `out` has another shape or dtype.
         """
         stored = self.manifest.layout.fields()[field]
-        if indices.size and (indices[0] < 0 or indices[-1] >= self.count or np.any(indices[1:] < indices[:-1])):
-            raise IndexError(f"indices: expected ascending values in [0, {self.count})")
+        pieces = self.pieces(indices)
         if out.shape != (len(indices), *stored.shape) or out.dtype != np.dtype(stored.dtype):
             raise ValueError(
                 f"out: found {out.dtype} {out.shape}, expected {np.dtype(stored.dtype)} {(len(indices), *stored.shape)}"
             )
-        cuts = np.searchsorted(indices, self.starts)
-        for shard, array in enumerate(self.arrays[field]):
-            low, high = cuts[shard], cuts[shard + 1]
-            if low < high:
-                # "clip" copies straight into `out`, where "raise" would buffer; the indices are known to be valid.
-                np.take(array, indices[low:high] - self.starts[shard], axis=0, out=out[low:high], mode="clip")
+        self.copy(field, pieces, out)
 
     def locations(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
         """True locations float32 [len(indices), T, 2], (x, y) in pixels, for indices in any order.

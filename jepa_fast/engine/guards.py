@@ -16,8 +16,8 @@ from jepa_fast.data.sampler import Sampler
 from jepa_fast.data.shards import Split
 from jepa_fast.engine.checkpoint import State, write_whole
 from jepa_fast.engine.distributed import Ranks
-from jepa_fast.engine.objective import Objective
-from jepa_fast.engine.step import READINGS, StepResult, Trainer
+from jepa_fast.engine.forward import Forward
+from jepa_fast.engine.step import StepResult, Trainer
 from jepa_fast.errors import RunError
 from jepa_fast.probing.collapse import Spectrum, spectrum
 
@@ -29,21 +29,22 @@ TRAJECTORIES, EVERY_FRAME = 64, 4
 
 def finite_readings(
     trainer: Trainer, result: StepResult, sampler: Sampler, split: Split, folder: Path, ranks: Ranks
-) -> list[float]:
+) -> dict[str, float]:
     """The readings of the last step on the host (synchronises).
 
     Raises:
         RunError: since the last reading a step was not finite; the file that keeps it is named.
     """
     *readings, failed = torch.cat([result.readings, trainer.failed[None]]).tolist()
+    named = dict(zip(trainer.names, readings, strict=True))
     if not failed:
-        return readings
+        return named
     # The state is still the one that the step began with, and the sampler knows its batch, that of all processes.
     state = trainer.state()
     step: int = state["step"] + 1
-    named = dict(zip(READINGS, readings, strict=True))
     # The terms before their sum, which is bad where any of them is.
-    name = next(name for name in (*READINGS[1:4], *READINGS) if not math.isfinite(named[name]))
+    terms = trainer.config.recipe.terms
+    name = next(name for name in (*terms, "total", "gradient_norm") if not math.isfinite(named[name]))
     path = folder / f"failure-{step:09d}.pt"
     if ranks.leads:
         epoch, number = divmod(state["step"], sampler.batches_per_epoch)
@@ -73,11 +74,11 @@ def load_failure(path: Path) -> Failure:
 class CollapseWatch:
     """Looks at encodings of the same trajectories in evaluation mode, where no dropout noise hides a collapse."""
 
-    def __init__(self, objective: Objective, split: Split, on_collapse: Literal["warn", "stop"]) -> None:
-        self._objective, self._on_collapse = objective, on_collapse
+    def __init__(self, forward: Forward, split: Split, on_collapse: Literal["warn", "stop"]) -> None:
+        self._forward, self._on_collapse = forward, on_collapse
         count = min(TRAJECTORIES, split.count)
         self._batch = _thinned(gather(split, np.linspace(0, split.count - 1, count).astype(np.int64)))
-        self._batch = self._batch.to(torch.device(objective.config.device))
+        self._batch = self._batch.to(torch.device(forward.config.device))
 
     def look(self) -> Spectrum:
         """The spectrum of the encodings now (synchronises)."""
@@ -88,17 +89,17 @@ class CollapseWatch:
 
     @torch.no_grad()
     def _encodings(self) -> Tensor:
-        encoder = self._objective.world.encoder
-        encoder.eval()
+        world = self._forward.world.eval()
         try:
-            with self._objective.autocast():
-                return self._objective.encode(self._batch, self._objective.world.dropout_clock)
+            with self._forward.autocast():
+                # What follows the state in an encoding is carried, not learned.
+                return self._forward.encode(self._batch, world.dropout_clock)[..., : world.config.dim]
         finally:
-            encoder.train()
+            world.train()
 
 
 def _thinned(batch: Batch) -> Batch:
-    """Every EVERY_FRAME-th frame; actions stay, encoding needs none."""
+    """Every EVERY_FRAME-th frame; encoding needs no actions."""
     walls = batch.walls if batch.walls.dim() == 3 else batch.walls[:, ::EVERY_FRAME].contiguous()
     corners = None if batch.corners is None else batch.corners[:, ::EVERY_FRAME].contiguous()
     return batch._replace(dots=batch.dots[:, ::EVERY_FRAME].contiguous(), corners=corners, walls=walls)

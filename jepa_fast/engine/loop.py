@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from jepa_fast.config import LoopOptions, RunConfig
-from jepa_fast.data.batches import Batch
-from jepa_fast.data.host import HostLoader, wall_bases
+from jepa_fast.data.host import wall_bases
+from jepa_fast.data.loaders import open_loader
 from jepa_fast.data.sampler import Position, Sampler
 from jepa_fast.data.shards import Split, open_split
 from jepa_fast.engine.checkpoint import load_checkpoint, save_checkpoint
@@ -46,10 +46,10 @@ def training(config: RunConfig, folder: Path, options: LoopOptions, ranks: Ranks
     bases = wall_bases(split, torch.device(config.device))
     trainer = Trainer(config, split.spec, bases, ranks, profiler.span)
     first = done = _restore(trainer, sampler, split, folder) if options.resume else 0
-    watch = CollapseWatch(trainer.objective, split, options.on_collapse)
+    watch = CollapseWatch(trainer.forward, split, options.on_collapse)
     with contextlib.ExitStack() as stack, _full_disks(folder):
         journal = Journal(folder, done, config, ranks.leads)
-        batches = _batches(HostLoader(split, sampler), sampler, done, config.steps)
+        batches = open_loader(config.loader, split, trainer.device).batches(sampler.steps(done, config.steps))
         for closed in (journal, batches, profiler):
             stack.enter_context(contextlib.closing(closed))
         stop = stack.enter_context(StopSignal())
@@ -59,7 +59,7 @@ def training(config: RunConfig, folder: Path, options: LoopOptions, ranks: Ranks
             with profiler.span("data"):
                 batch = next(batches)
             if done == first:
-                logger.info("%s", trainer.objective.encode.explain(batch))
+                logger.info("%s", trainer.forward.encode.explain(batch))
             result = trainer.step(batch)
             done += 1
             journal.tick(done)
@@ -87,17 +87,6 @@ def training(config: RunConfig, folder: Path, options: LoopOptions, ranks: Ranks
                 number = stop.received or signal.SIGTERM
                 logger.info("%s: saved at step %d; go on with --resume %s", number.name, done, folder)
                 raise SystemExit(128 + number)
-
-
-def _batches(loader: HostLoader, sampler: Sampler, done: int, steps: int) -> Generator[Batch]:
-    """The batches of steps `done` to `steps`, epoch after epoch."""
-    while done < steps:
-        epoch, start = divmod(done, sampler.batches_per_epoch)
-        for batch in loader.batches(epoch, start):
-            yield batch
-            done += 1
-            if done == steps:
-                return
 
 
 def _restore(trainer: Trainer, sampler: Sampler, split: Split, folder: Path) -> int:

@@ -6,29 +6,20 @@
 "torch" needs no tool: it writes a Chrome trace and the ten dearest operators into the run folder.
 """
 
-import contextlib
 import logging
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
+
+from jepa_fast.model.objectives import Span, no_span
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "profile"
 TRACE, OPERATORS = "trace.json", "operators.txt"
 DEAREST = 10
-
-Span = Callable[[str], AbstractContextManager[Any]]
-_NO_SPAN: AbstractContextManager[None] = contextlib.nullcontext()
-
-
-def no_span(_: str) -> AbstractContextManager[None]:
-    """A span that marks nothing."""
-    return _NO_SPAN
 
 
 class Profiler:

@@ -1,6 +1,7 @@
 """What people see of a run: metrics on disk, a bar with throughput and the time that is left."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -8,7 +9,6 @@ from tqdm import tqdm
 
 from jepa_fast.config import RunConfig
 from jepa_fast.engine.record import Metrics, Record
-from jepa_fast.engine.step import READINGS
 from jepa_fast.kernels.column_moments import column_moments
 from jepa_fast.probing.collapse import Spectrum
 
@@ -58,7 +58,7 @@ class Journal:
             total=config.steps, initial=done, unit="step", dynamic_ncols=True, bar_format=BAR, disable=not leads
         )
         self._meter = Meter(config.batch_size, config.steps)
-        self._told = done
+        self._terms, self._told = config.recipe.terms, done
 
     def tick(self, done: int) -> None:
         """After every step."""
@@ -70,7 +70,7 @@ class Journal:
         metrics["trajectories_per_s"] = self._meter.rate(done)
         if self._record is not None:
             self._record.write(metrics)
-        self._bar.set_postfix_str(describe(metrics, self._meter.left_s(done)), refresh=False)
+        self._bar.set_postfix_str(describe(metrics, self._terms, self._meter.left_s(done)), refresh=False)
         self._bar.update(done - self._told)
         self._told = done
 
@@ -86,17 +86,17 @@ class Journal:
             self._record.close()
 
 
-def metrics_of(step: int, readings: list[float], states: Tensor) -> Metrics:
+def metrics_of(step: int, readings: dict[str, float], states: Tensor) -> Metrics:
     """A reading: the step's terms and gradient norm, and the spread of its predictions (synchronises)."""
-    metrics: Metrics = {"step": step, **dict(zip(READINGS, readings, strict=True))}
+    metrics: Metrics = {"step": step, **readings}
     std = column_moments(states.flatten(0, 1))[1].sqrt()
     metrics["state_std_mean"], metrics["state_std_min"] = float(std.mean()), float(std.min())
     return metrics
 
 
-def describe(metrics: Metrics, left_s: float | None) -> str:
-    """The three terms, the throughput and the time that is left, for the progress bar."""
-    terms = " ".join(f"{name[:3]} {metrics[name]:.4f}" for name in ("invariance", "variance", "covariance"))
+def describe(metrics: Metrics, names: Sequence[str], left_s: float | None) -> str:
+    """The terms of these names, the throughput and the time that is left, for the progress bar."""
+    terms = " ".join(f"{name[:3]} {metrics[name]:.4f}" for name in names)
     left = "" if left_s is None else f", {duration(left_s)} left"
     return f"{terms} {metrics['trajectories_per_s']:,.0f} traj/s{left}"
 

@@ -12,13 +12,11 @@ from jepa_fast.data.batches import Batch
 from jepa_fast.data.manifest import FrameSpec
 from jepa_fast.engine.checkpoint import State
 from jepa_fast.engine.distributed import ALONE, Ranks
+from jepa_fast.engine.forward import Forward
 from jepa_fast.engine.graph import CapturedStep
-from jepa_fast.engine.objective import Objective
-from jepa_fast.engine.profiling import Span, no_span
 from jepa_fast.engine.schedule import schedule_table
+from jepa_fast.model.objectives import Span, no_span
 
-# What `StepResult.readings` holds; the norm is that of the gradient before clipping.
-READINGS = ("total", "invariance", "variance", "covariance", "gradient_norm")
 # Steps before the capture; DistributedDataParallel settles its buckets in the first ten.
 WARM_UPS, WARM_UPS_OF_MANY = 3, 11
 
@@ -26,7 +24,7 @@ WARM_UPS, WARM_UPS_OF_MANY = 3, 11
 class StepResult(NamedTuple):
     """What a step leaves on the device; reading it is what synchronises."""
 
-    readings: Tensor  # float32 [5], in the order of READINGS
+    readings: Tensor  # float32 [5]: the total, the recipe's three terms, the norm of the gradient before clipping
     states: Tensor  # [B, T-1, D] predictions, detached
 
 
@@ -52,13 +50,13 @@ class Trainer:
         """`spec` and `wall_bases` uint8 [G, H, W] are those of the training split, the bases on the run's device."""
         self.config, self._ranks, self._span = config, ranks, span
         self.device = torch.device(config.device)
-        self.objective = Objective(config, spec, wall_bases, ranks.group, span)
-        self.world, self.target_encoder = self.objective.world, self.objective.target_encoder
-        self._forward: nn.Module = self.objective
+        self.forward = Forward(config, spec, wall_bases, ranks.group, span)
+        self.world, self.target_encoder = self.forward.world, self.forward.target_encoder
+        self._forward: nn.Module = self.forward
         if ranks.group is not None:
             # Buffers differ on purpose: each process's clock counts from its own first row.
             self._forward = DistributedDataParallel(
-                self.objective, process_group=ranks.group, broadcast_buffers=False, gradient_as_bucket_view=True
+                self.forward, process_group=ranks.group, broadcast_buffers=False, gradient_as_bucket_view=True
             )
         self.clock = self.world.dropout_clock
         self.clock.copy_(torch.tensor([config.seed, 0, ranks.rank * config.batch_size // ranks.count]))
@@ -74,7 +72,8 @@ class Trainer:
         self.failed = torch.zeros((), device=self.device)  # 0 or 1
         # The fused update skips itself where this is 1, as it does under gradient scaling.
         self.optimizer.found_inf = self.failed  # type: ignore[attr-defined]
-        self._readings = torch.zeros(len(READINGS), device=self.device)
+        self.names = ("total", *config.recipe.terms, "gradient_norm")  # of the readings
+        self._readings = torch.zeros(len(self.names), device=self.device)
         self._batch: Batch | None = None
         self._advance: Callable[[], StepResult] = self.advance
         if config.capture:
@@ -91,7 +90,6 @@ class Trainer:
     def advance(self) -> StepResult:
         """The step on the batch in place: device work alone, from tensors that stay in place into such tensors."""
         assert self._batch is not None
-        recipe = self.config.recipe
         scheduled = self._schedule.index_select(0, self.clock[1:2])[0]
         self._rate.copy_(scheduled[0])
         self.optimizer.zero_grad(set_to_none=True)
@@ -100,13 +98,14 @@ class Trainer:
             # The energy is that of all processes, and gradients are averaged over them where their sum is wanted.
             torch.autograd.backward(terms.total * self._ranks.count)
         with self._span("optimiser"), torch.no_grad():
-            norm = nn.utils.clip_grad_norm_(self.world.parameters(), recipe.optimizer.clip_norm)
+            norm = nn.utils.clip_grad_norm_(self.world.parameters(), self.config.recipe.optimizer.clip_norm)
             readings = torch.stack([*terms, norm]).to(torch.float32)
             self._readings.copy_(torch.where(self.failed > 0, self._readings, readings))
             self.failed.copy_(torch.maximum(self.failed, 1 - readings.isfinite().all().to(torch.float32)))
             self.optimizer.step()
-            self.objective.average((1 - self.failed) * (1 - recipe.energy.ema_decay))
-            self.clock[1].add_(1 - self.failed.to(torch.int64))
+            alive = 1 - self.failed
+            self.forward.average(alive)
+            self.clock[1].add_(alive.to(torch.int64))
         return StepResult(self._readings, states)
 
     def rate(self, number: int) -> float:

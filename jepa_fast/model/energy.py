@@ -124,6 +124,11 @@ class _Gather(torch.autograd.Function):
         return gradients[0][ctx.own], None
 
 
+def mean_over_processes(values: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """The mean over all processes of values [N] that each has; its gradient on each is exact for the process's own."""
+    return _gathered(values[None], group).mean(dim=0)
+
+
 def _gathered(rows: Tensor, group: dist.ProcessGroup) -> Tensor:
     gathered: Tensor = _Gather.apply(rows, group)  # type: ignore[no-untyped-call]
     return gathered
@@ -153,7 +158,7 @@ def fused_energy(
             wide = torch.float64 if predicted.dtype == torch.float64 else torch.float32
             invariance = F.mse_loss(predicted.to(wide), targets.to(wide)).reshape(1)
             if process_group is not None:
-                invariance = _gathered(invariance, process_group).mean(dim=0, keepdim=True)
+                invariance = mean_over_processes(invariance, process_group)
             terms = torch.cat([invariance, terms[1:]])
         else:
             terms = terms_of(_groups(predicted, config), _groups(targets, config))

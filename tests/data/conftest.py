@@ -90,7 +90,7 @@ def folder_bytes(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.fixture(name="draw_source")
+@pytest.fixture(name="draw_source", scope="session")
 def draw_source_fixture():
     return draw_source
 

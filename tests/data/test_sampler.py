@@ -60,6 +60,17 @@ def test_a_resumed_epoch_gives_the_rest_of_it(geometry, seed, epoch, start):
         np.testing.assert_array_equal(found, expected)
 
 
+@given(geometries(), seeds, st.integers(0, 12), st.integers(0, 12))
+def test_steps_count_through_the_epochs(geometry, seed, first, stop):
+    count, batch_size, ranks = geometry
+    sampler = Sampler(count, batch_size, seed, ranks, rank=ranks - 1)
+    expected = [batch for epoch in range(stop) for batch in sampler.batches(epoch)][first:stop]
+    found = list(sampler.steps(first, stop))
+    assert len(found) == max(0, stop - first)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 @given(st.integers(1, 300), seeds, epochs)
 def test_the_order_is_a_permutation_that_follows_the_philox_words(count, seed, epoch):
     sampler = Sampler(count, 1, seed)

@@ -10,10 +10,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from jepa_fast.config import EnergyConfig, ModelConfig, Recipe, RunConfig
-from jepa_fast.data.host import HostLoader, wall_bases
+from jepa_fast.data.host import gather, wall_bases
 from jepa_fast.data.sampler import Sampler
 from jepa_fast.data.shards import open_split
-from jepa_fast.engine.step import READINGS, Trainer
+from jepa_fast.engine.step import Trainer
 
 SMALL = ModelConfig(channels=4, blocks=1, dim=16)
 STEPS = 8
@@ -35,8 +35,7 @@ def trainer_for(config):
 
 def batches(config):
     split = open_split(Path(config.data) / "train")
-    loader = HostLoader(split, Sampler(split.count, config.batch_size, config.seed))
-    return [batch for epoch in (0, 1) for batch in loader.batches(epoch)][:STEPS]
+    return [gather(split, rows) for rows in Sampler(split.count, config.batch_size, config.seed).steps(0, STEPS)]
 
 
 def losses(config):
@@ -101,7 +100,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_neither_do_those_after_it
         trainer.step(batch)
     before = copy.deepcopy(trainer.state())
     bad = all_batches[3]._replace(actions=torch.full_like(all_batches[3].actions, float("inf")))
-    readings = dict(zip(READINGS, trainer.step(bad).readings.tolist(), strict=True))
+    readings = dict(zip(trainer.names, trainer.step(bad).readings.tolist(), strict=True))
     assert not torch.tensor(readings["invariance"]).isfinite()
     for batch in all_batches[4:6]:
         later = trainer.step(batch)
@@ -132,14 +131,14 @@ def test_under_bf16_statistics_energy_and_optimiser_state_are_float32(two_rooms)
     config = configuration(two_rooms, amp="bf16", recipe=Recipe(model=SMALL, energy=EnergyConfig(sides="both")))
     trainer, (first, *_) = trainer_for(config), batches(config)
     seen = {}
-    energy = trainer.objective._energy
+    energy = trainer.forward.objective.energy
 
     def looked_at(predicted, encoded, *others):
         terms = energy(predicted, encoded, *others)
         seen["predicted"], seen["terms"] = predicted.dtype, [term.dtype for term in terms]
         return terms
 
-    trainer.objective._energy = looked_at
+    trainer.forward.objective.energy = looked_at
     with DtypesOf("addmm", "sqrt", "mse_loss") as statistics:
         result = trainer.step(first)
     assert seen["terms"] == [torch.float32] * 4

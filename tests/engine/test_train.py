@@ -9,13 +9,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import jepa_fast
 from jepa_fast import extension
 from jepa_fast.config import EnergyConfig, LoopOptions, ModelConfig, Recipe, RunConfig, Stage
-from jepa_fast.data.host import HostLoader, wall_bases
+from jepa_fast.data.host import HostLoader, gather, wall_bases
 from jepa_fast.data.sampler import Sampler
 from jepa_fast.data.shards import open_split
 from jepa_fast.engine.checkpoint import checkpoint_folder, load_checkpoint, save_checkpoint
@@ -124,10 +125,9 @@ def test_resuming_in_process_mid_epoch_and_mid_stage_equals_an_uninterrupted_run
     run(tmp_path / "whole", config)
 
     trainer, split = trainer_for(config), open_split(two_rooms / "train")
-    loader = HostLoader(split, Sampler(split.count, 8, config.seed))
+    sampler = Sampler(split.count, 8, config.seed)
     create_run(tmp_path / "halved", config)
-    batches = (batch for epoch in (0, 1) for batch in loader.batches(epoch))
-    for _, batch in zip(range(8), batches, strict=False):
+    for batch in HostLoader(split).batches(sampler.steps(0, 8)):
         trainer.step(batch)
     whole = load_checkpoint(tmp_path / "whole")
     position = {**whole["position"], "epoch": 1, "batch": 2}
@@ -153,7 +153,7 @@ def test_the_energy_weights_follow_the_stages(two_rooms):
     config = configuration(two_rooms, recipe=recipe, steps=4)
     split = open_split(two_rooms / "train")
     trainer = trainer_for(config)
-    for number, batch in zip(range(4), HostLoader(split, Sampler(split.count, 8, 0)).batches(0), strict=False):
+    for number, batch in enumerate(HostLoader(split).batches(Sampler(split.count, 8, 0).steps(0, 4))):
         total, *terms, _ = trainer.step(batch).readings.clone()
         weights = (25.0, 25.0, 1.0) if number < 2 else (40.0, 10.0, 2.0)
         expected = sum(weight * term for weight, term in zip(weights, terms, strict=True))
@@ -165,7 +165,7 @@ def test_ema_targets_follow_the_encoder_with_the_given_decay(two_rooms):
     split = open_split(two_rooms / "train")
     trainer = trainer_for(config)
     before = {k: v.clone() for k, v in trainer.target_encoder.state_dict().items()}
-    trainer.step(next(iter(HostLoader(split, Sampler(split.count, 8, 0)).batches(0))))
+    trainer.step(gather(split, np.arange(8)))
     for name, value in trainer.target_encoder.state_dict().items():
         expected = 0.75 * before[name] + 0.25 * trainer.world.encoder.state_dict()[name]
         torch.testing.assert_close(value, expected)

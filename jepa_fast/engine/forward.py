@@ -1,34 +1,31 @@
-"""What a step minimises: the energy of a batch, as one module whose parameters are the world's."""
+"""From a batch to what is minimised: encoder and objective as one module whose parameters are the world's."""
 
 import copy
 import logging
-from collections.abc import Callable
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from jepa_fast import backends
-from jepa_fast.config import RunConfig
+from jepa_fast.config import EnergyConfig, RunConfig
 from jepa_fast.data.batches import Batch
 from jepa_fast.data.manifest import FrameSpec
-from jepa_fast.engine.profiling import Span, no_span
+from jepa_fast.model.build import build_world
 from jepa_fast.model.encoder import Encoder
-from jepa_fast.model.energy import Energy, energy, fused_energy
+from jepa_fast.model.objectives import Execution, Function, Span, Terms, choose_objective, no_span
 from jepa_fast.model.shortcuts import BatchEncoder
 from jepa_fast.model.world import World
 
 logger = logging.getLogger(__name__)
 
-Function = TypeVar("Function", bound=Callable[..., object])
 
+class Forward(nn.Module):
+    """The world on batches of a split; with EMA targets it also holds the averaged encoder.
 
-class Objective(nn.Module):
-    """Encoder, rollout and energy of a batch; with EMA targets also the averaged encoder.
-
-    Each of the three is compiled by itself, so that a profile tells them apart and the energy of several processes,
-    which talk to each other in it, stays as it is.
+    Encoder and the objective's parts are compiled each by itself, so that a profile tells them apart; what several
+    processes exchange in the middle of it stays uncompiled.
     """
 
     def __init__(
@@ -41,36 +38,35 @@ class Objective(nn.Module):
     ) -> None:
         """`spec` and `wall_bases` uint8 [G, H, W] are those of the training split, the bases on the run's device."""
         super().__init__()
-        self.config, self.options, self.group, self.span = config, config.recipe.energy, group, span
-        self.device_type = config.device
+        self.config, self.span = config, span
         torch.manual_seed(config.seed)
-        self.world = World(config.recipe.model, config.kernels).to(config.device)
+        self.world = build_world(config.recipe.model, config.kernels).to(config.device)
         mode: Literal["auto", "off"] = "auto" if config.exact_shortcuts else "off"
-        self.encode = BatchEncoder(self.world.encoder, spec, wall_bases, mode)
+        self.encode = self.world.batch_encoder(spec, wall_bases, mode)
         self._encode = self._compiled(self.encode)
         self.target_encoder: Encoder | None = None
-        if self.options.targets == "ema":
+        if isinstance(config.recipe.energy, EnergyConfig) and config.recipe.energy.targets == "ema":
+            assert isinstance(self.world, World)
             self.target_encoder = copy.deepcopy(self.world.encoder).requires_grad_(False).eval()
             self._encode_targets = self._compiled(BatchEncoder(self.target_encoder, spec, wall_bases, mode))
-        self._roll_out = self._compiled(self.world.predictor)
+            self._kept = config.recipe.energy.ema_decay
         ops = backends.describe_ops(config.kernels, config.device, config.recipe.model.dim)
         for name, backend in ops.items():
             logger.info("%s: %s", name, backend)
-        self._energy = energy if ops["vicreg"] == backends.PLAIN else fused_energy
-        if group is None:
-            self._energy = self._compiled(self._energy)
-        elif config.compile:
-            logger.info("compile: encoder and predictor; the energy of %d processes runs as it is", group.size())
+        if config.compile and group is not None:
+            logger.info("compile: encoder and predictor; what %d processes exchange runs as it is", group.size())
+        execution = Execution(self._compiled, span, group)
+        self.objective = choose_objective(self.world, config.recipe.energy, ops["vicreg"] != backends.PLAIN, execution)
 
     def _compiled(self, function: Function) -> Function:
         return torch.compile(function, dynamic=False) if self.config.compile else function  # type: ignore[return-value]
 
     def autocast(self) -> torch.autocast:
         """What encoder and predictor run under."""
-        return torch.autocast(self.device_type, torch.bfloat16, enabled=self.config.amp == "bf16")
+        return torch.autocast(self.config.device, torch.bfloat16, enabled=self.config.amp == "bf16")
 
-    def forward(self, batch: Batch, weights: Tensor) -> tuple[Energy, Tensor]:
-        """The energy of `batch`, terms weighted by float32 [3], and the predicted states [B, T-1, D]."""
+    def forward(self, batch: Batch, weights: Tensor) -> tuple[Terms, Tensor]:
+        """What the objective says of `batch`, weighted as `energy_weights` describes; predictions [B, T-1, D]."""
         clock = self.world.dropout_clock
         targets: Tensor | None = None
         with self.autocast():
@@ -79,19 +75,16 @@ class Objective(nn.Module):
                 if self.target_encoder is not None:
                     with torch.no_grad():
                         targets = self._encode_targets(batch, clock)[:, 1:]
-            with self.span("rollout"):
-                predicted = self._roll_out(encoded[:, 0], batch.actions, clock)
-        with self.span("energy"):
-            terms = self._energy(predicted, encoded[:, 1:], weights, self.options, targets, self.group)
-        return terms, predicted.detach()
+            return self.objective(encoded, batch.actions, clock, weights, targets)
 
     @torch.no_grad()
-    def average(self, share: Tensor) -> None:
-        """Move the averaged encoder, if there is one, towards the trained one by `share` of the way, a scalar."""
+    def average(self, alive: Tensor) -> None:
+        """Let the averaged encoder, if there is one, follow the trained one by a step where `alive` is 1, not 0."""
         if self.target_encoder is None:
             return
+        assert isinstance(self.world, World)
         slow: list[Tensor] = list(self.target_encoder.parameters())
         fast: list[Tensor] = list(self.world.encoder.parameters())
         way = torch._foreach_sub(fast, slow)
-        torch._foreach_mul_(way, share)
+        torch._foreach_mul_(way, alive * (1 - self._kept))
         torch._foreach_add_(slow, list(way))
