@@ -68,21 +68,18 @@ def training(config: RunConfig, folder: Path, options: LoopOptions, ranks: Ranks
             if due.reading or due.save:
                 readings = finite_readings(trainer, result, sampler, split, folder, ranks)
             if due.reading:
-                journal.tell(
-                    metrics_of(done, readings, result.states)
-                    | {
-                        "epoch": done / sampler.batches_per_epoch,
-                        "learning_rate": trainer.rate(done - 1),
-                    }
-                )
+                where = {"epoch": done / sampler.batches_per_epoch, "learning_rate": trainer.rate(done - 1)}
+                journal.tell(metrics_of(done, readings, result.states) | where)
+            collapse: str | None = None
             if due.look:
-                journal.tell_spectrum(done, watch.look())
-            if due.save and ranks.leads:
+                journal.tell_spectrum(done, spectrum := watch.look())
+                collapse = watch.judge(done, spectrum)
+            if (due.save or collapse) and ranks.leads:
                 position = Position.of(sampler, split.fingerprint, *divmod(done, sampler.batches_per_epoch))
                 save_checkpoint(folder, done, {"position": position.to_json(), **trainer.state()})
-            if due.look:
-                watch.judge(done)
             yield done
+            if collapse:
+                raise RunError(f"{collapse}; saved, go on with --resume {folder}")
             if due.end and done < config.steps:
                 number = stop.received or signal.SIGTERM
                 logger.info("%s: saved at step %d; go on with --resume %s", number.name, done, folder)
