@@ -20,6 +20,7 @@ from bench.block_contenders import (
     prepare,
 )
 from jepa_fast.kernels.convnext_block import convnext_block, convnext_block_reference
+from scripts import triton_floors
 
 
 def plain(x: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, expand: Tensor, project: Tensor) -> Tensor:
@@ -39,20 +40,6 @@ def draw(channels: int, device: str) -> dict[str, Tensor]:
     }
 
 
-def builds(passes: Pass, channels: int) -> list[str]:
-    forward = [f"convnext_block forward bf16 C={channels}"]
-    if channels > 64:
-        forward.insert(0, f"depthwise bf16 C={channels}")
-    backward = [
-        f"convnext_block backward bf16 C={channels}",
-        f"depthwise bf16 C={channels} addend",
-        f"depthwise weight gradient bf16 C={channels}",
-    ]
-    if channels > 16:
-        backward.append(f"convnext_block weight gradient bf16 C={channels}")
-    return {"forward": forward, "backward": backward, "both": forward + backward}[passes]
-
-
 @pytest.mark.parametrize("candidate", CONTENDERS)
 @pytest.mark.parametrize("passes", PASSES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -65,8 +52,8 @@ def bench_convnext_block(
         benchmark.extra_info["error"] = check(convnext_block, convnext_block_reference, case)
     benchmark.extra_info["peak_mb"] = peak_mb(case.run, device)
     benchmark.pedantic(case.run, rounds=20 if device == "cuda" else 3, warmup_rounds=3 if device == "cuda" else 1)
-    sizes = {"forward": 3, "backward": 8 if shape[3] <= 16 else 10}
-    sizes["both"] = sum(sizes.values())
-    report(sizes[passes] * case.x.numel() * case.x.element_size())
+    forward, backward = (triton_floors.find_pass("convnext_block", name, shape[3]).activations for name in PASSES[:2])
+    activations = {"forward": forward, "backward": backward, "both": forward + backward}[passes]
+    report(activations * case.x.numel() * case.x.element_size())
     if candidate == OURS:
-        add_floor(benchmark, dict.fromkeys(builds(passes, shape[3]), case.x.numel()))
+        add_floor(benchmark, "convnext_block", passes, case.x)

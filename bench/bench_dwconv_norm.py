@@ -1,4 +1,4 @@
-"""Depthwise convolution + LayerNorm forward, backward and both: the kernels against PyTorch in both layouts and compiled.
+"""Depthwise convolution and LayerNorm, forward, backward, both: the kernels against PyTorch, eager and compiled.
 
 On a CPU the op is plain PyTorch and is called "reference"; the figures that matter are those of a GPU.
 """
@@ -20,6 +20,7 @@ from bench.block_contenders import (
     prepare,
 )
 from jepa_fast.kernels.dwconv_norm import dwconv_norm, dwconv_norm_reference
+from scripts import triton_floors
 
 
 def plain(x: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
@@ -36,16 +37,6 @@ def draw(channels: int, device: str) -> dict[str, Tensor]:
     }
 
 
-def builds(passes: Pass, channels: int) -> list[str]:
-    forward = [f"dwconv_norm forward bf16 C={channels}"]
-    backward = [
-        f"dwconv_norm backward bf16 C={channels}",
-        f"depthwise bf16 C={channels}",
-        f"depthwise weight gradient bf16 C={channels}",
-    ]
-    return {"forward": forward, "backward": backward, "both": forward + backward}[passes]
-
-
 @pytest.mark.parametrize("candidate", CONTENDERS)
 @pytest.mark.parametrize("passes", PASSES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -58,7 +49,8 @@ def bench_dwconv_norm(
         benchmark.extra_info["error"] = check(dwconv_norm, dwconv_norm_reference, case)
     benchmark.extra_info["peak_mb"] = peak_mb(case.run, device)
     benchmark.pedantic(case.run, rounds=20 if device == "cuda" else 3, warmup_rounds=3 if device == "cuda" else 1)
-    sizes = {"forward": 3, "backward": 7, "both": 10}
-    report(sizes[passes] * case.x.numel() * case.x.element_size())
+    forward, backward = (triton_floors.find_pass("dwconv_norm", name, shape[3]).activations for name in PASSES[:2])
+    activations = {"forward": forward, "backward": backward, "both": forward + backward}[passes]
+    report(activations * case.x.numel() * case.x.element_size())
     if candidate == OURS:
-        add_floor(benchmark, dict.fromkeys(builds(passes, shape[3]), case.x.numel()))
+        add_floor(benchmark, "dwconv_norm", passes, case.x)

@@ -1,15 +1,17 @@
-"""What the benchmarks of dwconv_norm and convnext_block share: inputs, passes, memory, the floor of issued instructions.
+"""What the benchmarks of dwconv_norm and convnext_block share: inputs, passes, memory, the floor of issue slots.
 
-A contender is a function of x and the parameters. Baselines run under autocast, as a model of theirs would; `NCHW` ones get
-x in that layout, the others channels last, which is a permutation of what the kernels take.
+A contender is a function of x and the parameters. Baselines run under autocast, as a model of theirs would; one gets x
+in NCHW layout, the others channels last, which is a permutation of what the kernels take.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
+
+from scripts import triton_floors
 
 Pass = Literal["forward", "backward", "both"]
 PASSES: tuple[Pass, ...] = ("forward", "backward", "both")
@@ -23,7 +25,6 @@ SHAPES = (
 DTYPE = torch.bfloat16 if ON_CUDA else torch.float32
 # Of the op alone, against float64 on the first images; the norm of the error over the norm of the truth.
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
-CLOCKS = {"sm_80": 1.41e9, "sm_90": 1.98e9}  # Hz, the most that an A100 and an H100 run at
 
 Function = Callable[..., Tensor]
 
@@ -95,20 +96,17 @@ def peak_mb(run: Callable[[], object], device: str) -> float:
     return round(sum(max(0, event.self_cpu_memory_usage) for event in profiler.events()) / 1e6, 1)
 
 
-def issue_floor_ms(outputs: Mapping[str, int]) -> float:
-    """The time in which this GPU can issue the instructions of some builds (kernels/gates.json) for so many outputs."""
-    from scripts.triton_gates import read_rows
-
+def add_floor(benchmark, op: str, passes: Pass, x: Tensor) -> None:
+    """Put the issue floor on this GPU, and how much of it a finished benchmark reached, into its extra_info."""
+    if benchmark.stats is None or not ON_CUDA:
+        return
     properties = torch.cuda.get_device_properties(0)
     architecture = f"sm_{properties.major}{properties.minor}"
-    newest = {row.build: row.per_output for row in read_rows() if row.architecture == architecture}
-    instructions = sum(newest[build] * count / 32 for build, count in outputs.items())
-    return 1e3 * instructions / (properties.multi_processor_count * 4 * CLOCKS[architecture])
-
-
-def add_floor(benchmark, outputs: Mapping[str, int]) -> None:
-    """Put the issue floor, and how much of it a finished benchmark reached, into its extra_info."""
-    if benchmark.stats is not None and ON_CUDA:
-        floor = issue_floor_ms(outputs)
-        reached = 100 * floor / (1e3 * benchmark.stats.stats.median)
-        benchmark.extra_info |= {"issue_floor_ms": round(floor, 3), "percent_of_issue": round(reached, 1)}
+    machine = triton_floors.MACHINES[architecture]._replace(multiprocessors=properties.multi_processor_count)
+    rows = triton_floors.newest_rows()
+    names = ("forward", "backward") if passes == "both" else (passes,)
+    parts = [triton_floors.find_pass(op, name, x.shape[3]) for name in names]
+    instructions = sum(triton_floors.instructions_per_output(part, rows, architecture) for part in parts)
+    floor = triton_floors.issue_ms(instructions, x.numel(), machine)
+    reached = 100 * floor / (1e3 * benchmark.stats.stats.median)
+    benchmark.extra_info |= {"issue_floor_ms": round(floor, 3), "percent_of_issue": round(reached, 1)}

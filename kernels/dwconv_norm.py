@@ -180,7 +180,7 @@ def dwconv_norm(
     pads = (padding, padding) if isinstance(padding, int) else padding
     check_convolution(x, weight, pads)
     for name, parameter in {"gamma": gamma, "beta": beta}.items():
-        check_parameter(name, parameter, x.shape[3:], x)
+        check_parameter(name, parameter, (x.shape[3],), x)
     y: Tensor
     y, _ = torch.ops.jepa_fast.dwconv_norm(x.to(compute_dtype(x)), weight, gamma, beta, list(pads), eps)
     return y

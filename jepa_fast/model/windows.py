@@ -11,6 +11,9 @@ image only the difference to them is carried, on the growing window:
 
 Nothing is approximated: values and gradients, also those that reach the weights through the base, are those of the
 whole image up to rounding.
+
+Where blocks run as one op, the op takes Z_l as its addend, and neither the stem's collapse nor early pooling is used:
+they save what the op does not spend.
 """
 
 from typing import NamedTuple
@@ -139,6 +142,9 @@ class ReceptiveWindowEncoder:
         kept_convolved, kept_updates = [], []
         blocks = self._blocks()
         for index, block in enumerate(blocks):
+            if block.is_fused and not keep:
+                x = block.fused(x)
+                continue
             if index == 0 and self.stem_collapse:
                 z = _collapsed(images, stem, block, (REACH, REACH))
             else:
@@ -167,6 +173,10 @@ class ReceptiveWindowEncoder:
             growth = tuple(new - old for new, old in zip(place.margin(after), place.margin(index), strict=True))
             padding = (growth[0] + REACH, growth[1] + REACH)
             base_z = _crop(bases.convolved[index], place, after)
+            if block.is_fused and not keep:
+                delta = block.fused(delta, base_z, padding) - _crop(bases.updates[index], place, after)
+                delta = delta * place.inside(after, delta.dtype)
+                continue
             if index == 0 and self.stem_collapse:
                 z = _collapsed(difference, stem, block, padding) + base_z
             else:
@@ -183,7 +193,7 @@ class ReceptiveWindowEncoder:
             if keep:
                 kept_convolved.append(z)
                 kept_updates.append(update)
-        return kept_convolved, kept_updates, base_pooled + pool(delta, *_window_pooling(place, len(blocks), delta))
+        return kept_convolved, kept_updates, base_pooled + pool(delta, *_window_pooling(place, len(blocks), difference))
 
 
 def pooling_matrix(size: int, like: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """What every launch of a Triton kernel shares; importable without Triton."""
 
 import functools
-import importlib.util
 import logging
 from contextlib import AbstractContextManager, nullcontext
 
@@ -14,22 +13,20 @@ logger = logging.getLogger(__name__)
 
 
 def runs_in_triton(operator: str, x: Tensor) -> bool:
-    """Whether an op on a tensor like `x` takes its Triton kernels; the log says so once per op and kind of device."""
-    return _announce(operator, x.device.type)
+    """Whether an op on a tensor like `x` takes its Triton kernels; where it does not, the log says why, once."""
+    return _find_reason(operator, x.device.type) is None
 
 
 @functools.cache
-def _announce(operator: str, device_type: str) -> bool:
-    if device_type != "cuda":
-        logger.info("%s on %s runs in plain PyTorch: its Triton kernels are for CUDA", operator, device_type)
-        return False
-    if importlib.util.find_spec("triton") is None:
-        logger.warning("%s on cuda runs in plain PyTorch: triton is not installed", operator)
-        return False
-    import triton
+def _find_reason(operator: str, device_type: str) -> str | None:
+    from jepa_fast.backends import why_no_triton
 
-    logger.info("%s on cuda runs in Triton %s", operator, triton.__version__)
-    return True
+    reason = why_no_triton("cuda" if device_type == "cuda" else "cpu")
+    if reason is not None:
+        # On a CPU it is what was asked for.
+        level = logging.WARNING if device_type == "cuda" else logging.INFO
+        logger.log(level, "%s on %s runs in plain PyTorch: %s", operator, device_type, reason)
+    return reason
 
 
 def on_device(x: Tensor) -> AbstractContextManager[None]:
