@@ -20,6 +20,7 @@ class Build:
     constants: Mapping[str, Any]
     warps: int
     registers: int  # ceiling
+    most_registers: int | None = None  # given to the compiler as `maxnreg`
     outputs: tuple[int, ...] = ()  # elements that one round of each loop makes in a program; 0: not counted
     stages: int = 3
     is_default: bool = False  # compiled in the normal tests
@@ -122,6 +123,7 @@ def _convnext_block() -> Iterator[Build]:
                 | {"eps": "fp32"},
                 constants(channels, forward) | sizes | {"HAS_ADDEND": has_addend, "CONVOLVES": fused},
                 warps=forward.warps,
+                most_registers=forward.registers,
                 registers=256 if channels > 64 else 208 if channels == 64 else 168,
                 outputs=(marches if fused else ()) + _tile_outputs(channels, forward.pixels, forward.hidden),
                 stages=1,

@@ -131,6 +131,7 @@ class Tile(NamedTuple):
     pixels: int
     hidden: int  # units of the hidden layer at once
     warps: int
+    registers: int | None = None  # the most that a thread may take
 
 
 class Tiles(NamedTuple):
@@ -142,10 +143,10 @@ class Tiles(NamedTuple):
 
 
 # Chosen by what the kernels take and count offline (kernels/gates.json): nothing spills, as few instructions per output
-# and as many resident warps as that leaves.
+# and as many resident warps as that leaves. 168 registers leave room for three programs of four warps.
 TILES_16_BIT = {
-    16: Tiles(Tile(64, 64, 4), Tile(64, 64, 4), None),
-    32: Tiles(Tile(64, 32, 4), Tile(64, 32, 4), Tile(64, 32, 4)),
+    16: Tiles(Tile(64, 64, 4, 168), Tile(64, 64, 4), None),
+    32: Tiles(Tile(64, 32, 4, 168), Tile(64, 32, 4), Tile(64, 32, 4)),
     64: Tiles(Tile(64, 32, 4), Tile(32, 32, 4), Tile(64, 32, 4)),
     96: Tiles(Tile(128, 32, 8), Tile(32, 32, 4), Tile(64, 32, 8)),
     128: Tiles(Tile(128, 32, 8), Tile(32, 32, 4), Tile(64, 32, 8)),
@@ -203,6 +204,6 @@ def block_forward(
             x, taps, x if addend is None else addend, gamma, beta, expand, project, z, y, count * out_width, height,
             width, out_height, out_width, *padding, rows, eps, **constants(channels, tile), **sizes,
             HAS_ADDEND=fused and addend is not None, CONVOLVES=fused, num_warps=tile.warps, num_stages=1,
-            enable_fp_fusion=True,
+            maxnreg=tile.registers, enable_fp_fusion=True,
         )  # fmt: skip
     return y, z

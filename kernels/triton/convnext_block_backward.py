@@ -164,8 +164,8 @@ def mlp_backward(
                 dy, z, gamma, beta, expand, project, weight_partial, pixels, eps, **constants(channels, weight_tile),
                 num_warps=weight_tile.warps, num_stages=1, enable_fp_fusion=True,
             )  # fmt: skip
-    dgamma, dbeta = norm_partial.sum(0).unbind()
-    dexpand, dproject = weight_partial.sum(0).unbind()
+    dgamma, dbeta = (part.sum(0) for part in norm_partial.unbind(1))
+    dexpand, dproject = (part.sum(0) for part in weight_partial.unbind(1))
     return dz, dgamma, dbeta, dexpand.t(), dproject
 
 

@@ -174,5 +174,5 @@ def dwconv_norm_backward(dy: Tensor, z: Tensor, gamma: Tensor, eps: float) -> tu
         _dwconv_norm_backward_kernel[(programs, 1, 1)](
             dy, z, gamma, dz, partial, pixels, eps, channels, **sizes, num_warps=THREADS // 32, enable_fp_fusion=True
         )
-    dgamma, dbeta = partial.sum(0).unbind()
+    dgamma, dbeta = (part.sum(0) for part in partial.unbind(1))
     return dz, dgamma, dbeta
