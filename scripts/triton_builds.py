@@ -6,6 +6,8 @@ from typing import Any
 
 KERNELS = "jepa_fast.kernels.triton"
 CHANNELS = (16, 32, 64, 96, 128)
+# Three programs of four warps find room in the registers of a multiprocessor.
+MARCH_REGISTERS = 168
 CASES = (*(("bf16", channels) for channels in CHANNELS), ("fp32", 16), ("fp32", 128), ("fp16", 16))
 
 
@@ -47,7 +49,7 @@ def _depthwise() -> Iterator[Build]:
                 _pointers(x=kind, taps="fp32", addend=kind, out=kind) | _integers(SIZES),
                 {"C": channels, **sizes, "HAS_ADDEND": has_addend},
                 warps=THREADS // 32,
-                registers=160,
+                registers=MARCH_REGISTERS,
                 outputs=(2 * THREADS,),
                 is_default=(kind, channels, has_addend) == ("bf16", 16, True),
             )
@@ -58,7 +60,7 @@ def _depthwise() -> Iterator[Build]:
             _pointers(x=kind, gradient=kind, partial="fp32") | _integers(WEIGHT_SIZES),
             {"C": channels, **sizes},
             warps=THREADS // 32,
-            registers=168,
+            registers=192 if kind == "fp32" else MARCH_REGISTERS,
             outputs=(0, 2 * THREADS),
             is_default=(kind, channels) == ("bf16", 16),
         )
@@ -79,7 +81,7 @@ def _dwconv_norm() -> Iterator[Build]:
             | {"eps": "fp32"},
             {"C": channels, **blocks(channels), **norm_blocks(channels)},
             warps=THREADS // 32,
-            registers=160,
+            registers=MARCH_REGISTERS,
             outputs=(2 * THREADS, pixels * channels) if channels <= 32 else (0, 2 * THREADS, pixels * channels),
             is_default=(kind, channels) == ("bf16", 16),
         )
@@ -124,7 +126,7 @@ def _convnext_block() -> Iterator[Build]:
                 constants(channels, forward) | sizes | {"HAS_ADDEND": has_addend, "CONVOLVES": fused},
                 warps=forward.warps,
                 most_registers=forward.registers,
-                registers=256 if channels > 64 else 208 if channels == 64 else 168,
+                registers=256 if channels > 64 or kind == "fp32" else MARCH_REGISTERS,
                 outputs=(marches if fused else ()) + _tile_outputs(channels, forward.pixels, forward.hidden),
                 stages=1,
                 is_default=(kind, channels, has_addend) == ("bf16", 16, True),
@@ -157,4 +159,22 @@ def _convnext_block() -> Iterator[Build]:
             )
 
 
-BUILDS: tuple[Build, ...] = (*_depthwise(), *_dwconv_norm(), *_convnext_block())
+def _crop() -> Iterator[Build]:
+    from jepa_fast.kernels.triton.crop import COLUMNS, SIZES, WARPS
+
+    for kind, channels in CASES:
+        padded = 1 << (channels - 1).bit_length()
+        yield Build(
+            f"crop backward {kind} C={channels}",
+            "crop",
+            "_crop_backward_kernel",
+            {"gradient_ptr": f"*{kind}", "corners_ptr": "*i64", "groups_ptr": "*i64", "partial_ptr": "*fp32"}
+            | _integers(SIZES),
+            {"C": channels, "PADDED_C": padded, "COLUMNS": COLUMNS},
+            warps=WARPS,
+            registers=168,
+            is_default=(kind, channels) == ("bf16", 16),
+        )
+
+
+BUILDS: tuple[Build, ...] = (*_depthwise(), *_dwconv_norm(), *_convnext_block(), *_crop())

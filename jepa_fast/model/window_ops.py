@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from jepa_fast.kernels.triton.launch import runs_in_triton
+
 KERNEL = 7
 
 
@@ -27,9 +29,19 @@ def depthwise(x: Tensor, weight: Tensor, padding: tuple[int, int], addend: Tenso
     return out
 
 
-def crop(base: Tensor, corners: Tensor, groups: Tensor, margin: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Windows [N, h, w, C] of base [G, H, W, C]: image groups[n], rows from corners[n, 0] - margin; zero outside it."""
-    windows: Tensor = torch.ops.jepa_fast.crop(base, corners, groups, list(margin), list(size))
+def crop(
+    base: Tensor,
+    corners: Tensor,
+    groups: Tensor,
+    margin: tuple[int, int],
+    size: tuple[int, int],
+    is_fused: bool = False,
+) -> Tensor:
+    """Windows [N, h, w, C] of base [G, H, W, C]: image groups[n], rows from corners[n, 0] - margin; zero outside it.
+
+    With `is_fused` the gradient is summed by a Triton kernel on CUDA: of C channels that a block's kernels take.
+    """
+    windows: Tensor = torch.ops.jepa_fast.crop(base, corners, groups, list(margin), list(size), is_fused)
     return windows
 
 
@@ -100,7 +112,7 @@ def _convolve(x: Tensor, weight: Tensor, padding: list[int]) -> Tensor:
 
 
 @torch.library.custom_op("jepa_fast::crop", mutates_args=())
-def _crop(base: Tensor, corners: Tensor, groups: Tensor, margin: list[int], size: list[int]) -> Tensor:
+def _crop(base: Tensor, corners: Tensor, groups: Tensor, margin: list[int], size: list[int], is_fused: bool) -> Tensor:
     padded = F.pad(base, (0, 0, margin[1], margin[1], margin[0], margin[0]))
     pixels = _window_pixels(padded.shape, corners, groups, size)
     picked = padded.reshape(-1, base.shape[3]).index_select(0, pixels)
@@ -108,14 +120,27 @@ def _crop(base: Tensor, corners: Tensor, groups: Tensor, margin: list[int], size
 
 
 @_crop.register_fake
-def _crop_fake(base: Tensor, corners: Tensor, groups: Tensor, margin: list[int], size: list[int]) -> Tensor:
+def _crop_fake(
+    base: Tensor, corners: Tensor, groups: Tensor, margin: list[int], size: list[int], is_fused: bool
+) -> Tensor:
     return base.new_empty(len(corners), *size, base.shape[3])
 
 
 @torch.library.custom_op("jepa_fast::crop_backward", mutates_args=())
 def _crop_backward(
-    gradient: Tensor, corners: Tensor, groups: Tensor, shape: list[int], margin: list[int], size: list[int]
+    gradient: Tensor,
+    corners: Tensor,
+    groups: Tensor,
+    shape: list[int],
+    margin: list[int],
+    size: list[int],
+    is_fused: bool,
 ) -> Tensor:
+    if is_fused and runs_in_triton("jepa_fast::crop_backward", gradient):
+        from jepa_fast.kernels.triton.crop import crop_backward
+
+        windows = gradient.contiguous(), corners.contiguous(), groups.contiguous()
+        return crop_backward(*windows, shape, margin).to(gradient.dtype)
     count, height, width, channels = shape
     padded = (count, height + 2 * margin[0], width + 2 * margin[1], channels)
     pixels = _window_pixels(torch.Size(padded), corners, groups, size)
@@ -132,20 +157,28 @@ def _crop_backward(
 
 @_crop_backward.register_fake
 def _crop_backward_fake(
-    gradient: Tensor, corners: Tensor, groups: Tensor, shape: list[int], margin: list[int], size: list[int]
+    gradient: Tensor,
+    corners: Tensor,
+    groups: Tensor,
+    shape: list[int],
+    margin: list[int],
+    size: list[int],
+    is_fused: bool,
 ) -> Tensor:
     return gradient.new_empty(shape)
 
 
 def _crop_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    base, corners, groups, ctx.margin, ctx.size = inputs
+    base, corners, groups, ctx.margin, ctx.size, ctx.is_fused = inputs
     ctx.shape = list(base.shape)
     ctx.save_for_backward(corners, groups)
 
 
 def _crop_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    to_base = torch.ops.jepa_fast.crop_backward(gradient, *ctx.saved_tensors, ctx.shape, ctx.margin, ctx.size)
-    return to_base, None, None, None, None
+    to_base = torch.ops.jepa_fast.crop_backward(
+        gradient, *ctx.saved_tensors, ctx.shape, ctx.margin, ctx.size, ctx.is_fused
+    )
+    return to_base, None, None, None, None, None
 
 
 torch.library.register_autograd("jepa_fast::crop", _crop_gradients, setup_context=_crop_setup)

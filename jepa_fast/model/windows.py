@@ -172,9 +172,10 @@ class ReceptiveWindowEncoder:
             after = index + 1
             growth = tuple(new - old for new, old in zip(place.margin(after), place.margin(index), strict=True))
             padding = (growth[0] + REACH, growth[1] + REACH)
-            base_z = _crop(bases.convolved[index], place, after)
+            base_z = _crop(bases.convolved[index], place, after, block.is_fused)
             if block.is_fused and not keep:
-                delta = block.fused(delta, base_z, padding) - _crop(bases.updates[index], place, after)
+                base_update = _crop(bases.updates[index], place, after, is_fused=True)
+                delta = block.fused(delta, base_z, padding) - base_update
                 delta = delta * place.inside(after, delta.dtype)
                 continue
             if index == 0 and self.stem_collapse:
@@ -250,9 +251,9 @@ def _window_pooling(place: _Placement, blocks: int, like: Tensor) -> tuple[Tenso
     return matrices[0], matrices[1]
 
 
-def _crop(base: Tensor, place: _Placement, blocks: int) -> Tensor:
+def _crop(base: Tensor, place: _Placement, blocks: int, is_fused: bool = False) -> Tensor:
     """[N, h, w, C]: base [G, H, W, C] under each window grown by some blocks, zero outside the image."""
-    return crop(base, place.corners, place.groups, place.margin(blocks), place.grown(blocks))
+    return crop(base, place.corners, place.groups, place.margin(blocks), place.grown(blocks), is_fused)
 
 
 def _paste(windows: Tensor, base: Tensor, place: _Placement, blocks: int) -> Tensor:

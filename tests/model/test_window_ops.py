@@ -90,4 +90,4 @@ def test_registrations_are_sound():
     torch.library.opcheck(ops.hidden_pool, (z, *weights[:3], rows, columns, EPS, torch.float64))
     torch.library.opcheck(ops.depthwise, (z, draw(2, 1, 7, 7), [3, 6], None))
     corners, groups = torch.tensor([[0, 0], [3, 1]]), torch.tensor([1, 0])
-    torch.library.opcheck(ops.crop, (draw(2, 5, 6, 2), corners, groups, [1, 2], [4, 6]))
+    torch.library.opcheck(ops.crop, (draw(2, 5, 6, 2), corners, groups, [1, 2], [4, 6], False))
