@@ -1,8 +1,8 @@
 """The DALI loader: the same gathering, fed to an NVIDIA DALI pipeline, which copies to the device.
 
-A whole batch is one sample to DALI: what it does for every sample then happens once. The one definition runs in two ways.
+A whole batch is one sample to DALI: what it does for every sample then happens once. One definition runs in two ways.
 With a GPU, asynchronously: the pipeline prefetches, and its outputs become torch tensors without a copy. Without one,
-step by step in the consumer's thread: handing batches between threads costs more there than the work itself.
+step by step in the consumer's thread: handing batches between threads costs more there than the work.
 """
 
 from collections.abc import Callable, Generator, Iterable
@@ -78,7 +78,7 @@ class DaliLoader:
             yield slot.batch(len(arrays[0]))
 
     def _feed(self, orders: Iterable[Indices]) -> Generator[list[list[NDArray[Any]]]]:
-        """What the pipeline asks for, field by field as a list of one sample, in memory that it reads without a copy."""
+        """What the pipeline asks for: field by field a list of one sample, in memory that it reads itself."""
         pinned = self.device.type == "cuda"
         slots: list[Slot | None] = [None] * (DEPTH + 2 if pinned else 1)
         for number, indices in enumerate(orders):
