@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from jepa_fast.config import Kernels
-    from jepa_fast.model.world import World
+    from jepa_fast.model.build import AnyWorld
 
 __version__ = "0.1.0"
 
 
-def load(folder: "str | Path", kernels: "Kernels" = "reference") -> "World":
+def load(folder: "str | Path", kernels: "Kernels" = "reference") -> "AnyWorld":
     """The trained World of a run folder, or of a folder that `jepa_fast.export` wrote, in evaluation mode, on the CPU.
 
     With kernels "triton" it runs on fused ops once it is moved to a CUDA device.

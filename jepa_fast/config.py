@@ -4,7 +4,7 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jepa_fast.errors import InputError
 
@@ -48,6 +48,50 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class FeatureModelConfig:
+    """Shape of the world model on features read from pixels. The defaults give 16,305 parameters.
+
+    Attributes:
+        kind: tells it from ModelConfig where it is stored.
+        dim: D, size of a state.
+        frame: side of the square frames in pixels.
+        spread: length of a state that stands for a point half a frame from the centre.
+        border_hidden: width of the gate that all borders share.
+        wall_hidden: width of both hidden layers of the gate of wall and door.
+        reach: distance, in steps of the size just taken, beyond which the gates do not tell distances apart.
+    """
+
+    kind: Literal["features"] = "features"
+    dim: int = 128
+    frame: int = 65
+    spread: float = 20.0
+    border_hidden: int = 16
+    wall_hidden: int = 120
+    reach: float = 3.0
+
+    def __post_init__(self) -> None:
+        require(self.kind == "features", "model.kind", self.kind, "'features'")
+        require(self.dim >= 2, "model.dim", self.dim, "at least 2")
+        require(self.frame >= 2, "model.frame", self.frame, "at least 2 pixels")
+        require(self.spread > 0, "model.spread", self.spread, "a positive number")
+        require(self.border_hidden >= 1, "model.border_hidden", self.border_hidden, "at least 1")
+        require(self.wall_hidden >= 1, "model.wall_hidden", self.wall_hidden, "at least 1")
+        require(self.reach > 0, "model.reach", self.reach, "a positive number")
+
+
+AnyModelConfig = ModelConfig | FeatureModelConfig
+
+
+def read_model_config(fields: dict[str, Any]) -> AnyModelConfig:
+    """The model's configuration from its JSON; one without a kind is of the ConvNeXt model.
+
+    Raises:
+        TypeError: unknown fields.
+    """
+    return FeatureModelConfig(**fields) if fields.get("kind") == "features" else ModelConfig(**fields)
+
+
+@dataclass(frozen=True)
 class EnergyConfig:
     """Options of the VICReg energy.
 
@@ -73,6 +117,35 @@ class EnergyConfig:
         require(self.gamma > 0, "energy.gamma", self.gamma, "a positive number")
         require(self.eps > 0, "energy.eps", self.eps, "a positive number")
         require(0 <= self.ema_decay < 1, "energy.ema_decay", self.ema_decay, "a decay in [0, 1)")
+
+
+@dataclass(frozen=True)
+class OneStepConfig:
+    """Options of the one-step likelihood: each transition by itself, from the encoding of the frame before.
+
+    Attributes:
+        kind: tells it from EnergyConfig where it is stored.
+        first_width: s at the beginning of the run, in pixels.
+        last_width: s at its end; geometric in between.
+    """
+
+    kind: Literal["one_step"] = "one_step"
+    first_width: float = 0.5
+    last_width: float = 0.05
+
+    def __post_init__(self) -> None:
+        require(self.kind == "one_step", "energy.kind", self.kind, "'one_step'")
+        require(self.first_width > 0, "energy.first_width", self.first_width, "a positive number")
+        require(self.last_width > 0, "energy.last_width", self.last_width, "a positive number")
+
+
+def read_energy_config(fields: dict[str, Any]) -> EnergyConfig | OneStepConfig:
+    """What is minimised, from its JSON; one without a kind is the VICReg energy.
+
+    Raises:
+        TypeError: unknown fields.
+    """
+    return OneStepConfig(**fields) if fields.get("kind") == "one_step" else EnergyConfig(**fields)
 
 
 @dataclass(frozen=True)
@@ -106,14 +179,29 @@ class OptimizerConfig:
 class Recipe:
     """What is trained and how, apart from the data and the machine: a preset is a named Recipe.
 
-    `batch_size` is in trajectories per step; the stages' epochs add up to the run.
+    `batch_size` is in trajectories per step; the stages' epochs add up to the run. The one-step likelihood is of the
+    model on features alone, and has no regularisers for a stage to weigh.
     """
 
-    model: ModelConfig = field(default_factory=ModelConfig)
-    energy: EnergyConfig = field(default_factory=EnergyConfig)
+    model: AnyModelConfig = field(default_factory=ModelConfig)
+    energy: EnergyConfig | OneStepConfig = field(default_factory=EnergyConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     batch_size: int = 128
     stages: tuple[Stage, ...] = (Stage(50, 25.0, 25.0, 1.0), Stage(50, 30.0, 25.0, 1.0))
+
+    def __post_init__(self) -> None:
+        if isinstance(self.model, FeatureModelConfig) != isinstance(self.energy, OneStepConfig):
+            raise InputError("recipe: a features model and the one_step energy go together")
+        if isinstance(self.energy, OneStepConfig):
+            alone = all(stage.variance == stage.covariance == 0 for stage in self.stages)
+            require(alone, "recipe.stages", self.stages, "no variance, no covariance with the one_step energy")
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Names of what is logged of the objective beside its total."""
+        if isinstance(self.energy, OneStepConfig):
+            return ("surprise", "invariance", "moving")
+        return ("invariance", "variance", "covariance")
 
     @property
     def epochs(self) -> int:
@@ -176,7 +264,7 @@ class RunConfig:
             fields = json.loads(path.read_text())
             recipe = fields.pop("recipe")
             recipe["stages"] = tuple(Stage(**stage) for stage in recipe["stages"])
-            recipe["model"], recipe["energy"] = ModelConfig(**recipe["model"]), EnergyConfig(**recipe["energy"])
+            recipe["model"], recipe["energy"] = read_model_config(recipe["model"]), read_energy_config(recipe["energy"])
             recipe["optimizer"] = OptimizerConfig(**recipe["optimizer"])
             return RunConfig(recipe=Recipe(**recipe), **fields)
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:

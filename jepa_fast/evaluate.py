@@ -12,7 +12,7 @@ from jepa_fast.config import Kernels, RunConfig
 from jepa_fast.errors import InputError
 
 if TYPE_CHECKING:
-    from jepa_fast.model.world import World
+    from jepa_fast.model.build import AnyWorld
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def main(arguments: Arguments) -> None:
     logger.info("%s", path)
 
 
-def load_world(arguments: Arguments, kernels: Kernels) -> "tuple[World, Path, Path]":
+def load_world(arguments: Arguments, kernels: Kernels) -> "tuple[AnyWorld, Path, Path]":
     """The world to probe, on `kernels`, its data folder and where the result goes.
 
     Raises:
@@ -66,6 +66,7 @@ def load_world(arguments: Arguments, kernels: Kernels) -> "tuple[World, Path, Pa
     if (arguments.run is None) == (arguments.weights is None):
         raise InputError(f"RUN, --weights: got {'neither' if arguments.run is None else 'both'}, expected one of them")
     data = arguments.data
+    world: AnyWorld
     if arguments.weights is not None:
         gelu_first = arguments.format == "explorejepa_gelu_first"
         world = World.from_explorejepa(read_tensors(arguments.weights), gelu_first, kernels)

@@ -2,7 +2,16 @@
 
 from collections.abc import Callable
 
-from jepa_fast.config import EnergyConfig, ModelConfig, OptimizerConfig, Recipe, Stage, require
+from jepa_fast.config import (
+    EnergyConfig,
+    FeatureModelConfig,
+    ModelConfig,
+    OneStepConfig,
+    OptimizerConfig,
+    Recipe,
+    Stage,
+    require,
+)
 
 
 def explorejepa_writeup() -> Recipe:
@@ -36,10 +45,22 @@ def demo() -> Recipe:
     )
 
 
+def features20k() -> Recipe:
+    """Fewer than 20,000 parameters on features read from pixels, one step at a time (docs/features20k.md)."""
+    return Recipe(
+        model=FeatureModelConfig(),
+        energy=OneStepConfig(),
+        optimizer=OptimizerConfig(learning_rate=3e-3, weight_decay=0.0, clip_norm=1.0),
+        batch_size=128,
+        stages=(Stage(30, invariance=1.0, variance=0.0, covariance=0.0),),
+    )
+
+
 PRESETS: dict[str, Callable[[], Recipe]] = {
     "explorejepa_writeup": explorejepa_writeup,
     "explorejepa_repo": explorejepa_repo,
     "demo": demo,
+    "features20k": features20k,
 }
 DEFAULT_PRESET = "explorejepa_repo"
 

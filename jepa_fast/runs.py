@@ -7,7 +7,7 @@ import jepa_fast
 from jepa_fast.config import Kernels, RunConfig
 from jepa_fast.engine.checkpoint import load_checkpoint
 from jepa_fast.errors import InputError
-from jepa_fast.model.world import World
+from jepa_fast.model.build import AnyWorld, build_world
 from jepa_fast.weights import WEIGHTS, load_weights
 
 CONFIG = "config.json"
@@ -30,7 +30,7 @@ def create_run(folder: Path, config: RunConfig) -> None:
         raise InputError(f"--out: {folder} cannot be written ({error.strerror})") from error
 
 
-def load(folder: str | Path, kernels: Kernels = "reference") -> World:
+def load(folder: str | Path, kernels: Kernels = "reference") -> AnyWorld:
     """The trained world of a run, or one exported from a run, in evaluation mode, on the CPU.
 
     With kernels "triton" it runs on fused ops once it is moved to a CUDA device.
@@ -42,7 +42,7 @@ def load(folder: str | Path, kernels: Kernels = "reference") -> World:
     if (folder / WEIGHTS).is_file():
         return load_weights(folder, kernels)
     config = RunConfig.load(folder / CONFIG)
-    world = World(config.recipe.model, kernels)
+    world = build_world(config.recipe.model, kernels)
     try:
         world.load_state_dict(load_checkpoint(folder)["world"])
     except (KeyError, RuntimeError) as error:

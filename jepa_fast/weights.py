@@ -11,15 +11,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from jepa_fast.config import Kernels, ModelConfig
+from jepa_fast.config import Kernels, read_model_config
 from jepa_fast.errors import InputError
-from jepa_fast.model.world import World
+from jepa_fast.model.build import AnyWorld, build_world
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_CONFIG = "config.json"
 
 
-def save_weights(world: World, folder: Path, origin: dict[str, Any]) -> None:
+def save_weights(world: AnyWorld, folder: Path, origin: dict[str, Any]) -> None:
     """Write `world` into `folder`, which is made if need be: what `load_weights` reads.
 
     Args:
@@ -39,17 +39,17 @@ def save_weights(world: World, folder: Path, origin: dict[str, Any]) -> None:
         raise InputError(f"{folder}: cannot be written ({error})") from error
 
 
-def load_weights(folder: Path, kernels: Kernels = "reference") -> World:
+def load_weights(folder: Path, kernels: Kernels = "reference") -> AnyWorld:
     """The world that `save_weights` wrote, in evaluation mode, on the CPU.
 
     Raises:
         InputError: a file is missing or damaged, or the two do not fit.
     """
     try:
-        config = ModelConfig(**json.loads((folder / WEIGHTS_CONFIG).read_text())["model"])
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        config = read_model_config(json.loads((folder / WEIGHTS_CONFIG).read_text())["model"])
+    except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder / WEIGHTS_CONFIG}: not the configuration of exported weights ({error})") from error
-    world = World(config, kernels)
+    world = build_world(config, kernels)
     try:
         world.load_state_dict(read_tensors(folder / WEIGHTS))
     except RuntimeError as error:

@@ -5,7 +5,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -93,7 +93,7 @@ def train(config: RunConfig, folder: Path, resume: bool, checkpoint_minutes: flo
                 record.write(metrics)
                 if last or spectrum_is_due(done, config.steps):
                     record.write_spectrum(done, spectrum(result.states.flatten(0, 1)))
-                bar.set_postfix_str(describe(metrics))
+                bar.set_postfix_str(describe(metrics, config.recipe.terms))
             if due:
                 position = Position.of(sampler, split.fingerprint, *divmod(done, sampler.batches_per_epoch))
                 save_checkpoint(folder, done, {"step": done, "position": position.to_json(), **trainer.state()})
@@ -140,9 +140,9 @@ def read_result(result: StepResult, step: int) -> Metrics:
     return metrics
 
 
-def describe(metrics: Metrics) -> str:
-    """The three terms and the throughput, for the progress bar."""
-    terms = " ".join(f"{name[:3]} {metrics[name]:.4f}" for name in ("invariance", "variance", "covariance"))
+def describe(metrics: Metrics, names: Sequence[str]) -> str:
+    """The terms of these names and the throughput, for the progress bar."""
+    terms = " ".join(f"{name[:3]} {metrics[name]:.4f}" for name in names)
     return f"{terms} {metrics['trajectories_per_s']:,.0f} traj/s"
 
 

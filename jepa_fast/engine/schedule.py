@@ -2,7 +2,7 @@
 
 import math
 
-from jepa_fast.config import Recipe, Stage
+from jepa_fast.config import OneStepConfig, Recipe, Stage
 
 
 def learning_rate(step: int, steps: int, base: float) -> float:
@@ -18,3 +18,12 @@ def stage_at(step: int, steps: int, recipe: Recipe) -> Stage:
         if step * recipe.epochs < epochs_before * steps:
             return stage
     raise ValueError(f"step: got {step}, expected less than {steps}")
+
+
+def energy_weights(step: int, steps: int, recipe: Recipe) -> list[float]:
+    """What the objective takes in a step: weights of the three terms, or of the surprise and its width in pixels."""
+    stage = stage_at(step, steps, recipe)
+    if isinstance(recipe.energy, OneStepConfig):
+        first, last = recipe.energy.first_width, recipe.energy.last_width
+        return [stage.invariance, first * (last / first) ** (step / steps)]
+    return [stage.invariance, stage.variance, stage.covariance]

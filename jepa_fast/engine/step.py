@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from jepa_fast import backends
-from jepa_fast.config import RunConfig
+from jepa_fast.config import EnergyConfig, RunConfig
 from jepa_fast.data.batches import Batch
 from jepa_fast.data.manifest import FrameSpec
 from jepa_fast.engine.checkpoint import State
-from jepa_fast.engine.schedule import learning_rate, stage_at
+from jepa_fast.engine.schedule import energy_weights, learning_rate
+from jepa_fast.model.build import build_world
 from jepa_fast.model.encoder import Encoder
-from jepa_fast.model.energy import Energy, energy, fused_energy
+from jepa_fast.model.objectives import Terms, choose_objective
 from jepa_fast.model.shortcuts import BatchEncoder
 from jepa_fast.model.world import World
 
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 class StepResult(NamedTuple):
     """What a step leaves on the device; reading it is what synchronises."""
 
-    energy: Energy
+    energy: Terms
     gradient_norm: Tensor  # before clipping
     states: Tensor  # [B, T-1, D] predictions, detached
 
@@ -41,44 +42,43 @@ class Trainer:
         self.config = config
         self.device = torch.device(config.device)
         torch.manual_seed(config.seed)
-        self.world = World(config.recipe.model, config.kernels).to(self.device)
+        self.world = build_world(config.recipe.model, config.kernels).to(self.device)
         self.world.dropout_clock[0] = config.seed
         mode: Literal["auto", "off"] = "auto" if config.exact_shortcuts else "off"
-        self.encode = BatchEncoder(self.world.encoder, spec, wall_bases, mode)
+        self.encode = self.world.batch_encoder(spec, wall_bases, mode)
         self.target_encoder: Encoder | None = None
-        if config.recipe.energy.targets == "ema":
+        if isinstance(config.recipe.energy, EnergyConfig) and config.recipe.energy.targets == "ema":
+            assert isinstance(self.world, World)
+            self.ema_decay = config.recipe.energy.ema_decay
             self.target_encoder = copy.deepcopy(self.world.encoder).requires_grad_(False).eval()
             self.encode_targets = BatchEncoder(self.target_encoder, spec, wall_bases, mode)
         ops = backends.describe_ops(config.kernels, config.device, config.recipe.model.dim)
         for name, backend in ops.items():
             logger.info("%s: %s", name, backend)
-        self.energy = energy if ops["vicreg"] == backends.PLAIN else fused_energy
+        self.objective = choose_objective(self.world, config.recipe.energy, ops["vicreg"] != backends.PLAIN)
         settings = config.recipe.optimizer
         self.optimizer = torch.optim.Adam(
             self.world.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
-        self._forward: Callable[[Batch, Tensor], tuple[Energy, Tensor]] = self.forward
+        self._forward: Callable[[Batch, Tensor], tuple[Terms, Tensor]] = self.forward
         if config.compile:
             self._forward = torch.compile(self.forward, dynamic=False)
 
-    def forward(self, batch: Batch, weights: Tensor) -> tuple[Energy, Tensor]:
-        """The energy of `batch` and the predicted states [B, T-1, D]."""
-        world, clock = self.world, self.world.dropout_clock
+    def forward(self, batch: Batch, weights: Tensor) -> tuple[Terms, Tensor]:
+        """What the objective says of `batch`, and the predicted states [B, T-1, D]."""
+        clock = self.world.dropout_clock
         targets: Tensor | None = None
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp == "bf16"):
             encoded = self.encode(batch, clock)
-            predicted = world.predictor(encoded[:, 0], batch.actions, clock)
             if self.target_encoder is not None:
                 with torch.no_grad():
                     targets = self.encode_targets(batch, clock)[:, 1:]
-        terms = self.energy(predicted, encoded[:, 1:], weights, self.config.recipe.energy, targets)
-        return terms, predicted.detach()
+            return self.objective(encoded, batch.actions, clock, weights, targets)
 
     def step(self, batch: Batch, number: int) -> StepResult:
         """Step `number` (0 is the first) of the run, on a batch on the trainer's device."""
         recipe, steps = self.config.recipe, self.config.steps
-        stage = stage_at(number, steps, recipe)
-        weights = torch.tensor([stage.invariance, stage.variance, stage.covariance]).to(self.device, non_blocking=True)
+        weights = torch.tensor(energy_weights(number, steps, recipe)).to(self.device, non_blocking=True)
         self.world.dropout_clock[1] = number
         self.optimizer.zero_grad(set_to_none=True)
         terms, states = self._forward(batch, weights)
@@ -89,12 +89,11 @@ class Trainer:
         self.optimizer.step()
         if self.target_encoder is not None:
             self._average(self.target_encoder)
-        return StepResult(Energy(*(term.detach() for term in terms)), norm, states)
+        return StepResult(type(terms)(*(term.detach() for term in terms)), norm, states)
 
     @torch.no_grad()
     def _average(self, target: Encoder) -> None:
-        decay = self.config.recipe.energy.ema_decay
-        torch._foreach_lerp_(list(target.parameters()), list(self.world.encoder.parameters()), 1.0 - decay)
+        torch._foreach_lerp_(list(target.parameters()), list(self.world.encoder.parameters()), 1.0 - self.ema_decay)
 
     def state(self) -> State:
         """Everything that the next step depends on, apart from configuration and data."""

@@ -1,15 +1,18 @@
 """The world model: an encoder of frames and a predictor of states, trained together."""
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from jepa_fast.config import Kernels, ModelConfig
+from jepa_fast.data.shards import FrameSpec
 from jepa_fast.model import explorejepa
 from jepa_fast.model.dropout import new_clock
 from jepa_fast.model.encoder import Encoder
 from jepa_fast.model.predictor import Predictor
+from jepa_fast.model.shortcuts import BatchEncoder
 
 
 class World(nn.Module):
@@ -53,6 +56,12 @@ class World(nn.Module):
         world = cls(config, kernels)
         world.load_state_dict(weights)
         return world.eval()
+
+    def batch_encoder(
+        self, spec: FrameSpec, wall_bases: Tensor | None, mode: Literal["auto", "off"] = "auto"
+    ) -> BatchEncoder:
+        """What encodes the batches of a split; arguments as in `BatchEncoder`."""
+        return BatchEncoder(self.encoder, spec, wall_bases, mode)
 
     def forward(self, frames: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Predicted and encoded states of frames 1..T-1, both [B, T-1, D].

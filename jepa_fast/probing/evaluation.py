@@ -12,7 +12,7 @@ from jepa_fast.data.host import gather
 from jepa_fast.data.manifest import MANIFEST_NAME
 from jepa_fast.data.shards import Split, open_split
 from jepa_fast.errors import InputError
-from jepa_fast.model.world import World
+from jepa_fast.model.build import AnyWorld, build_world
 from jepa_fast.probing.prober import Probe, converged_probe, official_probe
 from jepa_fast.probing.results import Evaluation, Example, ProbeSetResult, Scores
 from jepa_fast.probing.rollouts import Rollouts, all_locations, rollout_split
@@ -35,7 +35,7 @@ EXAMPLES = 2
 class _Probed:
     """A world and the probes trained on its rollouts, one pair for each probe training split, made when first used."""
 
-    def __init__(self, world: World, data: Path, seed: int) -> None:
+    def __init__(self, world: AnyWorld, data: Path, seed: int) -> None:
         self.world, self.data, self.seed = world, data, seed
         self.probes: dict[str, tuple[Probe, Probe]] = {}
 
@@ -59,7 +59,7 @@ class _Probed:
         )
 
 
-def evaluate(world: World, data: Path, probe_seed: int = 0) -> Evaluation:
+def evaluate(world: AnyWorld, data: Path, probe_seed: int = 0) -> Evaluation:
     """Score `world` on every probe set under `data` whose two splits are there.
 
     Raises:
@@ -76,7 +76,7 @@ def evaluate(world: World, data: Path, probe_seed: int = 0) -> Evaluation:
         raise InputError(f"{data}: no probe set; expected {' or '.join(PROBE_SETS)} with their training splits")
     with torch.random.fork_rng():
         torch.manual_seed(probe_seed)
-        fresh = World(world.config, world.kernels).to(next(world.parameters()).device)
+        fresh = build_world(world.config, world.kernels).to(next(world.parameters()).device)
     trained, untrained = _Probed(world, data, probe_seed), _Probed(fresh, data, probe_seed)
     results, norm = [], None
     for name in names:

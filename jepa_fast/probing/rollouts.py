@@ -10,8 +10,7 @@ from tqdm import tqdm
 from jepa_fast.data.batches import Batch
 from jepa_fast.data.host import evaluation_batches, wall_bases
 from jepa_fast.data.shards import Split
-from jepa_fast.model.shortcuts import BatchEncoder
-from jepa_fast.model.world import World
+from jepa_fast.model.build import AnyWorld
 
 
 class Rollouts(NamedTuple):
@@ -34,12 +33,12 @@ def all_locations(split: Split) -> Tensor:
 
 
 @torch.no_grad()
-def rollout_split(world: World, split: Split, name: str, batch_size: int = 256) -> Rollouts:
+def rollout_split(world: AnyWorld, split: Split, name: str, batch_size: int = 256) -> Rollouts:
     """Roll `world` out over every trajectory of `split`, with a progress bar called `name`."""
     device = next(world.parameters()).device
     training = world.training
     world.eval()
-    encode = BatchEncoder(world.encoder, split.spec, wall_bases(split, device))
+    encode = world.batch_encoder(split.spec, wall_bases(split, device))
     states = []
     with tqdm(total=split.count, desc=f"rollout {name}", unit="traj", leave=False, dynamic_ncols=True) as bar:
         for batch in evaluation_batches(split, batch_size):

@@ -10,7 +10,6 @@ from jepa_fast.reporting.page import Figure, Section, folded, key_of, page, tabl
 from jepa_fast.reporting.probes import evaluation_sections, short
 from jepa_fast.reporting.run import Run
 from jepa_fast.reporting.training import (
-    TERMS,
     collapse_section,
     curve,
     rank_curve,
@@ -98,16 +97,23 @@ def _names(runs: Sequence[Run]) -> list[str]:
 def _table(runs: Sequence[Run], names: list[str]) -> str:
     sets = _sets(runs)
     head = ["run", *(f"{short(name)}, px²" for name in sets)]
-    head += ["effective rank", *TERMS, "steps", "traj / s", "in steps"]
+    terms = _terms(runs)
+    head += ["effective rank", *terms, "steps", "traj / s", "in steps"]
     rows = []
     for run, name in zip(runs, names, strict=True):
         found = {} if run.evaluation is None else {result.name: result for result in run.evaluation.probe_sets}
         scores = [f"{found[one].trained.converged:.3f}" if one in found else "-" for one in sets]
         rank = number(run.spectra[-1]["rank"]) if run.spectra else "-"
-        terms = [number(run.metrics[-1][term]) if run.metrics else "-" for term in TERMS]
-        rows.append([name, *scores, rank, *terms, f"{run.steps:,}", number(_speed(run)), duration(run.training_s())])
+        last = run.metrics[-1] if run.metrics else {}
+        shown = [number(last[term]) if term in last else "-" for term in terms]
+        rows.append([name, *scores, rank, *shown, f"{run.steps:,}", number(_speed(run)), duration(run.training_s())])
     note = "<p>Errors are the converged probe's; terms are unweighted, at the last reading.</p>" if sets else ""
     return note + table(head, rows)
+
+
+def _terms(runs: Sequence[Run]) -> list[str]:
+    """Names of all terms that any run logs, in order of appearance."""
+    return list(dict.fromkeys(term for run in runs for term in run.config.recipe.terms))
 
 
 def _sets(runs: Sequence[Run]) -> list[str]:
@@ -166,12 +172,14 @@ def _curves(runs: Sequence[Run], names: list[str]) -> list[Figure]:
     trained = [(index, run, name) for index, (run, name) in enumerate(zip(runs, names, strict=True)) if run.metrics]
     figures = []
     for key, title, log in (
-        *((term, f"{term.capitalize()} term", True) for term in TERMS),
+        *((term, f"{term.capitalize()} term", True) for term in _terms(runs)),
         ("learning_rate", "Learning rate", False),
         ("trajectories_per_s", "Throughput, trajectories / s", False),
     ):
         series = []
         for index, run, name in trained:
+            if key not in run.metrics[-1]:
+                continue
             color, dashed = _style(index)
             one = curve(run, key, name, color)
             series.append(Series(name, one.x, one.y, color, dashed))

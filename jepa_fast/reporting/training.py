@@ -5,12 +5,12 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import accumulate
 
+from jepa_fast.config import EnergyConfig, ModelConfig, OneStepConfig
 from jepa_fast.reporting.charts import COLORS, Band, Series, line_chart
 from jepa_fast.reporting.page import Figure, Section, key_of
 from jepa_fast.reporting.run import Run, thinned
 from jepa_fast.reporting.words import change, listed, number
 
-TERMS = ("invariance", "variance", "covariance")
 # Moments of the run at which the spectrum is drawn, as shares of its readings.
 MOMENTS = (0.0, 0.2, 0.5, 1.0)
 
@@ -28,7 +28,8 @@ def collapse_section(run: Run) -> Section:
     title = "How far the states spread"
     if not run.spectra:
         return Section(title, ["This run recorded no spectra: it is older than they are, or ended before the first."])
-    noise = run.config.recipe.model.dropout
+    model = run.config.recipe.model
+    noise = model.dropout if isinstance(model, ModelConfig) else 0.0
     words = "The predictions of training batches, the more spread the further from collapse."
     if noise > 0:
         words += f" Dropout of {number(noise)} is on: its noise is part of the spread."
@@ -43,20 +44,23 @@ def curve(run: Run, key: str, name: str, color: int) -> Series:
 def _stages(run: Run) -> str:
     """The stages' weights, and where one ends."""
     recipe = run.config.recipe
+    done = f"{run.steps:,} of {run.config.steps:,} steps are done"
+    if isinstance(recipe.energy, OneStepConfig):
+        widths = f"{number(recipe.energy.first_width)} px to {number(recipe.energy.last_width)} px"
+        return f"{done}. What is minimised: the surprise at each next encoding, given the one before, {widths} wide."
     ends = accumulate(stage.epochs for stage in recipe.stages)
     parts = [
         f"{number(stage.invariance)} invariance + {number(stage.variance)} variance + {number(stage.covariance)} "
         f"covariance up to step {run.config.steps * end // recipe.epochs:,}"
         for stage, end in zip(recipe.stages, ends, strict=True)
     ]
-    done = f"{run.steps:,} of {run.config.steps:,} steps are done"
     return f"{done}. What is minimised: {', then '.join(parts)}."
 
 
 def _terms(run: Run) -> Figure:
-    series = [curve(run, name, name, color) for color, name in enumerate(TERMS, start=1)]
+    series = [curve(run, name, name, color) for color, name in enumerate(run.config.recipe.terms, start=1)]
     changes = [f"{one.name} {change(one.y)}" for one in series]
-    caption = f"The three terms before weighting, on the training batches: {listed(changes)}."
+    caption = f"The terms before weighting, on the training batches: {listed(changes)}."
     return Figure("Loss terms", line_chart(series, "step", "term", log=True), caption, key_of(series))
 
 
@@ -104,19 +108,19 @@ def _quantile(ascending: Sequence[float], share: float) -> float:
 def _std(run: Run) -> Figure:
     steps = [line["step"] for line in run.spectra]
     at = {share: [_quantile(line["std"], share) for line in run.spectra] for share in (0.0, 0.1, 0.5, 0.9, 1.0)}
-    gamma = run.config.recipe.energy.gamma
-    series = [
-        Series("median", steps, at[0.5], 1),
-        Series("hinge", [steps[0], steps[-1]], [gamma, gamma], 0, dashed=True),
-    ]
+    series = [Series("median", steps, at[0.5], 1)]
     bands = [Band(steps, at[0.0], at[1.0], 1, 0.15), Band(steps, at[0.1], at[0.9], 1, 0.25)]
     std = run.spectra[-1]["std"]
-    below = bisect_left(std, gamma)
     caption = (
         f"Line: the median of {len(std)} dimensions; dark: the middle 80%; light: all of them. "
-        f"At step {steps[-1]:,} it lies between {number(std[0])} and {number(std[-1])}, and {below} dimensions are "
-        f"below {number(gamma)}, where the variance term pulls."
+        f"At step {steps[-1]:,} it lies between {number(std[0])} and {number(std[-1])}"
     )
+    if isinstance(run.config.recipe.energy, EnergyConfig):
+        gamma = run.config.recipe.energy.gamma
+        series.append(Series("hinge", [steps[0], steps[-1]], [gamma, gamma], 0, dashed=True))
+        below = bisect_left(std, gamma)
+        caption += f", and {below} dimensions are below {number(gamma)}, where the variance term pulls"
+    caption += "."
     chart = line_chart(series, "step", "std", bands=bands)
     return Figure("Standard deviation per dimension", chart, caption, key_of(series))
 

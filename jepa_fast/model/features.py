@@ -1,0 +1,63 @@
+"""What a frame shows, read from its pixels alone: the dot's centre, the borders, the wall and its door.
+
+Nothing here is learned and nothing is known of the world but that a dot is brighter than black, borders are lines from
+edge to edge of the frame, and between them stands one vertical wall with one door. Positions are (x, y) in pixels,
+the origin in the centre of the top left pixel; lines are where the outermost of their pixels are.
+"""
+
+import torch
+from torch import Tensor
+
+
+def read_centres(dots: Tensor, corners: Tensor | None = None) -> Tensor:
+    """Centres of brightness, float32 [..., 2] (x, y) in pixels; of a black image, its corner.
+
+    Args:
+        dots: images of the dot [..., h, w], whole frames or windows, uint8 or float.
+        corners: of windows, [..., 2] (row, column) of their top left pixels.
+    """
+    light = dots.to(torch.float32)
+    by_column, by_row = light.sum(dim=-2), light.sum(dim=-1)
+    total = by_row.sum(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
+    # Multiplied and summed: a matrix product may be taken in a narrower type.
+    means = [(profile * torch.arange(profile.shape[-1]).to(profile)).sum(-1) / total for profile in (by_column, by_row)]
+    centres = torch.stack(means, dim=-1)
+    return centres if corners is None else centres + corners.flip(-1).to(torch.float32)
+
+
+def read_layout(walls: Tensor) -> Tensor:
+    """Where a dot cannot go, float32 [N, 2, 2, 2] in pixels: (borders, wall) x (x, y) x (low, high).
+
+    Borders: the lines from edge to edge that lie outermost, columns for x and rows for y. Wall: between them, the
+    first and the last column that holds anything, and for y the first and the last row that is open, the door's. What
+    a frame does not show lies a frame's length outside of it: borders on their sides, wall or door beyond the far one.
+
+    Args:
+        walls: images of borders and wall [N, H, W], uint8 or float; whatever is not black is solid.
+    """
+    solid = walls > 0
+    border_x = _ends(solid.all(dim=1), absent=(-1, 2))
+    border_y = _ends(solid.all(dim=2), absent=(-1, 2))
+    inside = _between(border_y, solid.shape[1])[:, :, None] & _between(border_x, solid.shape[2])[:, None, :]
+    wall = solid & inside
+    wall_x = _ends(wall.any(dim=1), absent=(2, 2))
+    door_y = _ends(inside.any(dim=2) & ~wall.any(dim=2), absent=(2, 2))
+    layout = torch.stack([border_x, border_y, wall_x, door_y], dim=1)
+    return layout.view(-1, 2, 2, 2).to(torch.float32)
+
+
+def _ends(marked: Tensor, absent: tuple[int, int]) -> Tensor:
+    """First and last marked place of bool [N, L], int64 [N, 2]; where there is none, `absent` times L."""
+    length = marked.shape[1]
+    places = torch.arange(length, device=marked.device)
+    first = torch.where(marked, places, length).amin(dim=1)
+    last = torch.where(marked, places, -1).amax(dim=1)
+    found = last >= 0
+    low, high = (torch.where(found, end, length * factor) for end, factor in zip((first, last), absent, strict=True))
+    return torch.stack([low, high], dim=1)
+
+
+def _between(ends: Tensor, length: int) -> Tensor:
+    """Which of `length` places lie strictly between the ends [N, 2]: bool [N, length]."""
+    places = torch.arange(length, device=ends.device)
+    return (places > ends[:, :1]) & (places < ends[:, 1:])
