@@ -4,21 +4,42 @@ RolloutEnergy       the VICReg energy of a rollout from frame 0 against the enco
 OneStepLikelihood   how likely each encoding is, given the one before and the action
 """
 
-from typing import NamedTuple, Protocol
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from jepa_fast.config import EnergyConfig, OneStepConfig
 from jepa_fast.model.build import AnyWorld
-from jepa_fast.model.energy import Energy, energy, fused_energy
+from jepa_fast.model.energy import Energy, energy, fused_energy, mean_over_processes
 from jepa_fast.model.feature_world import FeatureWorld, StayOrMove
 from jepa_fast.model.world import World
 
 # Share of either outcome that no gate can take away: without it one transition that a closed gate
 # calls impossible would be the whole loss.
 LEAST_SHARE = 1e-6
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Span = Callable[[str], AbstractContextManager[Any]]
+# A span that marks nothing.
+no_span: Span = nullcontext
+
+
+class Execution(NamedTuple):
+    """How an objective runs: what compiles its parts, what marks them in a profile, the processes that share it.
+
+    Shared by several processes, an objective is that of all their trajectories, as `energy` describes.
+    """
+
+    compiled: Callable[[Any], Any] = lambda function: function
+    span: Span = no_span
+    group: dist.ProcessGroup | None = None
 
 
 class OneStepTerms(NamedTuple):
@@ -45,22 +66,31 @@ class Objective(Protocol):
 class RolloutEnergy:
     """The energy of a rollout that sees frame 0 and the actions."""
 
-    def __init__(self, world: World, config: EnergyConfig, fused: bool) -> None:
-        self.world, self.config, self.energy = world, config, fused_energy if fused else energy
+    def __init__(self, world: World, config: EnergyConfig, fused: bool, execution: Execution) -> None:
+        self.config, self.span = config, execution.span
+        self.roll_out = execution.compiled(world.predictor)
+        self.energy = fused_energy if fused else energy
+        if execution.group is None:
+            self.energy = execution.compiled(self.energy)
+        else:
+            self.energy = functools.partial(self.energy, process_group=execution.group)
 
     def __call__(
         self, encoded: Tensor, actions: Tensor, clock: Tensor, weights: Tensor, targets: Tensor | None
     ) -> tuple[Energy, Tensor]:
         """The energy's terms; `weights` are of invariance, variance and covariance."""
-        predicted = self.world.predictor(encoded[:, 0], actions, clock)
-        return self.energy(predicted, encoded[:, 1:], weights, self.config, targets), predicted.detach()
+        with self.span("rollout"):
+            predicted = self.roll_out(encoded[:, 0], actions, clock)
+        with self.span("energy"):
+            return self.energy(predicted, encoded[:, 1:], weights, self.config, targets), predicted.detach()
 
 
 class OneStepLikelihood:
     """-log[g N(z', z + A a, s^2) + (1 - g) N(z', z, s^2)] without the constants of N; z' the next frame's encoding."""
 
-    def __init__(self, world: FeatureWorld) -> None:
-        self.world = world
+    def __init__(self, world: FeatureWorld, execution: Execution) -> None:
+        self.world, self.span, self.group = world, execution.span, execution.group
+        self.predict = execution.compiled(world.predict)
 
     def __call__(
         self, encoded: Tensor, actions: Tensor, clock: Tensor, weights: Tensor, targets: Tensor | None
@@ -68,13 +98,18 @@ class OneStepLikelihood:
         """The likelihood's terms; `weights` are of the surprise, and the width s in pixels."""
         weight, width = weights.unbind()
         config = self.world.config
-        predicted = self.world.predict(encoded[:, :-1], actions)
+        with self.span("rollout"):
+            predicted = self.predict(encoded[:, :-1], actions)
         following = encoded[:, 1:, : config.dim]
-        surprise = one_step_surprise(predicted, following, width * (2 * config.spread / (config.frame - 1))).mean()
-        states = predicted.mean.detach()
-        invariance = F.mse_loss(states, following.detach())
-        moving = predicted.log_keep.detach().exp().mean()
-        return OneStepTerms(weight * surprise, surprise, invariance, moving), states
+        with self.span("energy"):
+            surprise = one_step_surprise(predicted, following, width * (2 * config.spread / (config.frame - 1))).mean()
+            states = predicted.mean.detach()
+            invariance = F.mse_loss(states, following.detach())
+            moving = predicted.log_keep.detach().exp().mean()
+            terms = torch.stack([surprise, invariance, moving])
+            if self.group is not None:
+                terms = mean_over_processes(terms, self.group)
+        return OneStepTerms(weight * terms[0], *terms.unbind()), states
 
 
 def one_step_surprise(predicted: StayOrMove, following: Tensor, width: Tensor) -> Tensor:
@@ -88,9 +123,12 @@ def one_step_surprise(predicted: StayOrMove, following: Tensor, width: Tensor) -
         return -highest - torch.log((1 - keep) * stayed + keep * moved)
 
 
-def choose_objective(world: AnyWorld, config: EnergyConfig | OneStepConfig, fused: bool) -> Objective:
+def choose_objective(
+    world: AnyWorld, config: EnergyConfig | OneStepConfig, fused: bool, execution: Execution | None = None
+) -> Objective:
     """The objective that `config` asks for; `fused` takes the compiled energy."""
+    execution = execution or Execution()
     if isinstance(world, FeatureWorld):
-        return OneStepLikelihood(world)
+        return OneStepLikelihood(world, execution)
     assert isinstance(config, EnergyConfig)
-    return RolloutEnergy(world, config, fused)
+    return RolloutEnergy(world, config, fused, execution)
