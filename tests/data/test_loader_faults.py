@@ -113,7 +113,6 @@ def test_two_hundred_epochs_do_not_grow(split, name):
 
 UNCLOSED = """
 import sys
-import time
 from pathlib import Path
 import torch
 from jepa_fast.data.loaders import open_loader
@@ -184,7 +183,6 @@ def test_a_split_that_does_not_fit_is_refused_by_size(split, monkeypatch):
 
 WITHOUT_DALI = """
 import sys
-import time
 from pathlib import Path
 sys.modules["nvidia.dali"] = None
 from jepa_fast import cli
