@@ -49,7 +49,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class FeatureModelConfig:
-    """Shape of the world model on features read from pixels. The defaults give 16,305 parameters.
+    """Shape of the world model on features read from pixels. The defaults give 15,816 parameters.
 
     Attributes:
         kind: tells it from ModelConfig where it is stored.
@@ -198,7 +198,7 @@ class Recipe:
 
     @property
     def terms(self) -> tuple[str, ...]:
-        """Names of what is logged of the objective beside its total."""
+        """Names of what is logged of a step beside its total."""
         if isinstance(self.energy, OneStepConfig):
             return ("surprise", "invariance", "moving")
         return ("invariance", "variance", "covariance")

@@ -21,7 +21,7 @@ def stage_at(step: int, steps: int, recipe: Recipe) -> Stage:
 
 
 def energy_weights(step: int, steps: int, recipe: Recipe) -> list[float]:
-    """What the objective takes in a step: weights of the three terms, or of the surprise and its width in pixels."""
+    """What the terms take in a step: weights of the three terms, or of the surprise and its width in pixels."""
     stage = stage_at(step, steps, recipe)
     if isinstance(recipe.energy, OneStepConfig):
         first, last = recipe.energy.first_width, recipe.energy.last_width

@@ -16,8 +16,8 @@ from jepa_fast.engine.checkpoint import State
 from jepa_fast.engine.schedule import energy_weights, learning_rate
 from jepa_fast.model.build import build_world
 from jepa_fast.model.encoder import Encoder
-from jepa_fast.model.objectives import Terms, choose_objective
 from jepa_fast.model.shortcuts import BatchEncoder
+from jepa_fast.model.tasks import Terms, choose_task
 from jepa_fast.model.world import World
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class Trainer:
         ops = backends.describe_ops(config.kernels, config.device, config.recipe.model.dim)
         for name, backend in ops.items():
             logger.info("%s: %s", name, backend)
-        self.objective = choose_objective(self.world, config.recipe.energy, ops["vicreg"] != backends.PLAIN)
+        self.task = choose_task(self.world, config.recipe.energy, ops["vicreg"] != backends.PLAIN)
         settings = config.recipe.optimizer
         self.optimizer = torch.optim.Adam(
             self.world.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
@@ -65,7 +65,7 @@ class Trainer:
             self._forward = torch.compile(self.forward, dynamic=False)
 
     def forward(self, batch: Batch, weights: Tensor) -> tuple[Terms, Tensor]:
-        """What the objective says of `batch`, and the predicted states [B, T-1, D]."""
+        """The terms of `batch`, and the predicted states [B, T-1, D]."""
         clock = self.world.dropout_clock
         targets: Tensor | None = None
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp == "bf16"):
@@ -73,7 +73,8 @@ class Trainer:
             if self.target_encoder is not None:
                 with torch.no_grad():
                     targets = self.encode_targets(batch, clock)[:, 1:]
-            return self.objective(encoded, batch.actions, clock, weights, targets)
+            predicted = self.task.predict(encoded, batch.actions, clock)
+        return self.task.terms(predicted, encoded, weights, targets), self.task.states(predicted)
 
     def step(self, batch: Batch, number: int) -> StepResult:
         """Step `number` (0 is the first) of the run, on a batch on the trainer's device."""

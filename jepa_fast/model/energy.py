@@ -60,7 +60,7 @@ def energy(
         if predicted.dtype != torch.float64:
             predicted, encoded, targets = predicted.float(), encoded.float(), targets.float()
         if process_group is not None:
-            predicted, encoded, targets = (_gathered(side, process_group) for side in (predicted, encoded, targets))
+            predicted, encoded, targets = (gathered(side, process_group) for side in (predicted, encoded, targets))
         invariance = F.mse_loss(predicted, targets)
         variance, covariance = regularisers(predicted, config)
         if config.sides == "both":
@@ -124,9 +124,10 @@ class _Gather(torch.autograd.Function):
         return gradients[0][ctx.own], None
 
 
-def _gathered(rows: Tensor, group: dist.ProcessGroup) -> Tensor:
-    gathered: Tensor = _Gather.apply(rows, group)  # type: ignore[no-untyped-call]
-    return gathered
+def gathered(rows: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Rows [N, ...] of all processes, in the order of their ranks; each process gets the gradient of its own."""
+    everything: Tensor = _Gather.apply(rows, group)  # type: ignore[no-untyped-call]
+    return everything
 
 
 def fused_energy(
@@ -153,7 +154,7 @@ def fused_energy(
             wide = torch.float64 if predicted.dtype == torch.float64 else torch.float32
             invariance = F.mse_loss(predicted.to(wide), targets.to(wide)).reshape(1)
             if process_group is not None:
-                invariance = _gathered(invariance, process_group).mean(dim=0, keepdim=True)
+                invariance = gathered(invariance, process_group).mean(dim=0, keepdim=True)
             terms = torch.cat([invariance, terms[1:]])
         else:
             terms = terms_of(_groups(predicted, config), _groups(targets, config))

@@ -28,13 +28,13 @@ class StayOrMove(NamedTuple):
     """The two outcomes of a step, and how likely the dot moves. Leading axes are alike."""
 
     stayed: Tensor  # [..., D]
-    moved: Tensor  # [..., D]
-    log_keep: Tensor  # [...] logarithm of the probability of having moved
+    step: Tensor  # [..., D] what is added by moving
+    keep: Tensor  # [...] probability of moving
 
     @property
     def mean(self) -> Tensor:
         """The expected next state [..., D]."""
-        return torch.lerp(self.stayed, self.moved, self.log_keep.exp()[..., None])
+        return torch.addcmul(self.stayed, self.keep[..., None], self.step)
 
 
 class FeatureEncoder(nn.Module):
@@ -89,7 +89,6 @@ class FeaturePredictor(nn.Module):
             layout: [..., 2, 2, 2], as `read_layout` gives it, in the positions' unit.
             actions: [..., 2] in the same unit.
         """
-        moved = states + self.action(actions)
         distances = layout - positions[..., None, :, None]
         backwards = (actions < 0)[..., None, :, None]
         distances = torch.where(backwards, -distances.flip(-1), distances)
@@ -98,8 +97,8 @@ class FeaturePredictor(nn.Module):
         distances = (distances / length[..., None, None]).clamp(-self.reach, self.reach)
         borders = self.border(torch.cat([distances[..., 0, :, :], steps[..., None]], dim=-1))  # [..., 2, 1]
         wall = self.wall(torch.cat([distances[..., 1, :, :].flatten(-2), steps], dim=-1))  # [..., 1]
-        log_keep = F.logsigmoid(borders).sum(dim=(-2, -1)) + F.logsigmoid(wall).squeeze(-1)
-        return StayOrMove(states, moved, log_keep)
+        keep = borders.sigmoid().prod(dim=-2) * wall.sigmoid()
+        return StayOrMove(states, self.action(actions), keep.squeeze(-1))
 
 
 def _gate(*widths: int) -> nn.Sequential:
@@ -127,6 +126,11 @@ class FeatureWorld(nn.Module):
         self.predictor = FeaturePredictor(config)
         # Nothing is dropped; trainer and evaluation hand the clock on all the same.
         self.register_buffer("dropout_clock", new_clock(), persistent=False)
+
+    @property
+    def pixel(self) -> float:
+        """How far apart the states of points one pixel apart are."""
+        return 2 * self.config.spread / (self.config.frame - 1)
 
     def batch_encoder(self, spec: FrameSpec, *_: object) -> "FeatureBatchEncoder":
         """What encodes the batches of a split.
