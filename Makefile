@@ -45,6 +45,18 @@ bench-check: install
 	$(RUN) -m pytest bench --benchmark-json=bench/run.json
 	$(RUN) scripts/bench_table.py bench/run.json --check $(BENCH_REFERENCE)
 
-# Compiles every CUDA kernel for sm_80 and sm_90 and prints its registers, stack and local memory. Needs nvcc, no GPU.
-gates: install
-	$(RUN) scripts/gates.py
+# Compiles every kernel for sm_80 and sm_90 and prints what it takes: CUDA C++ (needs nvcc), then Triton in this version
+# and in the oldest one, whose rows are stored in kernels/gates.json. No GPU.
+OLD_TRITON := build/triton-3.6.0
+gates: install $(OLD_TRITON)/.installed
+	$(RUN) -m scripts.gates
+	$(RUN) -W ignore -m scripts.triton_gates --write
+	$(OLD_TRITON)/bin/python -W ignore -m scripts.triton_gates --write
+
+# Its own environment, which finds everything but Triton in the project's.
+$(OLD_TRITON)/.installed:
+	$(RUN) -m venv $(OLD_TRITON)
+	$(OLD_TRITON)/bin/python -m pip install --quiet --no-deps triton==3.6.0
+	$(RUN) -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
+		$$($(OLD_TRITON)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/project.pth
+	@touch $@
