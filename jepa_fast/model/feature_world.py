@@ -29,12 +29,12 @@ class StayOrMove(NamedTuple):
 
     stayed: Tensor  # [..., D]
     step: Tensor  # [..., D] what is added by moving
-    keep: Tensor  # [...] probability of moving
+    log_keep: Tensor  # [...] logarithm of the probability of moving
 
     @property
     def mean(self) -> Tensor:
         """The expected next state [..., D]."""
-        return torch.addcmul(self.stayed, self.keep[..., None], self.step)
+        return torch.addcmul(self.stayed, self.log_keep.exp()[..., None], self.step)
 
 
 class FeatureEncoder(nn.Module):
@@ -75,7 +75,9 @@ class FeaturePredictor(nn.Module):
     def __init__(self, config: FeatureModelConfig) -> None:
         super().__init__()
         self.action = nn.Linear(2, config.dim, bias=False)
-        nn.init.normal_(self.action.weight, std=0.1 * config.spread / config.dim**0.5)
+        # A tenth of what the encoder does to a position: neither outcome begins with an advantage.
+        nn.init.normal_(self.action.weight, std=0.1 / config.dim**0.5)
+        self.spread = config.spread
         self.border = _gate(3, config.border_hidden)
         self.wall = _gate(6, config.wall_hidden, config.wall_hidden)
         self.reach = config.reach
@@ -97,8 +99,8 @@ class FeaturePredictor(nn.Module):
         distances = (distances / length[..., None, None]).clamp(-self.reach, self.reach)
         borders = self.border(torch.cat([distances[..., 0, :, :], steps[..., None]], dim=-1))  # [..., 2, 1]
         wall = self.wall(torch.cat([distances[..., 1, :, :].flatten(-2), steps], dim=-1))  # [..., 1]
-        keep = borders.sigmoid().prod(dim=-2) * wall.sigmoid()
-        return StayOrMove(states, self.action(actions), keep.squeeze(-1))
+        log_keep = F.logsigmoid(borders).sum(dim=(-2, -1)) + F.logsigmoid(wall).squeeze(-1)
+        return StayOrMove(states, self.spread * self.action(actions), log_keep)
 
 
 def _gate(*widths: int) -> nn.Sequential:
