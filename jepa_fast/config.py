@@ -130,7 +130,7 @@ class OneStepConfig:
     """
 
     kind: Literal["one_step"] = "one_step"
-    first_width: float = 0.5
+    first_width: float = 0.15
     last_width: float = 0.05
 
     def __post_init__(self) -> None:

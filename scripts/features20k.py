@@ -67,7 +67,7 @@ def main() -> None:
 
 def measure(seed: int, data: Path, run: Path) -> dict[str, Any]:
     """What one seed gives."""
-    flags = ["--preset", "features20k", "--seed", str(seed), "--data.path", data, "--out", run]
+    flags: list[str | Path] = ["--preset", "features20k", "--seed", str(seed), "--data.path", data, "--out", run]
     wall_s, processor_s = timed("jepa_fast.train", *flags)
     timed("jepa_fast.evaluate", run, "--seed", str(PROBE_SEED + seed))
     evaluation = Evaluation.load(run / "evaluation.json")

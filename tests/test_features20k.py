@@ -116,7 +116,7 @@ def test_a_killed_run_resumes_to_the_same_bits_and_goes_through_every_command(tm
     assert f"{evaluation.parameters:,} parameters, state of 128" in capsys.readouterr().out
     report.main(report.Arguments((killed,)))
     page = (killed / "report.html").read_text()
-    assert "the surprise at each next encoding, given the one before, 0.5 px to 0.05 px wide" in page
+    assert "the surprise at each next encoding, given the one before, 0.15 px to 0.05 px wide" in page
     export.main(export.Arguments(killed))
     exported, loaded = jepa_fast.load(killed / "export"), jepa_fast.load(killed)
     assert isinstance(loaded.config, FeatureModelConfig)

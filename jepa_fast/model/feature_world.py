@@ -2,7 +2,7 @@
 
     state       z = W (p - centre) / half a frame, p the dot's centre; W [D, 2] learned, with orthogonal columns
     prediction  z' = z + g A a: the mean of two outcomes, to move by A a or to stay
-    gate        g = border(x) border(y) wall(x, y): products of small networks on where lines are, seen from the dot
+    gate        g = border(x) border(y) wall(above) wall(below): products of small networks on where lines are, seen from the dot
 
 The layout of the room is read from frame 0 and carried beside the state; it is neither predicted nor probed.
 """
@@ -21,7 +21,8 @@ from jepa_fast.errors import InputError
 from jepa_fast.model.dropout import new_clock
 from jepa_fast.model.features import read_centres, read_layout
 
-LAYOUT = 8  # numbers that describe a room, at the end of an encoding
+# The largest logit of a gate, approached but not reached: what is too sure too early is never unlearned.
+SUREST = 20.0
 
 
 class StayOrMove(NamedTuple):
@@ -29,12 +30,13 @@ class StayOrMove(NamedTuple):
 
     stayed: Tensor  # [..., D]
     step: Tensor  # [..., D] what is added by moving
-    log_keep: Tensor  # [...] logarithm of the probability of moving
+    log_stay: Tensor  # [...] logarithm of the probability of staying
+    log_move: Tensor  # [...] of moving
 
     @property
     def mean(self) -> Tensor:
         """The expected next state [..., D]."""
-        return torch.addcmul(self.stayed, self.log_keep.exp()[..., None], self.step)
+        return torch.addcmul(self.stayed, self.log_move.exp()[..., None], self.step)
 
 
 class FeatureEncoder(nn.Module):
@@ -79,7 +81,7 @@ class FeaturePredictor(nn.Module):
         nn.init.normal_(self.action.weight, std=0.1 / config.dim**0.5)
         self.spread = config.spread
         self.border = _gate(3, config.border_hidden)
-        self.wall = _gate(6, config.wall_hidden, config.wall_hidden)
+        self.wall = _gate(5, config.wall_hidden, config.wall_hidden)
         self.reach = config.reach
 
     def step(self, states: Tensor, positions: Tensor, layout: Tensor, actions: Tensor) -> StayOrMove:
@@ -91,16 +93,28 @@ class FeaturePredictor(nn.Module):
             layout: [..., 2, 2, 2], as `read_layout` gives it, in the positions' unit.
             actions: [..., 2] in the same unit.
         """
-        distances = layout - positions[..., None, :, None]
-        backwards = (actions < 0)[..., None, :, None]
-        distances = torch.where(backwards, -distances.flip(-1), distances)
         length = torch.linalg.vector_norm(actions, dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-        steps = actions.abs() / length
-        distances = (distances / length[..., None, None]).clamp(-self.reach, self.reach)
-        borders = self.border(torch.cat([distances[..., 0, :, :], steps[..., None]], dim=-1))  # [..., 2, 1]
-        wall = self.wall(torch.cat([distances[..., 1, :, :].flatten(-2), steps], dim=-1))  # [..., 1]
-        log_keep = F.logsigmoid(borders).sum(dim=(-2, -1)) + F.logsigmoid(wall).squeeze(-1)
-        return StayOrMove(states, self.spread * self.action(actions), log_keep)
+        directions = actions / length
+        distances = ((layout - positions[..., None, :, None]) / length[..., None, None]).clamp(-self.reach, self.reach)
+        ahead = torch.where((actions < 0)[..., None, :, None], -distances.flip(-1), distances)
+        borders = torch.cat([ahead[..., 0, :, :], directions.abs()[..., None]], dim=-1)  # [..., 2, 3]
+        # Two pieces of wall, one on either side of the door: faces and motion across them, depth and motion along them.
+        faces, (low, high) = ahead[..., 1, 0, :], distances[..., 1, 1, :].unbind(dim=-1)
+        across, along = directions[..., 0].abs(), directions[..., 1]
+        pieces = torch.stack(
+            [
+                torch.stack([*faces.unbind(dim=-1), low, across, -along], dim=-1),
+                torch.stack([*faces.unbind(dim=-1), -high, across, along], dim=-1),
+            ],
+            dim=-2,
+        )  # [..., 2, 5]
+        logits = torch.cat([self.border(borders), self.wall(pieces)], dim=-2).squeeze(-1)  # [..., 4]
+        logits = logits / (1 + logits.abs() / SUREST)
+        # Logarithms all the way: a gate that is sure and wrong must still feel how wrong it is. The dot stays if the
+        # first gate is closed, or if the second is and the first is not, or ...
+        log_open = F.logsigmoid(logits)
+        log_stay = torch.logsumexp(log_open - logits + log_open.cumsum(dim=-1) - log_open, dim=-1)
+        return StayOrMove(states, self.spread * self.action(actions), log_stay, log_open.sum(dim=-1))
 
 
 def _gate(*widths: int) -> nn.Sequential:

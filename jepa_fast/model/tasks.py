@@ -19,9 +19,6 @@ from jepa_fast.model.energy import Energy, energy, fused_energy, gathered
 from jepa_fast.model.feature_world import FeatureWorld, StayOrMove
 from jepa_fast.model.world import World
 
-# The least probability of staying that is told from none.
-LEAST_STAY = 1e-30
-
 
 class OneStepTerms(NamedTuple):
     """The weighted surprise and what it is made of. Scalars on the states' device."""
@@ -84,7 +81,7 @@ class OneStepTask:
         following = encoded[:, 1:, : self.world.config.dim]
         surprise = one_step_surprise(predicted, following, weights[1] * self.world.pixel).mean()
         with torch.no_grad():
-            watched = [F.mse_loss(predicted.mean, following), predicted.log_keep.exp().mean()]
+            watched = [F.mse_loss(predicted.mean, following), predicted.log_move.exp().mean()]
         parts = torch.stack([surprise, *watched])
         if self.group is not None:
             parts = gathered(parts[None], self.group).mean(dim=0)
@@ -100,9 +97,7 @@ def one_step_surprise(predicted: StayOrMove, following: Tensor, width: Tensor) -
     with torch.autocast(following.device.type, enabled=False):
         gap = following - predicted.stayed
         distances = torch.stack([gap.square().sum(dim=-1), (gap - predicted.step).square().sum(dim=-1)])
-        # Logarithms all the way: a gate that is wrong and sure of it must still feel how wrong it is.
-        log_stay = torch.log(-torch.expm1(predicted.log_keep.clamp(max=-LEAST_STAY)))
-        exponents = torch.stack([log_stay, predicted.log_keep]) - distances / (2 * width.square())
+        exponents = torch.stack([predicted.log_stay, predicted.log_move]) - distances / (2 * width.square())
         return -torch.logsumexp(exponents, dim=0)
 
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from jepa_fast.config import FeatureModelConfig
@@ -11,7 +12,7 @@ from jepa_fast.data.batches import expand_frames
 from jepa_fast.data.host import evaluation_batches
 from jepa_fast.data.shards import open_split
 from jepa_fast.errors import InputError
-from jepa_fast.model.feature_world import FeatureWorld, StayOrMove
+from jepa_fast.model.feature_world import SUREST, FeatureWorld, StayOrMove
 from jepa_fast.model.tasks import OneStepTask, one_step_surprise
 from jepa_fast.presets import preset
 from jepa_fast.probing import rollouts as rollouts_module
@@ -113,8 +114,8 @@ def test_gates_see_relations_alone(change):
     else:
         after = 3 * positions, 3 * layout, 3 * actions
     states = torch.zeros(len(positions), 16, dtype=torch.float64)
-    before = predictor.step(states, positions, layout, actions).log_keep
-    torch.testing.assert_close(predictor.step(states, *after).log_keep, before)
+    before = predictor.step(states, positions, layout, actions).log_move
+    torch.testing.assert_close(predictor.step(states, *after).log_move, before)
     assert before.std() > 0.01
 
 
@@ -123,21 +124,39 @@ def test_the_predictor_reads_where_lines_are(world):
     predictor = world.double().predictor
     positions, layout, actions = scenes()
     states = torch.zeros(len(positions), 16, dtype=torch.float64)
-    before = predictor.step(states, positions, layout, actions).log_keep
+    before = predictor.step(states, positions, layout, actions).log_move
     for kind in range(2):
         for axis in range(2):
             for side in range(2):
                 moved = layout.clone()
                 # Closer to the dot, where it is told apart.
                 moved[:, kind, axis, side] = positions[:, axis] + 0.02
-                assert (predictor.step(states, positions, moved, actions).log_keep - before).abs().max() > 1e-4
+                assert (predictor.step(states, positions, moved, actions).log_move - before).abs().max() > 1e-4
+
+
+def test_chances_of_staying_and_of_moving_are_those_of_independent_gates():
+    torch.manual_seed(0)
+    predictor = FeatureWorld(SMALL).double().predictor
+    positions, layout, actions = scenes()
+    states = torch.zeros(len(positions), 16, dtype=torch.float64)
+    for scale in (1.0, 10.0):
+        with torch.no_grad():
+            predictor.wall[-1].weight *= scale
+        outcome = predictor.step(states, positions, layout, actions)
+        torch.testing.assert_close(outcome.log_stay.exp() + outcome.log_move.exp(), torch.ones_like(outcome.log_stay))
+    gates = []
+    for gate in (predictor.border, predictor.wall):
+        gate.register_forward_hook(lambda _, __, logit: gates.append(logit.flatten(1)))
+    log_move = predictor.step(states, positions, layout, actions).log_move
+    logits = torch.cat(gates, dim=1)
+    torch.testing.assert_close(log_move.exp(), (logits / (1 + logits.abs() / SUREST)).sigmoid().prod(dim=1))
 
 
 def test_standing_still_is_a_step_like_any_other(world):
     positions, layout, _ = (value.float() for value in scenes(8))
     outcome = world.predictor.step(world.encoder(positions), positions, layout, torch.zeros(8, 2))
     assert torch.equal(outcome.mean, outcome.stayed)
-    assert outcome.log_keep.isfinite().all()
+    assert outcome.log_move.isfinite().all()
 
 
 def test_surprise_is_that_of_a_mixture_of_gaussians():
@@ -148,16 +167,16 @@ def test_surprise_is_that_of_a_mixture_of_gaussians():
 
     stayed, step, following, logit = draw(9, 5), draw(9, 5), draw(9, 5), draw(9)
     width = torch.tensor(0.7, dtype=torch.float64)
-    log_keep = torch.nn.functional.logsigmoid(logit)
-    keep = log_keep.exp()
-    ours = one_step_surprise(StayOrMove(stayed, step, log_keep), following, width)
+    log_stay, log_move = F.logsigmoid(-logit).detach(), F.logsigmoid(logit).detach()
+    keep = log_move.exp()
+    ours = one_step_surprise(StayOrMove(stayed, step, log_stay, log_move), following, width)
     outcomes = Independent(Normal(torch.stack([stayed, stayed + step], dim=1), width), 1)
     mixture = MixtureSameFamily(Categorical(torch.stack([1 - keep, keep], dim=1)), outcomes)
     constant = 5 * torch.log(width * (2 * torch.pi) ** 0.5)
     torch.testing.assert_close(ours, -mixture.log_prob(following) - constant, rtol=1e-5, atol=1e-5)
     assert torch.autograd.gradcheck(
-        lambda *inputs: one_step_surprise(StayOrMove(*inputs[:3]), inputs[3], width),
-        (stayed, step, log_keep.detach().requires_grad_(), following),
+        lambda *inputs: one_step_surprise(StayOrMove(*inputs[:4]), inputs[4], width),
+        (stayed, step, log_stay.requires_grad_(), log_move.requires_grad_(), following),
     )
 
 
@@ -165,7 +184,7 @@ def test_surprise_is_that_of_a_mixture_of_gaussians():
 def test_a_gate_that_is_sure_and_wrong_feels_it(logit):
     gate = torch.full((3,), logit, requires_grad=True)
     following = torch.stack([torch.zeros(4), torch.ones(4), torch.full((4,), 1e3)])
-    outcome = StayOrMove(torch.zeros(3, 4), torch.ones(3, 4), torch.nn.functional.logsigmoid(gate))
+    outcome = StayOrMove(torch.zeros(3, 4), torch.ones(3, 4), F.logsigmoid(-gate), F.logsigmoid(gate))
     surprise = one_step_surprise(outcome, following, torch.tensor(0.1))
     (gradient,) = torch.autograd.grad(surprise.sum(), gate)
     # Stayed, moved, neither. Being wrong costs the logit, and its gradient is 1 where the gate is sure.
