@@ -74,6 +74,9 @@ def measure(seed: int, data: Path, run: Path) -> dict[str, Any]:
     world = jepa_fast.load(run)
     assert isinstance(world, FeatureWorld)
     metrics = read_metrics(run)
+    environment, config = (json.loads((run / name).read_text()) for name in ("environment.json", "config.json"))
+    # Where things lay on the machine is nobody's business.
+    del environment["command"], config["data"]
     return {
         "seed": seed,
         "probe_seed": PROBE_SEED + seed,
@@ -83,8 +86,8 @@ def measure(seed: int, data: Path, run: Path) -> dict[str, Any]:
         "train_wall_s": wall_s,
         "train_processor_s": processor_s,
         "load_average_after": os.getloadavg()[2],
-        "environment": json.loads((run / "environment.json").read_text()),
-        "config": json.loads((run / "config.json").read_text()),
+        "environment": environment,
+        "config": config,
         "probe_sets": {
             result.name: {
                 "trained": vars(result.trained),

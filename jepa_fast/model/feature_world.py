@@ -2,7 +2,7 @@
 
     state       z = W (p - centre) / half a frame, p the dot's centre; W [D, 2] learned, with orthogonal columns
     prediction  z' = z + g A a: the mean of two outcomes, to move by A a or to stay
-    gate        g = border(x) border(y) wall(above) wall(below): products of small networks on where lines are, seen from the dot
+    gate        g = border(x) border(y) wall(above) wall(below), small networks on where lines are, seen from the dot
 
 The layout of the room is read from frame 0 and carried beside the state; it is neither predicted nor probed.
 """
@@ -20,6 +20,7 @@ from jepa_fast.data.manifest import FrameSpec
 from jepa_fast.errors import InputError
 from jepa_fast.model.dropout import new_clock
 from jepa_fast.model.features import read_centres, read_layout
+from jepa_fast.model.world import check_shapes
 
 # The largest logit of a gate, approached but not reached: what is too sure too early is never unlearned.
 SUREST = 20.0
@@ -173,7 +174,12 @@ class FeatureWorld(nn.Module):
             return self.predictor.step(states, positions, room.reshape(*room.shape[:-1], 2, 2, 2), actions)
 
     def forward(self, frames: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Predicted and encoded states of frames 1..T-1, both [B, T-1, D], from frames [B, T, 2, H, W]."""
+        """Predicted and encoded states of frames 1..T-1, both [B, T-1, D], from frames [B, T, 2, H, W].
+
+        Raises:
+            ValueError: shapes that do not fit together.
+        """
+        check_shapes(frames, actions)
         encoded = self._encode_frames(frames)
         return self.unroll(encoded[:, 0], actions)[:, 1:], encoded[:, 1:, : self.config.dim]
 
@@ -183,7 +189,13 @@ class FeatureWorld(nn.Module):
         Args:
             first_frames: [B, 2, H, W].
             actions: [B, T-1, 2].
+
+        Raises:
+            ValueError: shapes that do not fit together.
         """
+        if first_frames.dim() != 4:
+            raise ValueError(f"first_frames: got shape {tuple(first_frames.shape)}, expected [B, 2, H, W]")
+        check_shapes(first_frames[:, None], actions, steps=actions.shape[1])
         return self.unroll(self._encode_frames(first_frames[:, None])[:, 0], actions)
 
     def unroll(self, first: Tensor, actions: Tensor) -> Tensor:
