@@ -53,7 +53,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.draw:
         RECORDS.mkdir(parents=True, exist_ok=True)
-        timed("jepa_fast.generate", "--out", arguments.data)
+        if not arguments.data.exists():
+            timed("jepa_fast.generate", "--out", arguments.data)
         for seed in arguments.seeds:
             path = RECORDS / f"seed-{seed}.json"
             if not path.exists():
