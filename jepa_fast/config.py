@@ -210,6 +210,30 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class LoopOptions:
+    """How a run is watched and kept: nothing here changes what it computes, so nothing of it is stored.
+
+    Attributes:
+        resume: go on from the newest checkpoint in the run folder.
+        checkpoint_minutes: time between checkpoints; 0 saves after every step.
+        on_collapse: what follows when the collapse watch strikes.
+        profile: what records the steps of the window.
+        profile_window: first step recorded and the one after the last, counted from where the command starts.
+    """
+
+    resume: bool = False
+    checkpoint_minutes: float = 5.0
+    on_collapse: Literal["warn", "stop"] = "warn"
+    profile: Literal["off", "torch", "nsys"] = "off"
+    profile_window: tuple[int, int] = (20, 30)
+
+    def __post_init__(self) -> None:
+        minutes, (first, last) = self.checkpoint_minutes, self.profile_window
+        require(minutes >= 0, "--checkpoint-minutes", minutes, "zero or more")
+        require(0 <= first < last, "--profile-window", self.profile_window, "a first step and a later one")
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything that decides what a run computes; stored in the run folder as config.json.
 
@@ -218,15 +242,16 @@ class RunConfig:
         recipe: what is trained and how.
         seed: of weights, batch order and dropout masks.
         steps: optimiser steps in all; the recipe's stages share them in proportion to their epochs.
-        batch_size: trajectories per step.
+        batch_size: trajectories per step, over all processes.
         amp: "bf16" runs encoder and predictor under autocast; energy and optimiser stay float32.
-        compile: whether the step goes through torch.compile.
+        compile: whether the step's parts go through torch.compile.
         device: "cpu" or "cuda".
         data: folder of packed splits.
         loader: which loader feeds the step; "auto" decides on the machine that runs.
         kernels: "reference" is plain PyTorch, "fused" takes the ops of the compiled extension, "triton" also the Triton
             kernels of encoder and predictor.
         exact_shortcuts: whether the encoder skips what cannot differ (same function, same gradients).
+        capture: whether the step is one CUDA graph.
     """
 
     preset: str
@@ -241,6 +266,7 @@ class RunConfig:
     loader: Literal["auto", "resident", "dali", "host"]
     kernels: Kernels
     exact_shortcuts: bool
+    capture: bool = False
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, "--steps", self.steps, "at least 1")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from jepa_fast import cli
-from jepa_fast.config import Kernels, RunConfig, require
+from jepa_fast.config import Kernels, LoopOptions, RunConfig, require
 from jepa_fast.data.shards import open_split
 from jepa_fast.errors import InputError
 from jepa_fast.generate import generate
@@ -26,7 +26,7 @@ class DataArguments:
     path: Path | None = None
     """Folder of packed splits. Default: data/two_rooms, generated there if absent."""
     batch_size: int | None = None
-    """Trajectories per step. Default: the recipe's, 128."""
+    """Trajectories per step, over all processes. Default: the recipe's, 128."""
     loader: Literal["auto", "resident", "dali", "host"] | None = None
     """How batches reach the device: the same bits at another speed. Default: auto, which the log explains."""
     verify: bool = False
@@ -60,7 +60,9 @@ class Arguments:
     amp: Literal["off", "bf16"] | None = None
     """bf16 autocast of encoder and predictor. Default: off."""
     compile: Literal["off", "on"] | None = None
-    """torch.compile the step. Default: off."""
+    """torch.compile what is not a kernel of ours. Default: on for cuda, off for cpu."""
+    capture: Literal["off", "on"] | None = None
+    """Replay the whole step as one CUDA graph. Default: on for cuda."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one."""
     kernels: Literal["auto", Kernels] = "auto"
@@ -68,38 +70,68 @@ class Arguments:
     that this machine has; with --resume, as the run was started."""
     checkpoint_minutes: float = 5.0
     """Time between checkpoints; 0 saves after every step."""
+    on_collapse: Literal["warn", "stop"] = "warn"
+    """What follows when the states of a fixed batch have collapsed."""
+    profile: Literal["off", "torch", "nsys"] = "off"
+    """torch: a Chrome trace and the dearest operators, in the run folder; nsys: ranges and a window for nsys."""
+    profile_window: tuple[int, int] = (20, 30)
+    """Steps to profile: the first and the one after the last, counted from this start."""
     data: DataArguments = field(default_factory=DataArguments)
     encoder: EncoderArguments = field(default_factory=EncoderArguments)
 
 
 def main(arguments: Arguments) -> None:
     """Resolve, prepare data and folder, train."""
+    from jepa_fast.engine.distributed import joined
+    from jepa_fast.engine.loop import train
+
+    options = LoopOptions(
+        arguments.resume is not None, arguments.checkpoint_minutes, arguments.on_collapse, arguments.profile,
+        arguments.profile_window,
+    )  # fmt: skip
+    device = cli.choose_device(arguments.device)
+    with joined(device) as ranks:
+        folder, config = ranks.share(lambda: prepare(arguments, device, ranks.count))
+        steps = train(config, folder, options, ranks)
+    logger.info("%s: done after %d steps; probe it with python -m jepa_fast.evaluate %s", folder, steps, folder)
+
+
+def prepare(arguments: Arguments, device: Literal["cpu", "cuda"], ranks: int) -> tuple[Path, RunConfig]:
+    """The run's folder, made or found, and its configuration on this machine.
+
+    Raises:
+        InputError: an argument is out of range, or two contradict each other.
+    """
     import torch
 
     from jepa_fast.data.loaders import choose_loader
-    from jepa_fast.engine.loop import train
+    from jepa_fast.engine.fallbacks import without_what_is_missing
     from jepa_fast.engine.record import write_environment
     from jepa_fast.runs import CONFIG, create_run
 
-    require(arguments.checkpoint_minutes >= 0, "--checkpoint-minutes", arguments.checkpoint_minutes, "zero or more")
-    device = cli.choose_device(arguments.device)
     if arguments.resume is not None:
         folder = arguments.resume
-        config = resumed(RunConfig.load(folder / CONFIG), arguments, device)
+        config = without_what_is_missing(resumed(RunConfig.load(folder / CONFIG), arguments, device), keep_amp=True)
         split = open_split(Path(config.data) / "train", verify=arguments.data.verify)
         choose_loader(config.loader, split, torch.device(config.device))
     else:
         folder = arguments.out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
-        config = resolve(arguments, device, _prepare_data(arguments))
+        config = without_what_is_missing(resolve(arguments, device, _prepare_data(arguments)))
+    size = config.batch_size
+    expected = f"a multiple of {ranks} processes, two trajectories each or more"
+    require(ranks == 1 or (size % ranks == 0 and size >= 2 * ranks), "--data.batch-size", size, expected)
+    if arguments.resume is None:
         create_run(folder, config)
     write_environment(folder, torch.device(config.device))
     logger.info(
-        "%s: %s, %d steps of %d trajectories, %s, amp %s, compile %s, loader %s, kernels %s", folder, config.preset,
-        config.steps, config.batch_size, config.device, config.amp, "on" if config.compile else "off", config.loader,
-        config.kernels,
+        "%s: %s, %d steps of %d trajectories, %s, amp %s, compile %s, capture %s, loader %s, kernels %s", folder,
+        config.preset, config.steps, config.batch_size, config.device, config.amp, "on" if config.compile else "off",
+        "on" if config.capture else "off", config.loader, config.kernels,
     )  # fmt: skip
-    steps = train(config, folder, arguments.resume is not None, arguments.checkpoint_minutes)
-    logger.info("%s: done after %d steps; probe it with python -m jepa_fast.evaluate %s", folder, steps, folder)
+    if arguments.profile != "off" and config.capture:
+        logger.info("capture: off while profiling: a graph would hide which part of the step a kernel belongs to")
+        config = replace(config, capture=False)
+    return folder, config
 
 
 def resolve(arguments: Arguments, device: Literal["cpu", "cuda"], data: Path) -> RunConfig:
@@ -131,12 +163,13 @@ def resolve(arguments: Arguments, device: Literal["cpu", "cuda"], data: Path) ->
         steps=epochs * (count // batch_size) if arguments.steps is None else arguments.steps,
         batch_size=batch_size,
         amp=arguments.amp or "off",
-        compile=arguments.compile == "on",
+        compile=_switch(arguments.compile, device == "cuda"),
         device=device,
         data=str(data.absolute()),
         loader=loader,
         kernels=choose_kernels(arguments.kernels, device, recipe.model.dim),
         exact_shortcuts=arguments.encoder.exact_shortcuts != "off",
+        capture=_switch(arguments.capture, device == "cuda"),
     )
 
 
@@ -162,6 +195,7 @@ def resumed(stored: RunConfig, arguments: Arguments, device: Literal["cpu", "cud
     return replace(
         stored,
         compile=_switch(arguments.compile, stored.compile),
+        capture=_switch(arguments.capture, stored.capture and device == "cuda"),
         exact_shortcuts=_switch(arguments.encoder.exact_shortcuts, stored.exact_shortcuts),
         kernels=stored.kernels
         if arguments.kernels == "auto"
@@ -172,8 +206,8 @@ def resumed(stored: RunConfig, arguments: Arguments, device: Literal["cpu", "cud
     )
 
 
-def _switch(flag: Literal["on", "off"] | None, stored: bool) -> bool:
-    return stored if flag is None else flag == "on"
+def _switch(flag: Literal["on", "off"] | None, otherwise: bool) -> bool:
+    return otherwise if flag is None else flag == "on"
 
 
 def _prepare_data(arguments: Arguments) -> Path:

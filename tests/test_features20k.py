@@ -40,7 +40,7 @@ def configuration(data, **changes):
 
 def run(folder, config):
     create_run(folder, config)
-    train(config, folder, False, 5.0)
+    train(config, folder)
     return folder
 
 

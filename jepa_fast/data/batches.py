@@ -31,6 +31,24 @@ class Batch(NamedTuple):
         moved = (None if field is None else field.to(device, non_blocking=non_blocking) for field in self)
         return Batch(*moved)  # type: ignore[arg-type]
 
+    def placed(self, device: torch.device) -> "Batch":
+        """A copy on `device`, in memory of its own, for `copy_` to write to."""
+        copies = (None if field is None else field.to(device, copy=True) for field in self)
+        return Batch(*copies)  # type: ignore[arg-type]
+
+    def copy_(self, batch: "Batch") -> None:
+        """Overwrite this batch with another one of the same fields and shapes, on whatever device it is.
+
+        Raises:
+            ValueError: a field or a shape differs.
+        """
+        for name, mine, other in zip(self._fields, self, batch, strict=True):
+            got, expected = (None if field is None else tuple(field.shape) for field in (other, mine))
+            if got != expected:
+                raise ValueError(f"batch: {name}: got shape {got}, expected {expected} as in the first step")
+            if mine is not None and other is not None:
+                mine.copy_(other, non_blocking=True)
+
 
 def expand_dots(batch: Batch, spec: FrameSpec) -> Tensor:
     """Dot images uint8 [B, T, H, W]: windows pasted at their corners on black."""

@@ -1,5 +1,6 @@
 """Checkpoints: written whole or not at all, the last two kept, the newest that opens is used."""
 
+import io
 import logging
 import os
 import pickle
@@ -28,29 +29,47 @@ def checkpoint_folder(run: Path) -> Path:
 def save_checkpoint(run: Path, step: int, state: State) -> Path:
     """Write `state` as the checkpoint of `step`; older ones but the last are deleted once it is safely on disk.
 
+    What a write left behind that was killed half-way is deleted too.
+
     Raises:
         OSError: the disk is full or the folder cannot be written; earlier checkpoints are untouched.
     """
     folder = checkpoint_folder(run)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:09d}.pt"
+    write_whole(path, state)
+    for old in [*_newest_first(folder)[KEPT:], *folder.glob("*.tmp")]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def write_whole(path: Path, state: State) -> None:
+    """Write `state` to `path` so that after a crash or a full disk the file is whole or as it was before.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    # In memory first: what the disk says is then an OSError of ours, not an error inside torch.save.
+    content = io.BytesIO()
+    torch.save(state, content)
     temporary = path.with_suffix(".tmp")
     try:
         with temporary.open("wb") as file:
-            torch.save(state, file)
+            file.write(content.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        # A failed write does not know its file.
+        error.filename = error.filename or str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    for old in _newest_first(folder)[KEPT:]:
-        old.unlink()
-    return path
 
 
 def load_checkpoint(run: Path) -> State:

@@ -43,14 +43,20 @@ class Record:
                 self._board.add_scalar(name, value, int(metrics["step"]))
 
     def write_spectrum(self, step: int, spectrum: Spectrum) -> None:
-        """Append one line to spectra.jsonl, five digits each: {"step", "rank", "std": [D], "singular_values": [D]}."""
+        """Append one line to spectra.jsonl, five digits each: {"step", "rank", "rankme", "size", "std": [D],
+        "singular_values": [D]}.
+        """
         std, singular_values = (
             [float(f"{value:.5g}") for value in values.tolist()] for values in (spectrum.std, spectrum.singular_values)
         )
-        line = {"step": step, "rank": spectrum.rank, "std": std, "singular_values": singular_values}
+        line = {
+            "step": step, "rank": spectrum.rank, "rankme": spectrum.rankme, "size": spectrum.size, "std": std,
+            "singular_values": singular_values,
+        }  # fmt: skip
         self._spectra.write(json.dumps(line) + "\n")
         self._spectra.flush()
-        self._board.add_scalar("state_rank", spectrum.rank, step)
+        for name, value in (("rank", spectrum.rank), ("rankme", spectrum.rankme), ("std", spectrum.std.mean())):
+            self._board.add_scalar(f"state_{name}", float(value), step)
 
     def close(self) -> None:
         """Flush and close all files."""

@@ -1,29 +1,33 @@
-"""Learning rate and energy weights as pure functions of the step."""
+"""Learning rate and energy weights as pure functions of the step: a table that a device reads by itself."""
 
-import math
+import numpy as np
+import torch
+from torch import Tensor
 
-from jepa_fast.config import OneStepConfig, Recipe, Stage
-
-
-def learning_rate(step: int, steps: int, base: float) -> float:
-    """Cosine from `base` at step 0 towards zero at step `steps`. Source: Loshchilov, Hutter, SGDR, arXiv:1608.03983."""
-    return 0.5 * base * (1.0 + math.cos(math.pi * step / steps))
+from jepa_fast.config import OneStepConfig, Recipe
 
 
-def stage_at(step: int, steps: int, recipe: Recipe) -> Stage:
-    """The stage that step `step` of `steps` belongs to; stages share the steps in proportion to their epochs."""
-    epochs_before = 0
-    for stage in recipe.stages:
-        epochs_before += stage.epochs
-        if step * recipe.epochs < epochs_before * steps:
-            return stage
-    raise ValueError(f"step: got {step}, expected less than {steps}")
+def schedule_table(steps: int, recipe: Recipe) -> Tensor:
+    """What each step takes, float32 [steps, .]: the learning rate, then what `energy_weights` gives.
+
+    The rate is a cosine from its base at step 0 towards zero at step `steps`.
+    Source: Loshchilov, Hutter, SGDR, arXiv:1608.03983.
+    """
+    rate = 0.5 * recipe.optimizer.learning_rate * (1.0 + np.cos(np.pi * np.arange(steps) / steps))
+    table = np.column_stack([rate, energy_weights(steps, recipe)])
+    return torch.from_numpy(table).to(torch.float32)
 
 
-def energy_weights(step: int, steps: int, recipe: Recipe) -> list[float]:
-    """What the terms take in a step: weights of the three terms, or of the surprise and its width in pixels."""
-    stage = stage_at(step, steps, recipe)
+def energy_weights(steps: int, recipe: Recipe) -> np.ndarray:
+    """What the objective takes in each step, [steps, .]: weights of the three terms, or of the surprise and its width.
+
+    Stages share the steps in proportion to their epochs; the width, in pixels, falls geometrically over the run.
+    """
+    number = np.arange(steps)
+    ends = np.cumsum([stage.epochs for stage in recipe.stages])
+    stages = np.searchsorted(ends * steps, number * recipe.epochs, side="right")
+    weights = np.array([(stage.invariance, stage.variance, stage.covariance) for stage in recipe.stages])[stages]
     if isinstance(recipe.energy, OneStepConfig):
         first, last = recipe.energy.first_width, recipe.energy.last_width
-        return [stage.invariance, first * (last / first) ** (step / steps)]
-    return [stage.invariance, stage.variance, stage.covariance]
+        return np.column_stack([weights[:, 0], first * (last / first) ** (number / steps)])
+    return weights

@@ -1,104 +1,121 @@
-"""One optimiser step: batch in, energy out."""
+"""One optimiser step: batch in, energy out, nothing read back."""
 
-import copy
-import logging
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from jepa_fast import backends
-from jepa_fast.config import EnergyConfig, RunConfig
+from jepa_fast.config import RunConfig
 from jepa_fast.data.batches import Batch
 from jepa_fast.data.manifest import FrameSpec
 from jepa_fast.engine.checkpoint import State
-from jepa_fast.engine.schedule import energy_weights, learning_rate
-from jepa_fast.model.build import build_world
-from jepa_fast.model.encoder import Encoder
-from jepa_fast.model.shortcuts import BatchEncoder
-from jepa_fast.model.tasks import Terms, choose_task
-from jepa_fast.model.world import World
+from jepa_fast.engine.distributed import ALONE, Ranks
+from jepa_fast.engine.forward import Forward
+from jepa_fast.engine.graph import CapturedStep
+from jepa_fast.engine.schedule import schedule_table
+from jepa_fast.model.objectives import Span, no_span
 
-logger = logging.getLogger(__name__)
+# Steps before the capture; DistributedDataParallel settles its buckets in the first ten.
+WARM_UPS, WARM_UPS_OF_MANY = 3, 11
 
 
 class StepResult(NamedTuple):
     """What a step leaves on the device; reading it is what synchronises."""
 
-    energy: Terms
-    gradient_norm: Tensor  # before clipping
+    readings: Tensor  # float32 [5]: the total, the recipe's three terms, the norm of the gradient before clipping
     states: Tensor  # [B, T-1, D] predictions, detached
 
 
 class Trainer:
     """The world, its optimiser and, with EMA targets, the averaged encoder; `step` advances all of them.
 
-    Every step is a pure function of (state, batch, step number): no generator is consumed, nothing is read back.
+    Every step is a pure function of (state, batch): no generator is consumed, nothing is read back. The number of the
+    next step is in the state, on the device, where the step looks up its learning rate and energy weights; batches are
+    copied into tensors that stay in place. So the step can be captured, and is the same code where it is not.
+
+    A step whose energy or gradient is not finite changes nothing, and neither does any step after it: `failed` is then
+    raised, the readings stay those of that step, and the state is the one it began with.
     """
 
-    def __init__(self, config: RunConfig, spec: FrameSpec, wall_bases: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        spec: FrameSpec,
+        wall_bases: Tensor | None = None,
+        ranks: Ranks = ALONE,
+        span: Span = no_span,
+    ) -> None:
         """`spec` and `wall_bases` uint8 [G, H, W] are those of the training split, the bases on the run's device."""
-        self.config = config
+        self.config, self._ranks, self._span = config, ranks, span
         self.device = torch.device(config.device)
-        torch.manual_seed(config.seed)
-        self.world = build_world(config.recipe.model, config.kernels).to(self.device)
-        self.world.dropout_clock[0] = config.seed
-        mode: Literal["auto", "off"] = "auto" if config.exact_shortcuts else "off"
-        self.encode = self.world.batch_encoder(spec, wall_bases, mode)
-        self.target_encoder: Encoder | None = None
-        if isinstance(config.recipe.energy, EnergyConfig) and config.recipe.energy.targets == "ema":
-            assert isinstance(self.world, World)
-            self.ema_decay = config.recipe.energy.ema_decay
-            self.target_encoder = copy.deepcopy(self.world.encoder).requires_grad_(False).eval()
-            self.encode_targets = BatchEncoder(self.target_encoder, spec, wall_bases, mode)
-        ops = backends.describe_ops(config.kernels, config.device, config.recipe.model.dim)
-        for name, backend in ops.items():
-            logger.info("%s: %s", name, backend)
-        self.task = choose_task(self.world, config.recipe.energy, ops["vicreg"] != backends.PLAIN)
-        settings = config.recipe.optimizer
+        self.forward = Forward(config, spec, wall_bases, ranks.group, span)
+        self.world, self.target_encoder = self.forward.world, self.forward.target_encoder
+        self._forward: nn.Module = self.forward
+        if ranks.group is not None:
+            # Buffers differ on purpose: each process's clock counts from its own first row.
+            self._forward = DistributedDataParallel(
+                self.forward, process_group=ranks.group, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+        self.clock = self.world.dropout_clock
+        self.clock.copy_(torch.tensor([config.seed, 0, ranks.rank * config.batch_size // ranks.count]))
+        self._schedule = schedule_table(config.steps, config.recipe).to(self.device)
+        self._rate = torch.zeros((), device=self.device)
         self.optimizer = torch.optim.Adam(
-            self.world.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+            self.world.parameters(),
+            lr=self._rate,
+            weight_decay=config.recipe.optimizer.weight_decay,
+            fused=True,
+            capturable=self.device.type == "cuda",
         )
-        self._forward: Callable[[Batch, Tensor], tuple[Terms, Tensor]] = self.forward
-        if config.compile:
-            self._forward = torch.compile(self.forward, dynamic=False)
+        self.failed = torch.zeros((), device=self.device)  # 0 or 1
+        # The fused update skips itself where this is 1, as it does under gradient scaling.
+        self.optimizer.found_inf = self.failed  # type: ignore[attr-defined]
+        self.names = ("total", *config.recipe.terms, "gradient_norm")  # of the readings
+        self._readings = torch.zeros(len(self.names), device=self.device)
+        self._batch: Batch | None = None
+        self._advance: Callable[[], StepResult] = self.advance
+        if config.capture:
+            self._advance = CapturedStep(self.advance, WARM_UPS if ranks.group is None else WARM_UPS_OF_MANY)
 
-    def forward(self, batch: Batch, weights: Tensor) -> tuple[Terms, Tensor]:
-        """The terms of `batch`, and the predicted states [B, T-1, D]."""
-        clock = self.world.dropout_clock
-        targets: Tensor | None = None
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp == "bf16"):
-            encoded = self.encode(batch, clock)
-            if self.target_encoder is not None:
-                with torch.no_grad():
-                    targets = self.encode_targets(batch, clock)[:, 1:]
-            predicted = self.task.predict(encoded, batch.actions, clock)
-        return self.task.terms(predicted, encoded, weights, targets), self.task.states(predicted)
+    def step(self, batch: Batch) -> StepResult:
+        """The next step, on this process's rows of a batch, on whatever device they are."""
+        if self._batch is None:
+            self._batch = batch.placed(self.device)
+        else:
+            self._batch.copy_(batch)
+        return self._advance()
 
-    def step(self, batch: Batch, number: int) -> StepResult:
-        """Step `number` (0 is the first) of the run, on a batch on the trainer's device."""
-        recipe, steps = self.config.recipe, self.config.steps
-        weights = torch.tensor(energy_weights(number, steps, recipe)).to(self.device, non_blocking=True)
-        self.world.dropout_clock[1] = number
+    def advance(self) -> StepResult:
+        """The step on the batch in place: device work alone, from tensors that stay in place into such tensors."""
+        assert self._batch is not None
+        scheduled = self._schedule.index_select(0, self.clock[1:2])[0]
+        self._rate.copy_(scheduled[0])
         self.optimizer.zero_grad(set_to_none=True)
-        terms, states = self._forward(batch, weights)
-        torch.autograd.backward(terms.total)
-        norm = nn.utils.clip_grad_norm_(self.world.parameters(), recipe.optimizer.clip_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(number, steps, recipe.optimizer.learning_rate)
-        self.optimizer.step()
-        if self.target_encoder is not None:
-            self._average(self.target_encoder)
-        return StepResult(type(terms)(*(term.detach() for term in terms)), norm, states)
+        terms, states = self._forward(self._batch, scheduled[1:])
+        with self._span("backward"):
+            # The energy is that of all processes, and gradients are averaged over them where their sum is wanted.
+            torch.autograd.backward(terms.total * self._ranks.count)
+        with self._span("optimiser"), torch.no_grad():
+            norm = nn.utils.clip_grad_norm_(self.world.parameters(), self.config.recipe.optimizer.clip_norm)
+            readings = torch.stack([*terms, norm]).to(torch.float32)
+            self._readings.copy_(torch.where(self.failed > 0, self._readings, readings))
+            self.failed.copy_(torch.maximum(self.failed, 1 - readings.isfinite().all().to(torch.float32)))
+            self.optimizer.step()
+            alive = 1 - self.failed
+            self.forward.average(alive)
+            self.clock[1].add_(alive.to(torch.int64))
+        return StepResult(self._readings, states)
 
-    @torch.no_grad()
-    def _average(self, target: Encoder) -> None:
-        torch._foreach_lerp_(list(target.parameters()), list(self.world.encoder.parameters()), 1.0 - self.ema_decay)
+    def rate(self, number: int) -> float:
+        """The learning rate of step `number`, 0 is the first."""
+        return float(self._schedule[number, 0])
 
     def state(self) -> State:
-        """Everything that the next step depends on, apart from configuration and data."""
+        """Everything that the next step depends on, apart from configuration and data (synchronises)."""
         return {
+            "step": int(self.clock[1]),
             "world": self.world.state_dict(),
             "target_encoder": None if self.target_encoder is None else self.target_encoder.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -109,7 +126,7 @@ class Trainer:
         }
 
     def restore(self, state: State) -> None:
-        """Take over what `state` returned.
+        """Take over what `state` returned; before the first step.
 
         Raises:
             KeyError, RuntimeError, ValueError: the state is of another model or optimiser.
@@ -118,6 +135,10 @@ class Trainer:
         if self.target_encoder is not None:
             self.target_encoder.load_state_dict(state["target_encoder"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:
+            # Loading puts copies in their place, and flags of the device that the state was saved on.
+            group["lr"], group["capturable"] = self._rate, self.device.type == "cuda"
+        self.clock[1] = state["step"]
         torch.set_rng_state(state["generators"]["cpu"])
         if self.device.type == "cuda" and state["generators"]["cuda"] is not None:
             torch.cuda.set_rng_state(state["generators"]["cuda"], self.device)

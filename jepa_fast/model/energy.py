@@ -4,9 +4,9 @@
     variance     mean_j max(0, gamma - sqrt(var_j + eps))
     covariance   sum_{i != j} S_ij^2 / D, S the unbiased covariance matrix
 
-Over several processes it is the energy of all their trajectories, on every process, and its gradient on each is exact for
-the process's own states: parameter gradients have to be summed, or the energy scaled by the number of processes where
-they are averaged.
+Over several processes it is the energy of all their trajectories, on every process, with its exact gradient for the
+process's own states: parameter gradients have to be summed, or the energy scaled by the number of processes where they
+are averaged.
 
 Source: Bardes, Ponce, LeCun, VICReg, arXiv:2105.04906.
 """
@@ -60,7 +60,7 @@ def energy(
         if predicted.dtype != torch.float64:
             predicted, encoded, targets = predicted.float(), encoded.float(), targets.float()
         if process_group is not None:
-            predicted, encoded, targets = (gathered(side, process_group) for side in (predicted, encoded, targets))
+            predicted, encoded, targets = (_gathered(side, process_group) for side in (predicted, encoded, targets))
         invariance = F.mse_loss(predicted, targets)
         variance, covariance = regularisers(predicted, config)
         if config.sides == "both":
@@ -124,10 +124,14 @@ class _Gather(torch.autograd.Function):
         return gradients[0][ctx.own], None
 
 
-def gathered(rows: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """Rows [N, ...] of all processes, in the order of their ranks; each process gets the gradient of its own."""
-    everything: Tensor = _Gather.apply(rows, group)  # type: ignore[no-untyped-call]
-    return everything
+def mean_over_processes(values: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """The mean over all processes of values [N] that each has; its gradient on each is exact for the process's own."""
+    return _gathered(values[None], group).mean(dim=0)
+
+
+def _gathered(rows: Tensor, group: dist.ProcessGroup) -> Tensor:
+    gathered: Tensor = _Gather.apply(rows, group)  # type: ignore[no-untyped-call]
+    return gathered
 
 
 def fused_energy(
@@ -154,7 +158,7 @@ def fused_energy(
             wide = torch.float64 if predicted.dtype == torch.float64 else torch.float32
             invariance = F.mse_loss(predicted.to(wide), targets.to(wide)).reshape(1)
             if process_group is not None:
-                invariance = gathered(invariance, process_group).mean(dim=0, keepdim=True)
+                invariance = mean_over_processes(invariance, process_group)
             terms = torch.cat([invariance, terms[1:]])
         else:
             terms = terms_of(_groups(predicted, config), _groups(targets, config))

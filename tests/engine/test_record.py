@@ -5,7 +5,7 @@ import json
 
 import torch
 
-from jepa_fast.engine.loop import spectrum_is_due
+from jepa_fast.engine.pace import look_is_due
 from jepa_fast.engine.record import Record, read_metrics, read_spectra, write_environment
 from jepa_fast.probing.collapse import spectrum
 
@@ -39,12 +39,12 @@ def test_spectra_are_kept_to_five_digits_and_cut_back_like_metrics(tmp_path):
     assert line["rank"] == expected.rank
 
 
-def test_a_run_of_any_length_has_about_fifty_spectra():
-    for steps, expected in ((60, 6), (500, 50), (5_000, 51), (123_457, 50)):
-        due = [step for step in range(10, steps + 1, 10) if spectrum_is_due(step, steps)]
+def test_states_are_looked_at_25_times_in_a_run_and_every_thousand_steps_in_a_long_one():
+    for steps, expected in ((60, 6), (500, 26), (5_000, 26), (123_457, 124)):
+        due = [step for step in range(10, steps + 1, 10) if look_is_due(step, steps, 10)]
         assert len(due) == expected
         assert due[0] == 10
-        assert max(b - a for a, b in itertools.pairwise(due)) <= max(10, steps / 50 + 10)
+        assert max(b - a for a, b in itertools.pairwise(due)) <= min(max(10, steps / 25 + 10), 1000)
 
 
 def test_tensorboard_gets_every_metric(tmp_path):

@@ -6,29 +6,32 @@ import math
 import pytest
 
 from jepa_fast.config import Recipe, Stage
-from jepa_fast.engine.schedule import learning_rate, stage_at
-from jepa_fast.presets import explorejepa_repo, explorejepa_writeup, preset
+from jepa_fast.engine.schedule import schedule_table
+from jepa_fast.presets import explorejepa_repo, explorejepa_writeup, features20k, preset
 
 
 def test_learning_rate_falls_from_base_to_zero_along_a_cosine():
-    rates = [learning_rate(step, 100, 5e-4) for step in range(101)]
-    assert rates[0] == 5e-4
-    assert math.isclose(rates[50], 2.5e-4)
-    assert math.isclose(rates[100], 0, abs_tol=1e-18)
+    rates = schedule_table(100, Recipe())[:, 0].tolist()
+    assert math.isclose(rates[0], 5e-4, rel_tol=1e-7)
+    assert math.isclose(rates[50], 2.5e-4, rel_tol=1e-7)
+    assert 0 < rates[99] < 2e-7
     assert all(a > b for a, b in itertools.pairwise(rates))
 
 
 @pytest.mark.parametrize("steps", [2, 7, 100, 1149 * 35])
 def test_stages_share_the_steps_in_proportion_to_their_epochs(steps):
     recipe = Recipe(stages=(Stage(30, 1, 0, 0), Stage(5, 2, 0, 0)))
-    stages = [stage_at(step, steps, recipe).invariance for step in range(steps)]
+    stages = schedule_table(steps, recipe)[:, 1].tolist()
     assert stages == sorted(stages)
     assert stages.count(1) == math.ceil(steps * 30 / 35)
 
 
-def test_no_stage_lies_beyond_the_last_step():
-    with pytest.raises(ValueError, match="step: got 10, expected less than 10"):
-        stage_at(10, 10, Recipe())
+def test_the_width_of_the_one_step_likelihood_falls_from_its_first_to_its_last_value():
+    recipe = features20k()
+    widths = schedule_table(100, recipe)[:, 2].tolist()
+    assert widths[0] == pytest.approx(recipe.energy.first_width)
+    assert math.isclose(widths[50], math.sqrt(recipe.energy.first_width * recipe.energy.last_width), rel_tol=1e-6)
+    assert all(a > b for a, b in itertools.pairwise([*widths, recipe.energy.last_width]))
 
 
 def test_presets_say_what_their_sources_say():

@@ -15,7 +15,7 @@ import torch
 
 import jepa_fast
 from jepa_fast import extension
-from jepa_fast.config import EnergyConfig, ModelConfig, Recipe, RunConfig, Stage
+from jepa_fast.config import EnergyConfig, LoopOptions, ModelConfig, Recipe, RunConfig, Stage
 from jepa_fast.data.host import HostLoader, gather, wall_bases
 from jepa_fast.data.sampler import Sampler
 from jepa_fast.data.shards import open_split
@@ -42,7 +42,7 @@ def configuration(data, **changes):
 def run(folder, config, resume=False):
     if not resume:
         create_run(folder, config)
-    return train(config, folder, resume, checkpoint_minutes=5.0)
+    return train(config, folder, LoopOptions(resume=resume))
 
 
 def trainer_for(config):
@@ -127,11 +127,11 @@ def test_resuming_in_process_mid_epoch_and_mid_stage_equals_an_uninterrupted_run
     trainer, split = trainer_for(config), open_split(two_rooms / "train")
     sampler = Sampler(split.count, 8, config.seed)
     create_run(tmp_path / "halved", config)
-    for number, batch in enumerate(HostLoader(split).batches(sampler.steps(0, 8))):
-        trainer.step(batch, number)
+    for batch in HostLoader(split).batches(sampler.steps(0, 8)):
+        trainer.step(batch)
     whole = load_checkpoint(tmp_path / "whole")
     position = {**whole["position"], "epoch": 1, "batch": 2}
-    save_checkpoint(tmp_path / "halved", 8, {"step": 8, "position": position, **trainer.state()})
+    save_checkpoint(tmp_path / "halved", 8, {"position": position, **trainer.state()})
 
     run(tmp_path / "halved", config, resume=True)
     assert_same_state(load_checkpoint(tmp_path / "halved"), whole)
@@ -154,7 +154,7 @@ def test_the_energy_weights_follow_the_stages(two_rooms):
     split = open_split(two_rooms / "train")
     trainer = trainer_for(config)
     for number, batch in enumerate(HostLoader(split).batches(Sampler(split.count, 8, 0).steps(0, 4))):
-        total, *terms = trainer.step(batch, number).energy
+        total, *terms, _ = trainer.step(batch).readings.clone()
         weights = (25.0, 25.0, 1.0) if number < 2 else (40.0, 10.0, 2.0)
         expected = sum(weight * term for weight, term in zip(weights, terms, strict=True))
         torch.testing.assert_close(total, expected)
@@ -165,7 +165,7 @@ def test_ema_targets_follow_the_encoder_with_the_given_decay(two_rooms):
     split = open_split(two_rooms / "train")
     trainer = trainer_for(config)
     before = {k: v.clone() for k, v in trainer.target_encoder.state_dict().items()}
-    trainer.step(gather(split, np.arange(8)), 0)
+    trainer.step(gather(split, np.arange(8)))
     for name, value in trainer.target_encoder.state_dict().items():
         expected = 0.75 * before[name] + 0.25 * trainer.world.encoder.state_dict()[name]
         torch.testing.assert_close(value, expected)
@@ -266,16 +266,16 @@ def test_a_run_of_another_model_is_not_resumed(tmp_path, two_rooms):
 def test_an_energy_that_is_not_finite_stops_the_run_by_name_and_is_not_saved(tmp_path, two_rooms, monkeypatch):
     step = Trainer.step
 
-    def poisoned(self, batch, number):
+    def poisoned(self, batch):
         with torch.no_grad():
-            if number == 4:
+            if self.clock[1] == 4:
                 self.world.predictor.project.bias[0] = float("inf")
-        return step(self, batch, number)
+        return step(self, batch)
 
     monkeypatch.setattr(Trainer, "step", poisoned)
     create_run(tmp_path / "run", configuration(two_rooms))
-    with pytest.raises(RunError, match="step 5: total is"):
-        train(configuration(two_rooms), tmp_path / "run", resume=False, checkpoint_minutes=0)
+    with pytest.raises(RunError, match="step 5: invariance is"):
+        train(configuration(two_rooms), tmp_path / "run", LoopOptions(checkpoint_minutes=0))
     state = load_checkpoint(tmp_path / "run")
     assert state["step"] == 4
     assert all(value.isfinite().all() for value in state["world"].values())

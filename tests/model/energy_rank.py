@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from jepa_fast.model.energy import energy, fused_energy
 from jepa_fast.model.feature_world import FeatureWorld
-from jepa_fast.model.tasks import OneStepTask
+from jepa_fast.model.objectives import Execution, OneStepLikelihood
 
 folder, rank = Path(sys.argv[1]), int(sys.argv[2])
 torch.set_num_threads(1)
@@ -26,8 +26,8 @@ for name, compute in (("plain", energy), ("fused", fused_energy)):
 encoded, actions, width = job["one_step"]
 torch.manual_seed(0)
 world = FeatureWorld(job["world"]).double()
-task, rows = OneStepTask(world, dist.group.WORLD), encoded.chunk(2)[rank]
-terms = task.terms(task.predict(rows, actions.chunk(2)[rank], world.dropout_clock), rows, width, None)
+objective = OneStepLikelihood(world, Execution(group=dist.group.WORLD))
+terms, _ = objective(encoded.chunk(2)[rank], actions.chunk(2)[rank], world.dropout_clock, width, None)
 terms.total.backward()
 results["one step"] = torch.stack(terms).detach(), [parameter.grad for parameter in world.predictor.parameters()]
 torch.save(results, folder / f"rank{rank}.pt")

@@ -12,7 +12,7 @@ import jepa_fast
 from jepa_fast.config import EnergyConfig, FeatureModelConfig
 from jepa_fast.model.energy import energy
 from jepa_fast.model.feature_world import FeatureWorld
-from jepa_fast.model.tasks import OneStepTask
+from jepa_fast.model.objectives import Execution, OneStepLikelihood
 
 ROOT = Path(jepa_fast.__file__).parents[1]
 CASES = {
@@ -85,8 +85,7 @@ def test_processes_give_the_one_step_terms_and_gradients_of_one(one_step, result
     encoded, actions, weights = one_step
     torch.manual_seed(0)
     world = FeatureWorld(WORLD).double()
-    task = OneStepTask(world)
-    terms = task.terms(task.predict(encoded, actions, world.dropout_clock), encoded, weights, None)
+    terms, _ = OneStepLikelihood(world, Execution())(encoded, actions, world.dropout_clock, weights, None)
     terms.total.backward()
     for theirs, _ in (rank["one step"] for rank in results):
         torch.testing.assert_close(theirs, torch.stack(terms).detach(), rtol=1e-10, atol=0)

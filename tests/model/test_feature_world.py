@@ -13,7 +13,7 @@ from jepa_fast.data.host import evaluation_batches
 from jepa_fast.data.shards import open_split
 from jepa_fast.errors import InputError
 from jepa_fast.model.feature_world import SUREST, FeatureWorld, StayOrMove
-from jepa_fast.model.tasks import OneStepTask, one_step_surprise
+from jepa_fast.model.objectives import Execution, OneStepLikelihood, one_step_surprise
 from jepa_fast.presets import preset
 from jepa_fast.probing import rollouts as rollouts_module
 from jepa_fast.probing.rollouts import rollout_split
@@ -198,11 +198,11 @@ def test_a_gate_that_is_sure_and_wrong_feels_it(logit):
 
 def test_bf16_autocast_changes_nothing(world, batch_and_spec):
     batch, spec = batch_and_spec
-    task, weights = OneStepTask(world), torch.tensor([1.0, 0.1])
+    objective, weights = OneStepLikelihood(world, Execution()), torch.tensor([1.0, 0.1])
 
     def terms():
         encoded = world.batch_encoder(spec)(batch, world.dropout_clock)
-        return task.terms(task.predict(encoded, batch.actions, world.dropout_clock), encoded, weights, None)
+        return objective(encoded, batch.actions, world.dropout_clock, weights, None)[0]
 
     plain = terms()
     with torch.autocast("cpu", torch.bfloat16):
@@ -219,12 +219,12 @@ def test_frames_of_another_size_are_refused(batch_and_spec):
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.filterwarnings("ignore"))])
 def test_compiled_equals_eager(world, batch_and_spec, compiled):
     batch, spec = batch_and_spec
-    task, weights = OneStepTask(world), torch.tensor([1.0, 0.1])
+    objective, weights = OneStepLikelihood(world, Execution()), torch.tensor([1.0, 0.1])
     encode = world.batch_encoder(spec)
 
     def total(batch):
         encoded = encode(batch, world.dropout_clock)
-        return task.terms(task.predict(encoded, batch.actions, world.dropout_clock), encoded, weights, None).total
+        return objective(encoded, batch.actions, world.dropout_clock, weights, None)[0].total
 
     if compiled:
         gradients = []

@@ -75,7 +75,7 @@ def make_run(folder, data, **changes):
     config = replace(config, **changes)
     create_run(folder, config)
     write_environment(folder, torch.device("cpu"))
-    train(config, folder, False, 5.0)
+    train(config, folder)
     return folder
 
 
@@ -201,7 +201,7 @@ def test_comparison_lists_what_differs_and_overlays_every_curve(runs, tmp_path, 
     report.main(report.Arguments(runs, out=tmp_path / "both.html"))
     assert capsys.readouterr().out == f"{tmp_path / 'both.html'}\n"
     page = Page(tmp_path / "both.html")
-    assert "2 of 36 settings differ." in page.text
+    assert "2 of 37 settings differ." in page.text
     assert "<tr><td>steps</td><td>30</td><td>20</td></tr>" in page.source
     assert "<tr><td>seed</td><td>3</td><td>4</td></tr>" in page.source
     assert "second: This run has not been evaluated." in page.text

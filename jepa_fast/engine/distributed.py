@@ -1,0 +1,109 @@
+"""Several processes, one run: `torchrun --nproc-per-node N -m jepa_fast.train ...`.
+
+Every process has the whole model and takes its rows of each batch. Gradients are averaged by DistributedDataParallel,
+decisions are taken together, and rank 0 alone writes.
+"""
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from jepa_fast.errors import RunError
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+# A process that waits longer than this for another one gives up.
+PATIENCE = timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of the run; `ALONE` where it is the only one."""
+
+    count: int = 1
+    rank: int = 0
+    group: dist.ProcessGroup | None = None
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes and logs."""
+        return self.rank == 0
+
+    def agree(self, *flags: bool) -> tuple[bool, ...]:
+        """Each flag: whether any process raised it. All processes call it at the same step."""
+        if self.group is None:
+            return flags
+        raised = torch.tensor(flags, dtype=torch.uint8)
+        dist.all_reduce(raised, dist.ReduceOp.MAX, group=self.group)
+        return tuple(bool(flag) for flag in raised.tolist())
+
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+        self.agree(False)
+
+    def share(self, prepare: Callable[[], Result]) -> Result:
+        """What `prepare` gives on rank 0, on every process; where it fails, rank 0 tells why and the others leave."""
+        if self.group is None:
+            return prepare()
+        if not self.leads:
+            box: list[Result | None] = [None]
+            dist.broadcast_object_list(box, src=0, group=self.group, device=torch.device("cpu"))
+            if box[0] is None:
+                sys.exit(1)
+            return box[0]
+        result: Result | None = None
+        try:
+            result = prepare()
+        finally:
+            dist.broadcast_object_list([result], src=0, group=self.group, device=torch.device("cpu"))
+        return result
+
+
+ALONE = Ranks()
+
+
+@contextlib.contextmanager
+def joined(device: Literal["cpu", "cuda"]) -> Iterator[Ranks]:
+    """Join the processes that torchrun started; a process started by itself is alone.
+
+    Raises:
+        RunError: another process of the run is gone.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        yield ALONE
+        return
+    rank = int(os.environ["RANK"])
+    if rank > 0:
+        logging.getLogger().setLevel(logging.WARNING)
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    # Decisions and checkpoints go over gloo, gradients over the device's own library.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
+    logger.info("%d processes, gradients over %s", count, "nccl" if device == "cuda" else "gloo")
+    try:
+        yield Ranks(count, rank, dist.group.WORLD)
+    except RuntimeError as error:
+        if not _is_lost_connection(error):
+            raise
+        reason = str(error).strip().splitlines()[-1]
+        raise RunError(
+            f"rank {rank} of {count}: another process of the run is gone ({reason}); what it said stands above, "
+            f"and --resume goes on from the last checkpoint"
+        ) from error
+    # Not after an error: it would wait for processes that are gone.
+    dist.destroy_process_group()
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    text = str(error)
+    return isinstance(error, dist.DistError) or "gloo" in text or "Connection closed by peer" in text

@@ -1,0 +1,108 @@
+"""What people see of a run: metrics on disk, a bar with throughput and the time that is left."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+from tqdm import tqdm
+
+from jepa_fast.config import RunConfig
+from jepa_fast.engine.record import Metrics, Record
+from jepa_fast.kernels.column_moments import column_moments
+from jepa_fast.probing.collapse import Spectrum
+
+# Steps at the start of a command that no timing counts: they compile, capture and touch memory.
+UNTIMED = 5
+BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
+
+
+class Meter:
+    """Throughput since the last reading and time that is left, from the step after the first UNTIMED ones on."""
+
+    def __init__(self, batch_size: int, steps: int) -> None:
+        self._batch_size, self._steps = batch_size, steps
+        self._seen = 0
+        self._first: tuple[int, float] | None = None
+        self._last: tuple[int, float] | None = None
+
+    def tick(self, done: int) -> None:
+        """After every step."""
+        if self._seen < UNTIMED:
+            self._seen += 1
+            if self._seen == UNTIMED:
+                self._first = self._last = (done, time.monotonic())
+
+    def rate(self, done: int) -> float:
+        """Trajectories per second since the last reading; 0 where no step in between counts."""
+        now = time.monotonic()
+        if self._last is None or done == self._last[0]:
+            return 0.0
+        rate = (done - self._last[0]) * self._batch_size / (now - self._last[1])
+        self._last = (done, now)
+        return rate
+
+    def left_s(self, done: int) -> float | None:
+        """Seconds until the last step at the mean speed so far; None before there is one."""
+        if self._first is None or done == self._first[0]:
+            return None
+        return (time.monotonic() - self._first[1]) / (done - self._first[0]) * (self._steps - done)
+
+
+class Journal:
+    """The run's record, bar and meter; on processes that do not lead, nothing."""
+
+    def __init__(self, folder: Path, done: int, config: RunConfig, leads: bool) -> None:
+        self._record = Record(folder, done) if leads else None
+        self._bar = tqdm(
+            total=config.steps, initial=done, unit="step", dynamic_ncols=True, bar_format=BAR, disable=not leads
+        )
+        self._meter = Meter(config.batch_size, config.steps)
+        self._terms, self._told = config.recipe.terms, done
+
+    def tick(self, done: int) -> None:
+        """After every step."""
+        self._meter.tick(done)
+
+    def tell(self, metrics: Metrics) -> None:
+        """Write a reading down and show it. Adds the throughput to it."""
+        done = int(metrics["step"])
+        metrics["trajectories_per_s"] = self._meter.rate(done)
+        if self._record is not None:
+            self._record.write(metrics)
+        self._bar.set_postfix_str(describe(metrics, self._terms, self._meter.left_s(done)), refresh=False)
+        self._bar.update(done - self._told)
+        self._told = done
+
+    def tell_spectrum(self, done: int, spectrum: Spectrum) -> None:
+        """Write a spectrum down."""
+        if self._record is not None:
+            self._record.write_spectrum(done, spectrum)
+
+    def close(self) -> None:
+        """Close bar and files."""
+        self._bar.close()
+        if self._record is not None:
+            self._record.close()
+
+
+def metrics_of(step: int, readings: dict[str, float], states: Tensor) -> Metrics:
+    """A reading: the step's terms and gradient norm, and the spread of its predictions (synchronises)."""
+    metrics: Metrics = {"step": step, **readings}
+    std = column_moments(states.flatten(0, 1))[1].sqrt()
+    metrics["state_std_mean"], metrics["state_std_min"] = float(std.mean()), float(std.min())
+    return metrics
+
+
+def describe(metrics: Metrics, names: Sequence[str], left_s: float | None) -> str:
+    """The terms of these names, the throughput and the time that is left, for the progress bar."""
+    terms = " ".join(f"{name[:3]} {metrics[name]:.4f}" for name in names)
+    left = "" if left_s is None else f", {duration(left_s)} left"
+    return f"{terms} {metrics['trajectories_per_s']:,.0f} traj/s{left}"
+
+
+def duration(seconds: float) -> str:
+    """75 as 1:15, 4000 as 1:06:40."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

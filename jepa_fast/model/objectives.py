@@ -1,0 +1,125 @@
+"""What a training step minimises, given encodings and actions.
+
+RolloutEnergy       the VICReg energy of a rollout from frame 0 against the encodings
+OneStepLikelihood   how likely each encoding is, given the one before and the action
+"""
+
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from jepa_fast.config import EnergyConfig, OneStepConfig
+from jepa_fast.model.build import AnyWorld
+from jepa_fast.model.energy import Energy, energy, fused_energy, mean_over_processes
+from jepa_fast.model.feature_world import FeatureWorld, StayOrMove
+from jepa_fast.model.world import World
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Span = Callable[[str], AbstractContextManager[Any]]
+# A span that marks nothing.
+no_span: Span = nullcontext
+
+
+class Execution(NamedTuple):
+    """How an objective runs: what compiles its parts, what marks them in a profile, the processes that share it.
+
+    Shared by several processes, an objective is that of all their trajectories, as `energy` describes.
+    """
+
+    compiled: Callable[[Any], Any] = lambda function: function
+    span: Span = no_span
+    group: dist.ProcessGroup | None = None
+
+
+class OneStepTerms(NamedTuple):
+    """The weighted likelihood term and what it is made of. Scalars on the states' device."""
+
+    total: Tensor
+    surprise: Tensor  # mean negative logarithm of the likelihood
+    invariance: Tensor  # mean squared error of the expected next state
+    moving: Tensor  # mean probability of having moved
+
+
+Terms = Energy | OneStepTerms
+
+
+class Objective(Protocol):
+    """Terms, of which `total` is minimised, and the predicted states [B, T-1, D], detached."""
+
+    def __call__(
+        self, encoded: Tensor, actions: Tensor, clock: Tensor, weights: Tensor, targets: Tensor | None
+    ) -> tuple[Terms, Tensor]:
+        """From encodings [B, T, .], actions [B, T-1, 2], and the weights that `energy_weights` gives for the step."""
+
+
+class RolloutEnergy:
+    """The energy of a rollout that sees frame 0 and the actions."""
+
+    def __init__(self, world: World, config: EnergyConfig, fused: bool, execution: Execution) -> None:
+        self.config, self.span = config, execution.span
+        self.roll_out = execution.compiled(world.predictor)
+        self.energy = fused_energy if fused else energy
+        if execution.group is None:
+            self.energy = execution.compiled(self.energy)
+        else:
+            self.energy = functools.partial(self.energy, process_group=execution.group)
+
+    def __call__(
+        self, encoded: Tensor, actions: Tensor, clock: Tensor, weights: Tensor, targets: Tensor | None
+    ) -> tuple[Energy, Tensor]:
+        """The energy's terms; `weights` are of invariance, variance and covariance."""
+        with self.span("rollout"):
+            predicted = self.roll_out(encoded[:, 0], actions, clock)
+        with self.span("energy"):
+            return self.energy(predicted, encoded[:, 1:], weights, self.config, targets), predicted.detach()
+
+
+class OneStepLikelihood:
+    """-log[g N(z', z + A a, s^2) + (1 - g) N(z', z, s^2)] without the constants of N; z' the next frame's encoding."""
+
+    def __init__(self, world: FeatureWorld, execution: Execution) -> None:
+        self.world, self.span, self.group = world, execution.span, execution.group
+        self.predict = execution.compiled(world.predict)
+
+    def __call__(
+        self, encoded: Tensor, actions: Tensor, clock: Tensor, weights: Tensor, targets: Tensor | None
+    ) -> tuple[OneStepTerms, Tensor]:
+        """The likelihood's terms; `weights` are of the surprise, and the width s in pixels."""
+        with self.span("rollout"):
+            predicted = self.predict(encoded[:, :-1], actions)
+        following = encoded[:, 1:, : self.world.config.dim]
+        with self.span("energy"):
+            surprise = one_step_surprise(predicted, following, weights[1] * self.world.pixel).mean()
+            with torch.no_grad():
+                states = predicted.mean
+                watched = F.mse_loss(states, following), predicted.log_move.exp().mean()
+            terms = torch.stack([surprise, *watched])
+            if self.group is not None:
+                terms = mean_over_processes(terms, self.group)
+        return OneStepTerms(weights[0] * terms[0], *terms.unbind()), states
+
+
+def one_step_surprise(predicted: StayOrMove, following: Tensor, width: Tensor) -> Tensor:
+    """-log of the two outcomes' likelihood of `following` [..., D], Gaussians of standard deviation `width`: [...]."""
+    with torch.autocast(following.device.type, enabled=False):
+        gap = following - predicted.stayed
+        distances = torch.stack([gap.square().sum(dim=-1), (gap - predicted.step).square().sum(dim=-1)])
+        exponents = torch.stack([predicted.log_stay, predicted.log_move]) - distances / (2 * width.square())
+        return -torch.logsumexp(exponents, dim=0)
+
+
+def choose_objective(
+    world: AnyWorld, config: EnergyConfig | OneStepConfig, fused: bool, execution: Execution | None = None
+) -> Objective:
+    """The objective that `config` asks for; `fused` takes the compiled energy."""
+    execution = execution or Execution()
+    if isinstance(world, FeatureWorld):
+        return OneStepLikelihood(world, execution)
+    assert isinstance(config, EnergyConfig)
+    return RolloutEnergy(world, config, fused, execution)
