@@ -30,9 +30,7 @@ def evaluation_sections(run: Run) -> list[Section]:
         ),
         Section(
             "Error by distance",
-            [
-                "How far the dot really was from the nearest solid pixel of border or wall in the frame that was predicted."
-            ],
+            ["By how far the dot really was from the nearest solid pixel of a border or the wall, frame by frame."],
             figures=[_by_distance(results)],
         ),
         Section(
