@@ -139,6 +139,7 @@ def _convnext_block() -> Iterator[Build]:
             | {"pixels": "i32", "eps": "fp32"},
             constants(channels, backward) | {"HAS_WEIGHTS": weights is None},
             warps=backward.warps,
+            most_registers=backward.registers,
             registers=256,
             outputs=_tile_outputs(channels, backward.pixels, backward.hidden),
             stages=1,
@@ -152,7 +153,8 @@ def _convnext_block() -> Iterator[Build]:
                 _pointers(dy=kind, z=kind, **parameters, partial="fp32") | {"pixels": "i32", "eps": "fp32"},
                 constants(channels, weights),
                 warps=weights.warps,
-                registers=200,
+                most_registers=weights.registers,
+                registers=224,
                 outputs=(weights.pixels * weights.hidden // 4,),
                 stages=1,
                 is_default=(kind, channels) == ("bf16", 32),
@@ -160,21 +162,38 @@ def _convnext_block() -> Iterator[Build]:
 
 
 def _crop() -> Iterator[Build]:
-    from jepa_fast.kernels.triton.crop import COLUMNS, SIZES, WARPS
+    from jepa_fast.kernels.triton.crop import TILE, WARPS, WINDOW, columns
 
+    placed = {"corners_ptr": "*i64", "groups_ptr": "*i64"}
     for kind, channels in CASES:
         padded = 1 << (channels - 1).bit_length()
         yield Build(
             f"crop backward {kind} C={channels}",
             "crop",
             "_crop_backward_kernel",
-            {"gradient_ptr": f"*{kind}", "corners_ptr": "*i64", "groups_ptr": "*i64", "partial_ptr": "*fp32"}
-            | _integers(SIZES),
-            {"C": channels, "PADDED_C": padded, "COLUMNS": COLUMNS},
+            _pointers(gradient=kind, partial="fp32") | placed | _integers(("count", "chunk", *WINDOW)),
+            {"C": channels, "PADDED_C": padded, "COLUMNS": columns(channels)},
             warps=WARPS,
-            registers=168,
+            registers=MARCH_REGISTERS,
             is_default=(kind, channels) == ("bf16", 16),
         )
+        for name, has_values, has_base in (("crop", False, True), ("mask", True, False), ("difference", True, True)):
+            yield Build(
+                f"crop {name} {kind} C={channels}",
+                "crop",
+                "_crop_kernel",
+                _pointers(values=kind, base=kind, out=kind) | placed | _integers(("pixels", *WINDOW)),
+                {
+                    "C": channels,
+                    "PADDED_C": padded,
+                    "PIXELS": TILE // padded,
+                    "HAS_VALUES": has_values,
+                    "HAS_BASE": has_base,
+                },
+                warps=WARPS,
+                registers=64,
+                is_default=(kind, channels, name) == ("bf16", 16, "difference"),
+            )
 
 
 BUILDS: tuple[Build, ...] = (*_depthwise(), *_dwconv_norm(), *_convnext_block(), *_crop())

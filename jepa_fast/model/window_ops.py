@@ -2,12 +2,14 @@
 
     depthwise   7x7 convolution, one filter per channel, plus an addend
     crop        windows of shared base activations
+    difference  what windows hold more than the base under them
     pool        pooling matrices from both sides
 
 Convolution and crop are custom ops, forward and backward, so that torch.compile sees each as one node. They have no
 second derivative.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -43,6 +45,14 @@ def crop(
     """
     windows: Tensor = torch.ops.jepa_fast.crop(base, corners, groups, list(margin), list(size), is_fused)
     return windows
+
+
+def difference(
+    values: Tensor, base: Tensor, corners: Tensor, groups: Tensor, margin: tuple[int, int], is_fused: bool = False
+) -> Tensor:
+    """Windows `values` [N, h, w, C] less the base under them, as `crop` gives it; zero outside the image."""
+    out: Tensor = torch.ops.jepa_fast.window_difference(values, base, corners, groups, list(margin), is_fused)
+    return out
 
 
 def pool(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -113,6 +123,11 @@ def _convolve(x: Tensor, weight: Tensor, padding: list[int]) -> Tensor:
 
 @torch.library.custom_op("jepa_fast::crop", mutates_args=())
 def _crop(base: Tensor, corners: Tensor, groups: Tensor, margin: list[int], size: list[int], is_fused: bool) -> Tensor:
+    if is_fused and runs_in_triton("jepa_fast::crop", base):
+        from jepa_fast.kernels.triton.crop import crop_forward
+
+        placed = corners.contiguous(), groups.contiguous(), base.shape[1:3], margin, size
+        return crop_forward(None, base.contiguous(), *placed)
     padded = F.pad(base, (0, 0, margin[1], margin[1], margin[0], margin[0]))
     pixels = _window_pixels(padded.shape, corners, groups, size)
     picked = padded.reshape(-1, base.shape[3]).index_select(0, pixels)
@@ -182,6 +197,74 @@ def _crop_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
 
 
 torch.library.register_autograd("jepa_fast::crop", _crop_gradients, setup_context=_crop_setup)
+
+
+@torch.library.custom_op("jepa_fast::window_difference", mutates_args=())
+def _difference(
+    values: Tensor, base: Tensor, corners: Tensor, groups: Tensor, margin: list[int], is_fused: bool
+) -> Tensor:
+    size, image = values.shape[1:3], base.shape[1:3]
+    if is_fused and runs_in_triton("jepa_fast::window_difference", values):
+        from jepa_fast.kernels.triton.crop import crop_forward
+
+        placed = corners.contiguous(), groups.contiguous(), image, margin, size
+        return crop_forward(values.contiguous(), base.contiguous(), *placed)
+    windows = crop(base, corners, groups, (margin[0], margin[1]), (size[0], size[1]))
+    return (values - windows).to(values.dtype) * _on_image(corners, margin, size, image)[..., None]
+
+
+@_difference.register_fake
+def _difference_fake(
+    values: Tensor, base: Tensor, corners: Tensor, groups: Tensor, margin: list[int], is_fused: bool
+) -> Tensor:
+    return values.new_empty(values.shape)
+
+
+@torch.library.custom_op("jepa_fast::window_mask", mutates_args=())
+def _mask(
+    values: Tensor, corners: Tensor, groups: Tensor, image: list[int], margin: list[int], is_fused: bool
+) -> Tensor:
+    size = values.shape[1:3]
+    if is_fused and runs_in_triton("jepa_fast::window_difference", values):
+        from jepa_fast.kernels.triton.crop import crop_forward
+
+        placed = corners.contiguous(), groups.contiguous(), image, margin, size
+        return crop_forward(values.contiguous(), None, *placed)
+    return values * _on_image(corners, margin, size, image)[..., None]
+
+
+@_mask.register_fake
+def _mask_fake(
+    values: Tensor, corners: Tensor, groups: Tensor, image: list[int], margin: list[int], is_fused: bool
+) -> Tensor:
+    return values.new_empty(values.shape)
+
+
+def _difference_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, base, corners, groups, ctx.margin, ctx.is_fused = inputs
+    ctx.shape, ctx.dtype = list(base.shape), base.dtype
+    ctx.save_for_backward(corners, groups)
+
+
+def _difference_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    corners, groups = ctx.saved_tensors
+    size = list(gradient.shape[1:3])
+    to_values = torch.ops.jepa_fast.window_mask(gradient, corners, groups, ctx.shape[1:3], ctx.margin, ctx.is_fused)
+    # Negated while it is one image.
+    to_base = -torch.ops.jepa_fast.crop_backward(gradient, corners, groups, ctx.shape, ctx.margin, size, ctx.is_fused)
+    return to_values, to_base.to(ctx.dtype), None, None, None, None
+
+
+torch.library.register_autograd("jepa_fast::window_difference", _difference_gradients, setup_context=_difference_setup)
+
+
+def _on_image(corners: Tensor, margin: Sequence[int], size: Sequence[int], image: Sequence[int]) -> Tensor:
+    """Whether a window's pixel lies on the image, bool [N, h, w]."""
+    rows, columns = (
+        corners[:, axis, None] - margin[axis] + torch.arange(size[axis], device=corners.device) for axis in (0, 1)
+    )
+    inside = [(place >= 0) & (place < side) for place, side in zip((rows, columns), image, strict=True)]
+    return inside[0][:, :, None] & inside[1][:, None, :]
 
 
 def _window_pixels(padded: torch.Size, corners: Tensor, groups: Tensor, size: list[int]) -> Tensor:

@@ -147,14 +147,14 @@ class Tiles(NamedTuple):
 TILES_16_BIT = {
     16: Tiles(Tile(64, 64, 4, 168), Tile(64, 64, 4), None),
     32: Tiles(Tile(64, 32, 4, 168), Tile(64, 32, 4), Tile(64, 32, 4)),
-    64: Tiles(Tile(64, 32, 4), Tile(32, 32, 4), Tile(64, 32, 4)),
+    64: Tiles(Tile(64, 32, 4, 168), Tile(32, 32, 4), Tile(64, 32, 4)),
     96: Tiles(Tile(128, 32, 8), Tile(32, 32, 4), Tile(64, 32, 8)),
     128: Tiles(Tile(128, 32, 8), Tile(32, 32, 4), Tile(64, 32, 8)),
 }
 TILES_FLOAT32 = {
     16: Tiles(Tile(32, 64, 4), Tile(32, 64, 4), None),
-    32: Tiles(Tile(32, 32, 4), Tile(32, 32, 4), Tile(32, 32, 4)),
-    64: Tiles(Tile(16, 32, 4), Tile(16, 32, 4), Tile(16, 32, 4)),
+    32: Tiles(Tile(32, 32, 4, 224), Tile(32, 32, 4), Tile(32, 32, 4)),
+    64: Tiles(Tile(16, 32, 4), Tile(16, 32, 4, 224), Tile(16, 32, 4)),
     96: Tiles(Tile(32, 32, 8), Tile(16, 16, 8), Tile(16, 16, 8)),
     128: Tiles(Tile(32, 32, 8), Tile(16, 16, 8), Tile(16, 16, 8)),
 }

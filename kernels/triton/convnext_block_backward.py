@@ -14,7 +14,9 @@ from torch import Tensor
 from jepa_fast.kernels.triton.convnext_block import constants, gaussian, gelu, load_weight, tiles
 from jepa_fast.kernels.triton.depthwise import KERNEL, depthwise, depthwise_weight_gradient, taps_of
 from jepa_fast.kernels.triton.dwconv_norm import norm_backward, normalised
-from jepa_fast.kernels.triton.launch import on_device, resident_programs
+from jepa_fast.kernels.triton.launch import on_device, persistent_programs
+
+PROGRAMS = 6  # per multiprocessor: whole rounds whether two or three are resident
 
 
 @triton.jit
@@ -145,24 +147,26 @@ def mlp_backward(
     pixels = z.numel() // channels
     _, tile, weight_tile = tiles(channels, z.dtype)
     dz = torch.empty_like(z)
-    programs = max(1, min(resident_programs(z), -(-pixels // tile.pixels)))
+    programs = max(1, min(persistent_programs(z, PROGRAMS), -(-pixels // tile.pixels)))
     norm_partial = torch.empty(programs, 2, channels, dtype=torch.float32, device=z.device)
     chunks = 1
     weight_programs = programs
     if weight_tile is not None:
         chunks = 4 * channels // weight_tile.hidden
-        weight_programs = max(1, min(-(-resident_programs(z) // chunks), -(-pixels // weight_tile.pixels)))
+        weight_programs = max(1, min(-(-persistent_programs(z, PROGRAMS) // chunks), -(-pixels // weight_tile.pixels)))
     weight_partial = torch.empty(weight_programs, 2, channels, 4 * channels, dtype=torch.float32, device=z.device)
     with on_device(z):
         _convnext_block_backward_kernel[(programs, 1, 1)](
             dy, z, gamma, beta, expand, project, dz, norm_partial, weight_partial, pixels, eps,
             **constants(channels, tile), HAS_WEIGHTS=weight_tile is None, num_warps=tile.warps, num_stages=1,
+            maxnreg=tile.registers,
             enable_fp_fusion=True,
         )  # fmt: skip
         if weight_tile is not None:
             _convnext_block_weight_kernel[(weight_programs, chunks, 1)](
                 dy, z, gamma, beta, expand, project, weight_partial, pixels, eps, **constants(channels, weight_tile),
-                num_warps=weight_tile.warps, num_stages=1, enable_fp_fusion=True,
+                num_warps=weight_tile.warps, num_stages=1,
+                maxnreg=weight_tile.registers, enable_fp_fusion=True,
             )  # fmt: skip
     dgamma, dbeta = (part.sum(0) for part in norm_partial.unbind(1))
     dexpand, dproject = (part.sum(0) for part in weight_partial.unbind(1))

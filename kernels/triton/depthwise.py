@@ -17,10 +17,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from jepa_fast.kernels.triton.launch import Grid, on_device, resident_programs
+from jepa_fast.kernels.triton.launch import Grid, on_device, persistent_programs
 
 KERNEL = 7
 THREADS = 128  # four warps
+RESIDENT = 3  # programs of so many threads that 168 registers leave room for on a multiprocessor
 # Fewer programs than this leave multiprocessors idle: columns are then cut into strips of rows.
 WANTED_PROGRAMS = 1024
 FEWEST_ROWS = 8
@@ -308,7 +309,7 @@ def depthwise_weight_gradient(x: Tensor, gradient: Tensor, padding: tuple[int, i
     sizes = blocks(channels)
     across = -(-count * out_width // sizes["BLOCK_COLUMNS"])
     chunks = -(-channels // sizes["BLOCK_C"])
-    programs = -(-resident_programs(x) // chunks)
+    programs = -(-persistent_programs(x, RESIDENT) // chunks)
     rows = strip_rows(height, across * chunks)
     items = across * -(-height // rows)
     programs = max(1, min(programs, items))

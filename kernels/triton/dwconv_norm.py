@@ -13,9 +13,10 @@ import triton.language as tl
 from torch import Tensor
 
 from jepa_fast.kernels.triton.depthwise import KERNEL, THREADS, blocks, march, strip_rows
-from jepa_fast.kernels.triton.launch import on_device, resident_programs
+from jepa_fast.kernels.triton.launch import on_device, persistent_programs
 
 SIZES = ("columns", "height", "width", "out_height", "out_width", "pad_y", "pad_x", "rows")
+PROGRAMS = 6  # per multiprocessor that go backward through the norm
 TILE = 2048  # elements of z that a program normalises at once: 16 per thread
 
 
@@ -168,7 +169,7 @@ def dwconv_norm_backward(dy: Tensor, z: Tensor, gamma: Tensor, eps: float) -> tu
     pixels = z.numel() // channels
     sizes = norm_blocks(channels)
     dz = torch.empty_like(z)
-    programs = max(1, min(2 * resident_programs(z), -(-pixels // sizes["PIXELS"])))
+    programs = max(1, min(persistent_programs(z, PROGRAMS), -(-pixels // sizes["PIXELS"])))
     partial = torch.empty(programs, 2, channels, dtype=torch.float32, device=z.device)
     with on_device(z):
         _dwconv_norm_backward_kernel[(programs, 1, 1)](

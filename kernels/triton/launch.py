@@ -34,9 +34,9 @@ def on_device(x: Tensor) -> AbstractContextManager[None]:
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
-def resident_programs(x: Tensor) -> int:
-    """How many programs a persistent kernel starts: three per multiprocessor, what 160 registers leave room for."""
-    return 3 * _multiprocessors(x.device) if x.is_cuda else 3
+def persistent_programs(x: Tensor, per_multiprocessor: int) -> int:
+    """How many programs a persistent kernel starts. A fixed number per device: the order of sums depends on it."""
+    return per_multiprocessor * _multiprocessors(x.device) if x.is_cuda else per_multiprocessor
 
 
 @functools.cache

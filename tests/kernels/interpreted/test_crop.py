@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from jepa_fast.kernels.triton.crop import crop_backward
+from jepa_fast.kernels.triton.crop import crop_backward, crop_forward
 
 
 def draw(*shape):
@@ -29,3 +29,23 @@ def test_gradient_of_the_bases_matches_a_loop_in_float64(count, error):
 def test_no_windows_give_no_gradient():
     ours = crop_backward(draw(0, 6, 9, 16), draw(0, 2).long(), draw(0).long(), (1, 4, 5, 16), (0, 0))
     assert torch.equal(ours, torch.zeros(1, 4, 5, 16))
+
+
+@pytest.mark.parametrize(("has_values", "has_base"), [(False, True), (True, False), (True, True)])
+def test_windows_are_cut_masked_and_subtracted_from(has_values, has_base):
+    margin, size, image = (2, 3), (6, 9), (5, 7)
+    corners, groups = torch.tensor([[0, 0], [4, 5], [1, 2]]), torch.tensor([1, 0, 1])
+    base, values = draw(2, *image, 16), draw(3, *size, 16)
+    padded = torch.nn.functional.pad(torch.stack([base, torch.ones_like(base)]), (0, 0, 10, 10, 10, 10))
+    cut = torch.stack(
+        [
+            padded[:, group, top + 10 - margin[0] :, left + 10 - margin[1] :][:, : size[0], : size[1]]
+            for group, (top, left) in zip(groups.tolist(), corners.tolist(), strict=True)
+        ],
+        dim=1,
+    )
+    expected = (values if has_values else 0) - (cut[0] if has_values else -cut[0]) * has_base
+    ours = crop_forward(
+        values if has_values else None, base if has_base else None, corners, groups, image, margin, size
+    )
+    assert torch.equal(ours, expected * cut[1])
