@@ -74,7 +74,7 @@ class Arguments:
     """What follows when the states of a fixed batch have collapsed."""
     profile: Literal["off", "torch", "nsys"] = "off"
     """torch: a Chrome trace and the dearest operators, in the run folder; nsys: ranges and a window for nsys."""
-    profile_window: tuple[int, int] = (20, 30)
+    profile_window: tuple[int, int] = (20, 25)
     """Steps to profile: the first and the one after the last, counted from this start."""
     data: DataArguments = field(default_factory=DataArguments)
     encoder: EncoderArguments = field(default_factory=EncoderArguments)
@@ -83,13 +83,14 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     """Resolve, prepare data and folder, train."""
     from jepa_fast.engine.distributed import joined
+    from jepa_fast.engine.fallbacks import profile_here
     from jepa_fast.engine.loop import train
 
-    options = LoopOptions(
-        arguments.resume is not None, arguments.checkpoint_minutes, arguments.on_collapse, arguments.profile,
-        arguments.profile_window,
-    )  # fmt: skip
     device = cli.choose_device(arguments.device)
+    options = LoopOptions(
+        arguments.resume is not None, arguments.checkpoint_minutes, arguments.on_collapse,
+        profile_here(arguments.profile, device), arguments.profile_window,
+    )  # fmt: skip
     with joined(device) as ranks:
         folder, config = ranks.share(lambda: prepare(arguments, device, ranks.count))
         steps = train(config, folder, options, ranks)

@@ -2,8 +2,8 @@
 
     python scripts/torture.py                 # 20 kills, a few minutes; exit status 1 if a bit differs
 
-The run saves after every step and is killed with SIGKILL at a random moment after its first step: in a step, in the
-middle of writing a checkpoint or a line of metrics, between stages, between epochs.
+The run saves after every step and is killed with SIGKILL after a random number of steps, at a random moment: in a step,
+in the middle of writing a checkpoint or a line of metrics, at the end of a stage, of an epoch.
 """
 
 import os
@@ -27,8 +27,8 @@ from jepa_fast.generate import generate
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAJECTORIES, BATCH = 96, 4
-# Longest time between the first step after a start and its kill.
-LONGEST_S = 1.5
+# A start survives at most so many steps, and then so long.
+MOST_STEPS, LONGEST_S = 10, 0.1
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Arguments:
 
     kills: int = 20
     """How often."""
-    steps: int = 400
+    steps: int = 200
     """Of the run; the second of its two stages begins half-way, an epoch has 24 steps."""
     seed: int = 0
     """Of the moments."""
@@ -66,13 +66,13 @@ def newest_step(folder: Path) -> int:
 
 
 def kill_at_random(process: subprocess.Popen[bytes], folder: Path, moments: random.Random) -> int:
-    """Kill a run some time after it has saved a step; returns the newest step on disk.
+    """Kill a run some steps and some moments after its start; returns the newest step on disk.
 
     Raises:
         RunError: it ended before.
     """
-    before = newest_step(folder)
-    while newest_step(folder) == before:
+    target = max(newest_step(folder), 0) + moments.randint(1, MOST_STEPS)
+    while newest_step(folder) < target:
         if process.poll() is not None:
             finish(process)
             raise RunError("the run ended before it was killed often enough: give it more --steps")
