@@ -62,7 +62,7 @@ class Arguments:
     compile: Literal["off", "on"] | None = None
     """torch.compile what is not a kernel of ours. Default: on for cuda, off for cpu."""
     capture: Literal["off", "on"] | None = None
-    """Replay the whole step as one CUDA graph. Default: on for cuda."""
+    """Replay the whole step as one CUDA graph. Default: on for one process on cuda."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one."""
     kernels: Literal["auto", Kernels] = "auto"
@@ -118,6 +118,9 @@ def prepare(arguments: Arguments, device: Literal["cpu", "cuda"], ranks: int) ->
     else:
         folder = arguments.out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
         config = without_what_is_missing(resolve(arguments, device, _prepare_data(arguments)))
+    if ranks > 1 and arguments.capture is None and config.capture:
+        logger.info("capture: off for %d processes, where it has not been tried yet; --capture on tries it", ranks)
+        config = replace(config, capture=False)
     size = config.batch_size
     expected = f"a multiple of {ranks} processes, two trajectories each or more"
     require(ranks == 1 or (size % ranks == 0 and size >= 2 * ranks), "--data.batch-size", size, expected)

@@ -83,7 +83,11 @@ def averaging(module: nn.Module, group: dist.ProcessGroup) -> nn.Module:
     options = inspect.signature(DistributedDataParallel).parameters
     sync = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
     alike: dict[str, Any] = {sync: False}
-    return DistributedDataParallel(module, process_group=group, gradient_as_bucket_view=True, **alike)
+    # A capture wants it made on a stream that is not the default one.
+    on_cuda = next(module.parameters()).is_cuda
+    aside = torch.cuda.Stream() if on_cuda else None  # type: ignore[no-untyped-call]
+    with torch.cuda.stream(aside) if on_cuda else contextlib.nullcontext():
+        return DistributedDataParallel(module, process_group=group, gradient_as_bucket_view=True, **alike)
 
 
 @contextlib.contextmanager
