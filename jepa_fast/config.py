@@ -49,7 +49,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class FeatureModelConfig:
-    """Shape of the world model on features read from pixels. The defaults give 16,305 parameters.
+    """Shape of the world model on features read from pixels. The defaults give 5,056 parameters.
 
     Attributes:
         kind: tells it from ModelConfig where it is stored.
@@ -57,7 +57,7 @@ class FeatureModelConfig:
         frame: side of the square frames in pixels.
         spread: length of a state that stands for a point half a frame from the centre.
         border_hidden: width of the gate that all borders share.
-        wall_hidden: width of both hidden layers of the gate of wall and door.
+        wall_hidden: width of both hidden layers of the gate of the wall's pieces.
         reach: distance, in steps of the size just taken, beyond which the gates do not tell distances apart.
     """
 
@@ -66,7 +66,7 @@ class FeatureModelConfig:
     frame: int = 65
     spread: float = 20.0
     border_hidden: int = 16
-    wall_hidden: int = 120
+    wall_hidden: int = 64
     reach: float = 3.0
 
     def __post_init__(self) -> None:
@@ -130,7 +130,7 @@ class OneStepConfig:
     """
 
     kind: Literal["one_step"] = "one_step"
-    first_width: float = 0.5
+    first_width: float = 0.15
     last_width: float = 0.05
 
     def __post_init__(self) -> None:
@@ -198,7 +198,7 @@ class Recipe:
 
     @property
     def terms(self) -> tuple[str, ...]:
-        """Names of what is logged of the objective beside its total."""
+        """Names of what is logged of a step beside its total."""
         if isinstance(self.energy, OneStepConfig):
             return ("surprise", "invariance", "moving")
         return ("invariance", "variance", "covariance")

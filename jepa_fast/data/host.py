@@ -4,6 +4,7 @@ The thread runs AHEAD batches ahead. On the CPU a batch is handed out in the slo
 the slot is pinned and the thread also starts the copy, on a stream of its own, so that it runs beside the step.
 """
 
+import atexit
 import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
@@ -123,7 +124,9 @@ class _Work:
         for stage in stages:
             self.free.put(stage)
         self._stopped = False
-        # A daemon, so that a generator that nobody closed does not keep the process alive.
+        # A daemon does not keep the process of a generator that nobody closed alive. But it has to be ended before the
+        # interpreter is: torn down in the middle of a call, it aborts the process.
+        atexit.register(self.stop)
         self._thread = threading.Thread(target=self._run, args=(split, orders), name="host-loader", daemon=True)
         self._thread.start()
 
@@ -140,6 +143,7 @@ class _Work:
 
     def stop(self) -> None:
         """End the thread."""
+        atexit.unregister(self.stop)
         self._stopped = True
         self.free.put(None)
         # An abandoned generator may be collected by any thread, this one too.

@@ -3,7 +3,6 @@
 All deliver the same Batches, bit for bit; they differ in where the rows wait and in who copies them.
 """
 
-import importlib.util
 import logging
 from collections.abc import Generator, Iterable
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 
 from jepa_fast.config import require
 from jepa_fast.data.batches import Batch
+from jepa_fast.data.dali import DaliLoader, require_dali
 from jepa_fast.data.host import HostLoader
 from jepa_fast.data.resident import ResidentLoader, resident_bytes
 from jepa_fast.data.sampler import Indices
@@ -61,9 +61,7 @@ def choose_loader(flag: LoaderFlag, split: Split, device: torch.device) -> Choic
         require(fits, "--data.loader", f"resident for {size}", f"{expected}: more is not free on {device}")
         return Choice("resident", f"asked for, {size}")
     if flag == "dali":
-        missing = importlib.util.find_spec("nvidia") is None or importlib.util.find_spec("nvidia.dali") is None
-        install = "pip install --constraint constraints.txt 'jepa_fast[dali]'"
-        require(not missing, "--data.loader", flag, f"auto, resident or host: DALI is not installed ({install})")
+        require_dali()
         return Choice("dali", "asked for")
     if flag == "host":
         return Choice("host", "asked for")
@@ -85,6 +83,8 @@ def open_loader(flag: LoaderFlag, split: Split, device: torch.device) -> Loader:
     logger.info("loader: %s (%s)", name, reason)
     if name == "resident":
         return ResidentLoader(split, device)
+    if name == "dali":
+        return DaliLoader(split, device)
     return HostLoader(split, device)
 
 

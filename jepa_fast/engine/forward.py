@@ -51,8 +51,11 @@ class Forward(nn.Module):
             self._encode_targets = self._compiled(BatchEncoder(self.target_encoder, spec, wall_bases, mode))
             self._kept = config.recipe.energy.ema_decay
         ops = backends.describe_ops(config.kernels, config.device, config.recipe.model.dim)
-        for name, backend in ops.items():
-            logger.info("%s: %s", name, backend)
+        if isinstance(self.world, World):
+            for name, backend in ops.items():
+                logger.info("%s: %s", name, backend)
+        else:
+            logger.info("model on features: %s", backends.PLAIN)
         if config.compile and group is not None:
             logger.info("compile: encoder and predictor; what %d processes exchange runs as it is", group.size())
         execution = Execution(self._compiled, span, group)

@@ -2,7 +2,7 @@
 
     state       z = W (p - centre) / half a frame, p the dot's centre; W [D, 2] learned, with orthogonal columns
     prediction  z' = z + g A a: the mean of two outcomes, to move by A a or to stay
-    gate        g = border(x) border(y) wall(x, y): products of small networks on where lines are, seen from the dot
+    gate        g = border(x) border(y) wall(above) wall(below), small networks on where lines are, seen from the dot
 
 The layout of the room is read from frame 0 and carried beside the state; it is neither predicted nor probed.
 """
@@ -20,21 +20,24 @@ from jepa_fast.data.manifest import FrameSpec
 from jepa_fast.errors import InputError
 from jepa_fast.model.dropout import new_clock
 from jepa_fast.model.features import read_centres, read_layout
+from jepa_fast.model.world import check_shapes
 
-LAYOUT = 8  # numbers that describe a room, at the end of an encoding
+# The largest logit of a gate, approached but not reached: what is too sure too early is never unlearned.
+SUREST = 20.0
 
 
 class StayOrMove(NamedTuple):
     """The two outcomes of a step, and how likely the dot moves. Leading axes are alike."""
 
     stayed: Tensor  # [..., D]
-    moved: Tensor  # [..., D]
-    log_keep: Tensor  # [...] logarithm of the probability of having moved
+    step: Tensor  # [..., D] what is added by moving
+    log_stay: Tensor  # [...] logarithm of the probability of staying
+    log_move: Tensor  # [...] of moving
 
     @property
     def mean(self) -> Tensor:
         """The expected next state [..., D]."""
-        return torch.lerp(self.stayed, self.moved, self.log_keep.exp()[..., None])
+        return torch.addcmul(self.stayed, self.log_move.exp()[..., None], self.step)
 
 
 class FeatureEncoder(nn.Module):
@@ -75,9 +78,11 @@ class FeaturePredictor(nn.Module):
     def __init__(self, config: FeatureModelConfig) -> None:
         super().__init__()
         self.action = nn.Linear(2, config.dim, bias=False)
-        nn.init.normal_(self.action.weight, std=0.1 * config.spread / config.dim**0.5)
+        # A tenth of what the encoder does to a position: neither outcome begins with an advantage.
+        nn.init.normal_(self.action.weight, std=0.1 / config.dim**0.5)
+        self.spread = config.spread
         self.border = _gate(3, config.border_hidden)
-        self.wall = _gate(6, config.wall_hidden, config.wall_hidden)
+        self.wall = _gate(5, config.wall_hidden, config.wall_hidden)
         self.reach = config.reach
 
     def step(self, states: Tensor, positions: Tensor, layout: Tensor, actions: Tensor) -> StayOrMove:
@@ -89,17 +94,28 @@ class FeaturePredictor(nn.Module):
             layout: [..., 2, 2, 2], as `read_layout` gives it, in the positions' unit.
             actions: [..., 2] in the same unit.
         """
-        moved = states + self.action(actions)
-        distances = layout - positions[..., None, :, None]
-        backwards = (actions < 0)[..., None, :, None]
-        distances = torch.where(backwards, -distances.flip(-1), distances)
         length = torch.linalg.vector_norm(actions, dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-        steps = actions.abs() / length
-        distances = (distances / length[..., None, None]).clamp(-self.reach, self.reach)
-        borders = self.border(torch.cat([distances[..., 0, :, :], steps[..., None]], dim=-1))  # [..., 2, 1]
-        wall = self.wall(torch.cat([distances[..., 1, :, :].flatten(-2), steps], dim=-1))  # [..., 1]
-        log_keep = F.logsigmoid(borders).sum(dim=(-2, -1)) + F.logsigmoid(wall).squeeze(-1)
-        return StayOrMove(states, moved, log_keep)
+        directions = actions / length
+        distances = ((layout - positions[..., None, :, None]) / length[..., None, None]).clamp(-self.reach, self.reach)
+        ahead = torch.where((actions < 0)[..., None, :, None], -distances.flip(-1), distances)
+        borders = torch.cat([ahead[..., 0, :, :], directions.abs()[..., None]], dim=-1)  # [..., 2, 3]
+        # Two pieces of wall, one on either side of the door: faces and motion across them, depth and motion along them.
+        faces, (low, high) = ahead[..., 1, 0, :], distances[..., 1, 1, :].unbind(dim=-1)
+        across, along = directions[..., 0].abs(), directions[..., 1]
+        pieces = torch.stack(
+            [
+                torch.stack([*faces.unbind(dim=-1), low, across, -along], dim=-1),
+                torch.stack([*faces.unbind(dim=-1), -high, across, along], dim=-1),
+            ],
+            dim=-2,
+        )  # [..., 2, 5]
+        logits = torch.cat([self.border(borders), self.wall(pieces)], dim=-2).squeeze(-1)  # [..., 4]
+        logits = logits / (1 + logits.abs() / SUREST)
+        # Logarithms all the way: a gate that is sure and wrong must still feel how wrong it is. The dot stays if the
+        # first gate is closed, or if the second is and the first is not, or ...
+        log_open = F.logsigmoid(logits)
+        log_stay = torch.logsumexp(log_open - logits + log_open.cumsum(dim=-1) - log_open, dim=-1)
+        return StayOrMove(states, self.spread * self.action(actions), log_stay, log_open.sum(dim=-1))
 
 
 def _gate(*widths: int) -> nn.Sequential:
@@ -128,6 +144,11 @@ class FeatureWorld(nn.Module):
         # Nothing is dropped; trainer and evaluation hand the clock on all the same.
         self.register_buffer("dropout_clock", new_clock(), persistent=False)
 
+    @property
+    def pixel(self) -> float:
+        """How far apart the states of points one pixel apart are."""
+        return 2 * self.config.spread / (self.config.frame - 1)
+
     def batch_encoder(self, spec: FrameSpec, *_: object) -> "FeatureBatchEncoder":
         """What encodes the batches of a split.
 
@@ -153,7 +174,12 @@ class FeatureWorld(nn.Module):
             return self.predictor.step(states, positions, room.reshape(*room.shape[:-1], 2, 2, 2), actions)
 
     def forward(self, frames: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Predicted and encoded states of frames 1..T-1, both [B, T-1, D], from frames [B, T, 2, H, W]."""
+        """Predicted and encoded states of frames 1..T-1, both [B, T-1, D], from frames [B, T, 2, H, W].
+
+        Raises:
+            ValueError: shapes that do not fit together.
+        """
+        check_shapes(frames, actions)
         encoded = self._encode_frames(frames)
         return self.unroll(encoded[:, 0], actions)[:, 1:], encoded[:, 1:, : self.config.dim]
 
@@ -163,7 +189,13 @@ class FeatureWorld(nn.Module):
         Args:
             first_frames: [B, 2, H, W].
             actions: [B, T-1, 2].
+
+        Raises:
+            ValueError: shapes that do not fit together.
         """
+        if first_frames.dim() != 4:
+            raise ValueError(f"first_frames: got shape {tuple(first_frames.shape)}, expected [B, 2, H, W]")
+        check_shapes(first_frames[:, None], actions, steps=actions.shape[1])
         return self.unroll(self._encode_frames(first_frames[:, None])[:, 0], actions)
 
     def unroll(self, first: Tensor, actions: Tensor) -> Tensor:

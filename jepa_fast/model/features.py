@@ -35,13 +35,16 @@ def read_layout(walls: Tensor) -> Tensor:
     Args:
         walls: images of borders and wall [N, H, W], uint8 or float; whatever is not black is solid.
     """
-    solid = walls > 0
-    border_x = _ends(solid.all(dim=1), absent=(-1, 2))
-    border_y = _ends(solid.all(dim=2), absent=(-1, 2))
-    inside = _between(border_y, solid.shape[1])[:, :, None] & _between(border_x, solid.shape[2])[:, None, :]
-    wall = solid & inside
-    wall_x = _ends(wall.any(dim=1), absent=(2, 2))
-    door_y = _ends(inside.any(dim=2) & ~wall.any(dim=2), absent=(2, 2))
+    solid = (walls > 0).to(torch.float32)
+    height, width = walls.shape[1:]
+    border_x = _ends(solid.sum(dim=1) == height, absent=(-1, 2))
+    border_y = _ends(solid.sum(dim=2) == width, absent=(-1, 2))
+    inside_x, inside_y = _between(border_x, width), _between(border_y, height)
+    # Pixels of walls in every column and every row, without the borders': batched products of a mask and the image.
+    by_column = (inside_y[:, None].to(solid) @ solid).squeeze(1)
+    by_row = (solid @ inside_x[:, :, None].to(solid)).squeeze(2)
+    wall_x = _ends((by_column > 0) & inside_x, absent=(2, 2))
+    door_y = _ends((by_row == 0) & inside_y, absent=(2, 2))
     layout = torch.stack([border_x, border_y, wall_x, door_y], dim=1)
     return layout.view(-1, 2, 2, 2).to(torch.float32)
 

@@ -20,11 +20,6 @@ from jepa_fast.model.energy import Energy, energy, fused_energy, mean_over_proce
 from jepa_fast.model.feature_world import FeatureWorld, StayOrMove
 from jepa_fast.model.world import World
 
-# Share of either outcome that no gate can take away: without it one transition that a closed gate
-# calls impossible would be the whole loss.
-LEAST_SHARE = 1e-6
-
-
 Function = TypeVar("Function", bound=Callable[..., Any])
 Span = Callable[[str], AbstractContextManager[Any]]
 # A span that marks nothing.
@@ -96,31 +91,27 @@ class OneStepLikelihood:
         self, encoded: Tensor, actions: Tensor, clock: Tensor, weights: Tensor, targets: Tensor | None
     ) -> tuple[OneStepTerms, Tensor]:
         """The likelihood's terms; `weights` are of the surprise, and the width s in pixels."""
-        weight, width = weights.unbind()
-        config = self.world.config
         with self.span("rollout"):
             predicted = self.predict(encoded[:, :-1], actions)
-        following = encoded[:, 1:, : config.dim]
+        following = encoded[:, 1:, : self.world.config.dim]
         with self.span("energy"):
-            surprise = one_step_surprise(predicted, following, width * (2 * config.spread / (config.frame - 1))).mean()
-            states = predicted.mean.detach()
-            invariance = F.mse_loss(states, following.detach())
-            moving = predicted.log_keep.detach().exp().mean()
-            terms = torch.stack([surprise, invariance, moving])
+            surprise = one_step_surprise(predicted, following, weights[1] * self.world.pixel).mean()
+            with torch.no_grad():
+                states = predicted.mean
+                watched = F.mse_loss(states, following), predicted.log_move.exp().mean()
+            terms = torch.stack([surprise, *watched])
             if self.group is not None:
                 terms = mean_over_processes(terms, self.group)
-        return OneStepTerms(weight * terms[0], *terms.unbind()), states
+        return OneStepTerms(weights[0] * terms[0], *terms.unbind()), states
 
 
 def one_step_surprise(predicted: StayOrMove, following: Tensor, width: Tensor) -> Tensor:
     """-log of the two outcomes' likelihood of `following` [..., D], Gaussians of standard deviation `width`: [...]."""
     with torch.autocast(following.device.type, enabled=False):
-        outcomes = torch.stack([predicted.stayed, predicted.moved])
-        exponents = -(outcomes - following).square().sum(dim=-1) / (2 * width.square())
-        keep = LEAST_SHARE + (1 - 2 * LEAST_SHARE) * predicted.log_keep.exp()
-        highest = exponents.amax(dim=0)
-        stayed, moved = (exponents - highest).exp().unbind()
-        return -highest - torch.log((1 - keep) * stayed + keep * moved)
+        gap = following - predicted.stayed
+        distances = torch.stack([gap.square().sum(dim=-1), (gap - predicted.step).square().sum(dim=-1)])
+        exponents = torch.stack([predicted.log_stay, predicted.log_move]) - distances / (2 * width.square())
+        return -torch.logsumexp(exponents, dim=0)
 
 
 def choose_objective(

@@ -73,7 +73,7 @@ class World(nn.Module):
         Raises:
             ValueError: shapes that do not fit together.
         """
-        _check(frames, actions)
+        check_shapes(frames, actions)
         if self.training:
             self.dropout_clock[1] += 1
         encoded = self.encoder(frames, self.dropout_clock)
@@ -92,7 +92,7 @@ class World(nn.Module):
         """
         if first_frames.dim() != 4:
             raise ValueError(f"first_frames: got shape {tuple(first_frames.shape)}, expected [B, 2, H, W]")
-        _check(first_frames[:, None], actions, steps=actions.shape[1])
+        check_shapes(first_frames[:, None], actions, steps=actions.shape[1])
         return self.unroll(self.encoder(first_frames[:, None], self.dropout_clock)[:, 0], actions)
 
     def unroll(self, first: Tensor, actions: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ class World(nn.Module):
         return torch.cat([first[:, None], self.predictor(first, actions, self.dropout_clock)], dim=1)
 
 
-def _check(frames: Tensor, actions: Tensor, steps: int | None = None) -> None:
+def check_shapes(frames: Tensor, actions: Tensor, steps: int | None = None) -> None:
     """Raise ValueError unless frames [B, T, 2, H, W] and actions [B, steps, 2] fit; steps is T-1 by default."""
     if frames.dim() != 5 or frames.shape[2] != 2:
         raise ValueError(f"frames: got shape {tuple(frames.shape)}, expected [B, T, 2, H, W]")

@@ -13,6 +13,7 @@ from jepa_fast.data.manifest import MANIFEST_NAME
 from jepa_fast.data.shards import Split, open_split
 from jepa_fast.errors import InputError
 from jepa_fast.model.build import AnyWorld, build_world
+from jepa_fast.probing.distance import distances_to_solid, errors_by_distance
 from jepa_fast.probing.prober import Probe, converged_probe, official_probe
 from jepa_fast.probing.results import Evaluation, Example, ProbeSetResult, Scores
 from jepa_fast.probing.rollouts import Rollouts, all_locations, rollout_split
@@ -51,12 +52,10 @@ class _Probed:
             self.probes[source] = official_probe(rollouts, self.seed), converged_probe(rollouts, self.seed)
         return self.probes[source]
 
-    def scores(self, name: str, rollouts: Rollouts) -> Scores:
-        """Scores on the rollouts of the validation split `name`."""
-        official, converged = (probe.squared_errors(rollouts) for probe in self.probes_for(name))
-        return Scores(
-            official.mean().item(), converged.mean().item(), official.mean(0).tolist(), converged.mean(0).tolist()
-        )
+    def errors(self, name: str, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
+        """Both probes' squared errors [N, T] on the rollouts of the validation split `name`."""
+        official, converged = self.probes_for(name)
+        return official.squared_errors(rollouts), converged.squared_errors(rollouts)
 
 
 def evaluate(world: AnyWorld, data: Path, probe_seed: int = 0) -> Evaluation:
@@ -84,20 +83,28 @@ def evaluate(world: AnyWorld, data: Path, probe_seed: int = 0) -> Evaluation:
         if norm is None:
             norm = rollouts.states[:, 1:].norm(dim=2).mean().item()
         split, probe_split = open_split(data / name), open_split(data / PROBE_SETS[name])
-        converged = trained.probes_for(name)[1]
+        errors = trained.errors(name, rollouts)
         result = ProbeSetResult(
             name=name,
             trajectories=split.count,
             probe_trajectories=probe_split.count,
-            trained=trained.scores(name, rollouts),
-            untrained=untrained.scores(name, untrained.rollouts(name)),
+            trained=scores(*errors),
+            untrained=scores(*untrained.errors(name, untrained.rollouts(name))),
             constant=constant_error(all_locations(probe_split), rollouts.locations),
+            by_distance=errors_by_distance(distances_to_solid(split), *errors),
             image_size=(split.spec.width, split.spec.height),
-            examples=choose_examples(converged, rollouts, split),
+            examples=choose_examples(trained.probes_for(name)[1], rollouts, split),
         )
         results.append(result)
     parameters = sum(parameter.numel() for parameter in world.parameters())
     return Evaluation(str(data), probe_seed, parameters, world.config.dim, norm or 0.0, results)
+
+
+def scores(official: Tensor, converged: Tensor) -> Scores:
+    """The scores of squared errors [N, T]."""
+    return Scores(
+        official.mean().item(), converged.mean().item(), official.mean(0).tolist(), converged.mean(0).tolist()
+    )
 
 
 def choose_examples(probe: Probe, rollouts: Rollouts, split: Split) -> list[Example]:

@@ -24,6 +24,19 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class DistanceBin:
+    """Frames in which the dot was at least `low_px` from the nearest solid pixel, and less than the next bin's.
+
+    Errors are squared, in pixels^2, the mean over these frames and both axes.
+    """
+
+    low_px: float
+    frames: int
+    official: float
+    converged: float
+
+
+@dataclass(frozen=True)
 class Example:
     """One trajectory: where the agent was, and where the converged probe locates it from predicted states alone.
 
@@ -55,6 +68,7 @@ class ProbeSetResult:
         trained: the world's scores.
         untrained: scores of the same architecture before training.
         constant: error of predicting the mean location of the probe's training split.
+        by_distance: errors of the trained world by the distance to the nearest solid pixel, nearest first.
         image_size: width and height of the frames in pixels.
         examples: best, median and worst trajectories of the trained world by the converged probe.
     """
@@ -65,6 +79,7 @@ class ProbeSetResult:
     trained: Scores
     untrained: Scores
     constant: float
+    by_distance: list[DistanceBin]
     image_size: tuple[int, int]
     examples: list[Example]
 
@@ -118,6 +133,7 @@ class Evaluation:
 
 def _probe_set(fields: dict[str, Any]) -> ProbeSetResult:
     fields["trained"], fields["untrained"] = Scores(**fields["trained"]), Scores(**fields["untrained"])
+    fields["by_distance"] = [DistanceBin(**one) for one in fields["by_distance"]]
     fields["examples"] = [Example(**example) for example in fields["examples"]]
     return ProbeSetResult(**fields)
 

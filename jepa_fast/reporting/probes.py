@@ -29,6 +29,11 @@ def evaluation_sections(run: Run) -> list[Section]:
             figures=[_by_step(result) for result in results],
         ),
         Section(
+            "Error by distance",
+            ["By how far the dot really was from the nearest solid pixel of a border or the wall, frame by frame."],
+            figures=[_by_distance(results)],
+        ),
+        Section(
             "Paths",
             [
                 "Where the agent was, and where the converged probe locates it from predicted states alone. The dot is "
@@ -107,6 +112,27 @@ def _by_step(result: ProbeSetResult) -> Figure:
     else:
         caption += f" No better than the untrained encoder at {len(beaten)} of {len(steps)} steps."
     return Figure(short(result.name), line_chart(series, "step", "error, px²", log=True), caption, key_of(series))
+
+
+def _by_distance(results: list[ProbeSetResult]) -> Figure:
+    series = [
+        Series(
+            short(result.name),
+            [one.low_px for one in result.by_distance],
+            [one.converged for one in result.by_distance],
+            color,
+        )
+        for color, result in enumerate(results, start=1)
+    ]
+    parts = []
+    for result in results:
+        worst = max(result.by_distance, key=lambda one: one.converged)
+        share = 100 * worst.frames / sum(one.frames for one in result.by_distance)
+        parts.append(f"{short(result.name)} {number(worst.converged)} px² from {number(worst.low_px)} px on")
+        parts[-1] += f" ({number(share)}% of its frames)"
+    caption = f"Converged probe, each point at the near end of its bin. The most: {listed(parts)}."
+    chart = line_chart(series, "distance from, px", "error, px²", log=True)
+    return Figure("Distance to the nearest solid pixel", chart, caption, key_of(series))
 
 
 def _paths(result: ProbeSetResult) -> Figure:

@@ -1,5 +1,7 @@
 """The three loaders against the source and against each other: the same batches, bit for bit."""
 
+import importlib.util
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,12 @@ from jepa_fast.data.sampler import Sampler, evaluation_order
 from jepa_fast.data.shards import open_split
 
 CPU = torch.device("cpu")
-LOADERS = ["host", "resident"]
+WITHOUT_DALI = importlib.util.find_spec("nvidia") is None or importlib.util.find_spec("nvidia.dali") is None
+LOADERS = [
+    "host",
+    "resident",
+    pytest.param("dali", marks=pytest.mark.skipif(WITHOUT_DALI, reason="DALI is not installed")),
+]
 ENCODINGS = ["window", "wall_once", "full"]
 
 

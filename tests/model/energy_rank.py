@@ -1,4 +1,4 @@
-"""One process of test_energy_ranks: its rows of the states in; terms and gradients of every case out."""
+"""One process of test_energy_ranks: its rows of the states in; terms and gradients of every case and task out."""
 
 import sys
 from pathlib import Path
@@ -7,6 +7,8 @@ import torch
 import torch.distributed as dist
 
 from jepa_fast.model.energy import energy, fused_energy
+from jepa_fast.model.feature_world import FeatureWorld
+from jepa_fast.model.objectives import Execution, OneStepLikelihood
 
 folder, rank = Path(sys.argv[1]), int(sys.argv[2])
 torch.set_num_threads(1)
@@ -21,5 +23,12 @@ for name, compute in (("plain", energy), ("fused", fused_energy)):
         terms = compute(predicted, encoded, job["weights"], config, targets, dist.group.WORLD)
         terms.total.backward()
         results[name, case] = torch.stack(terms).detach(), predicted.grad, encoded.grad
+encoded, actions, width = job["one_step"]
+torch.manual_seed(0)
+world = FeatureWorld(job["world"]).double()
+objective = OneStepLikelihood(world, Execution(group=dist.group.WORLD))
+terms, _ = objective(encoded.chunk(2)[rank], actions.chunk(2)[rank], world.dropout_clock, width, None)
+terms.total.backward()
+results["one step"] = torch.stack(terms).detach(), [parameter.grad for parameter in world.predictor.parameters()]
 torch.save(results, folder / f"rank{rank}.pt")
 dist.destroy_process_group()

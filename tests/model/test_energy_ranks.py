@@ -9,8 +9,10 @@ import pytest
 import torch
 
 import jepa_fast
-from jepa_fast.config import EnergyConfig
+from jepa_fast.config import EnergyConfig, FeatureModelConfig
 from jepa_fast.model.energy import energy
+from jepa_fast.model.feature_world import FeatureWorld
+from jepa_fast.model.objectives import Execution, OneStepLikelihood
 
 ROOT = Path(jepa_fast.__file__).parents[1]
 CASES = {
@@ -20,6 +22,7 @@ CASES = {
     "first, stop-gradient": EnergyConfig(steps="first", sides="both", targets="stop_gradient"),
     "ema": EnergyConfig(targets="ema", sides="both"),
 }
+WORLD = FeatureModelConfig(dim=4, wall_hidden=6)
 WEIGHTS = torch.tensor([25.0, 15.0, 2.0], dtype=torch.float64)
 
 
@@ -31,9 +34,18 @@ def states():
 
 
 @pytest.fixture(scope="module")
-def results(states, tmp_path_factory):
+def one_step():
+    """Encodings [6, 5, 4 + 8], actions, and the weights of the one-step task."""
+    generator = torch.Generator().manual_seed(1)
+    encoded = torch.randn(6, 5, 12, generator=generator, dtype=torch.float64)
+    return encoded, torch.randn(6, 4, 2, generator=generator, dtype=torch.float64), torch.tensor([2.0, 5.0])
+
+
+@pytest.fixture(scope="module")
+def results(states, one_step, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    torch.save({"states": states, "cases": CASES, "weights": WEIGHTS}, folder / "job.pt")
+    job = {"states": states, "cases": CASES, "weights": WEIGHTS, "world": WORLD, "one_step": one_step}
+    torch.save(job, folder / "job.pt")
     program = Path(__file__).with_name("energy_rank.py")
     processes = [
         subprocess.Popen(
@@ -67,3 +79,15 @@ def test_processes_give_the_energy_and_the_gradients_of_one(states, results, nam
             assert parts == [None, None]
         else:
             torch.testing.assert_close(torch.cat(parts), side.grad, rtol=1e-10, atol=1e-15)
+
+
+def test_processes_give_the_one_step_terms_and_gradients_of_one(one_step, results):
+    encoded, actions, weights = one_step
+    torch.manual_seed(0)
+    world = FeatureWorld(WORLD).double()
+    terms, _ = OneStepLikelihood(world, Execution())(encoded, actions, world.dropout_clock, weights, None)
+    terms.total.backward()
+    for theirs, _ in (rank["one step"] for rank in results):
+        torch.testing.assert_close(theirs, torch.stack(terms).detach(), rtol=1e-10, atol=0)
+    for parameter, *parts in zip(world.predictor.parameters(), *(rank["one step"][1] for rank in results), strict=True):
+        torch.testing.assert_close(sum(parts), parameter.grad, rtol=1e-9, atol=1e-12)

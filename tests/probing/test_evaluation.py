@@ -139,6 +139,15 @@ def test_the_evaluation_says_what_was_probed(evaluation, world):
     assert evaluation.state_norm > 0
 
 
+def test_bins_of_distance_add_up_to_the_scores(evaluation):
+    for result in evaluation.probe_sets:
+        frames = sum(one.frames for one in result.by_distance)
+        assert frames == result.trajectories * len(result.trained.official_by_step)
+        for probe in ("official", "converged"):
+            total = sum(one.frames * getattr(one, probe) for one in result.by_distance)
+            assert total / frames == pytest.approx(getattr(result.trained, probe), rel=1e-4)
+
+
 def test_examples_are_the_best_the_median_and_the_worst_trajectories(world, two_rooms, evaluation):
     split = open_split(two_rooms / "probe_wall" / "val")
     rollouts = rollout_split(world, split, "wall")

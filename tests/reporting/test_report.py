@@ -20,6 +20,7 @@ from jepa_fast.errors import InputError
 from jepa_fast.evaluate import Arguments as EvaluateArguments
 from jepa_fast.evaluate import main as evaluate
 from jepa_fast.probing.results import Evaluation
+from jepa_fast.reporting.words import number
 from jepa_fast.runs import create_run
 
 ROOT = Path(jepa_fast.__file__).parents[1]
@@ -97,7 +98,8 @@ def page(runs):
 def test_every_figure_has_a_title_and_a_sentence(page):
     titles = [title for title, _ in page.captions()]
     assert titles == [
-        *SETS, *SETS, "Standard deviation per dimension", "Singular values", "Effective rank",
+        *SETS, "Distance to the nearest solid pixel", *SETS,
+        "Standard deviation per dimension", "Singular values", "Effective rank",
         "Loss terms", "Learning rate", "Gradient norm", "Throughput",
     ]  # fmt: skip
     for _, caption in page.captions():
@@ -145,6 +147,9 @@ def test_scores_and_sentences_are_those_of_the_evaluation(page, runs):
         )
         said = f"No better than the untrained encoder at {worse} of " if worse else "Better than the untrained encoder"
         assert said in captions[index][1]
+        worst = max(result.by_distance, key=lambda one: one.converged)
+        said = f"{result.name.removeprefix('probe_').removesuffix('/val')} {number(worst.converged)} px² from"
+        assert f"{said} {number(worst.low_px)} px on" in dict(captions)["Distance to the nearest solid pixel"]
     errors = [example.error for result in evaluation.probe_sets for example in result.examples]
     rooms = [attributes for tag, attributes in page.elements if attributes.get("class") == "room"]
     assert len(rooms) == len(errors) == 24

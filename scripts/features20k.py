@@ -1,0 +1,202 @@
+"""Train, probe and show the preset features20k over several seeds. Starts again where it was stopped.
+
+    python scripts/features20k.py [--seeds 0 1 2] [--data data/full] [--out runs/features20k]
+
+Each seed is trained in a process of its own, whose wall-clock and processor seconds are noted, and evaluated with a
+probe seed that was used for nothing else. The floor of both probes is measured on the true locations, lifted by the
+same encoder. Results go to records/features20k/, and from there into docs/features20k.md and its figure:
+
+    python scripts/features20k.py --draw                 # only that
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+
+import jepa_fast
+from jepa_fast.data.shards import open_split
+from jepa_fast.engine.record import read_metrics
+from jepa_fast.model.feature_world import FeatureWorld
+from jepa_fast.probing.evaluation import PROBE_SETS
+from jepa_fast.probing.prober import converged_probe, official_probe
+from jepa_fast.probing.results import Evaluation, Scores
+from jepa_fast.probing.rollouts import Rollouts, all_locations
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORDS = ROOT / "records" / "features20k"
+PAGE, FIGURE = ROOT / "docs" / "features20k.md", ROOT / "docs" / "images" / "features20k.png"
+BEGIN, END = "<!-- results: scripts/features20k.py --draw -->\n", "<!-- end of results -->\n"
+PROBE_SEED = 1000  # plus the training seed
+
+
+def main() -> None:
+    """Measure what is missing, then draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--data", type=Path, default=ROOT / "data" / "full")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "features20k")
+    parser.add_argument("--draw", action="store_true")
+    arguments = parser.parse_args()
+    if not arguments.draw:
+        RECORDS.mkdir(parents=True, exist_ok=True)
+        if not arguments.data.exists():
+            timed("jepa_fast.generate", "--out", arguments.data)
+        for seed in arguments.seeds:
+            path = RECORDS / f"seed-{seed}.json"
+            if not path.exists():
+                write(path, measure(seed, arguments.data, arguments.out / f"seed-{seed}"))
+    results = [json.loads(path.read_text()) for path in sorted(RECORDS.glob("seed-*.json"))]
+    print(tables(results))
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    PAGE.write_text(before + BEGIN + tables(results) + END + rest.partition(END)[2])
+    draw(results)
+
+
+def measure(seed: int, data: Path, run: Path) -> dict[str, Any]:
+    """What one seed gives."""
+    flags: list[str | Path] = ["--preset", "features20k", "--seed", str(seed), "--data.path", data, "--out", run]
+    wall_s, processor_s = timed("jepa_fast.train", *flags)
+    timed("jepa_fast.evaluate", run, "--seed", str(PROBE_SEED + seed))
+    evaluation = Evaluation.load(run / "evaluation.json")
+    world = jepa_fast.load(run)
+    assert isinstance(world, FeatureWorld)
+    metrics = read_metrics(run)
+    environment, config = (json.loads((run / name).read_text()) for name in ("environment.json", "config.json"))
+    # Where things lay on the machine is nobody's business.
+    del environment["command"], config["data"]
+    return {
+        "seed": seed,
+        "probe_seed": PROBE_SEED + seed,
+        "parameters": evaluation.parameters,
+        "steps": metrics[-1]["step"],
+        "epochs": metrics[-1]["epoch"],
+        "train_wall_s": wall_s,
+        "train_processor_s": processor_s,
+        "load_average_after": os.getloadavg()[2],
+        "environment": environment,
+        "config": config,
+        "probe_sets": {
+            result.name: {
+                "trained": vars(result.trained),
+                "untrained": vars(result.untrained),
+                "true_locations": vars(floor),
+                "constant": result.constant,
+            }
+            for result, floor in zip(evaluation.probe_sets, floors(world, data, PROBE_SEED + seed), strict=True)
+        },
+        "metrics": [line for line in metrics if line["step"] % 250 == 0],
+    }
+
+
+def timed(command: str, *flags: str | Path) -> tuple[float, float]:
+    """Run a command of the package: its wall-clock and its processor seconds."""
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    subprocess.run([sys.executable, "-m", command, *flags], check=True, cwd=ROOT)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.monotonic() - start, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def floors(world: FeatureWorld, data: Path, probe_seed: int) -> list[Scores]:
+    """Both probes' scores on true locations, lifted by the world's encoder: what a perfect predictor would get."""
+
+    def lifted(name: str) -> Rollouts:
+        locations = all_locations(open_split(data / name))
+        half = (world.config.frame - 1) / 2
+        with torch.no_grad():
+            return Rollouts(world.encoder((locations - half) / half), locations)
+
+    probes: dict[str, Any] = {}
+    scores = []
+    for name, source in PROBE_SETS.items():
+        if source not in probes:
+            train = lifted(source)
+            probes[source] = official_probe(train, probe_seed), converged_probe(train, probe_seed)
+        official, converged = (probe.squared_errors(lifted(name)) for probe in probes[source])
+        means = official.mean().item(), converged.mean().item()
+        scores.append(Scores(*means, official.mean(0).tolist(), converged.mean(0).tolist()))
+    return scores
+
+
+def write(path: Path, result: dict[str, Any]) -> None:
+    """Numbers to five digits, lists of numbers on one line: small, and diffs that can be read."""
+
+    def rounded(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: rounded(one) for key, one in value.items()}
+        if isinstance(value, list):
+            return [rounded(one) for one in value]
+        return float(f"{value:.5g}") if isinstance(value, float) else value
+
+    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in rounded(result).items()]
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def tables(results: list[dict[str, Any]]) -> str:
+    """The page's tables in Markdown."""
+    lines = ["| probe set | probe | trained: mean (each seed) | true locations | untrained | constant |"]
+    lines += ["|---|---|---:|---:|---:|---:|"]
+    for name in PROBE_SETS:
+        sets = [result["probe_sets"][name] for result in results]
+        for probe in ("official", "converged"):
+            each = [one["trained"][probe] for one in sets]
+            shown = f"**{statistics.fmean(each):.4f}** ({', '.join(f'{value:.4f}' for value in each)})"
+            true = statistics.fmean(one["true_locations"][probe] for one in sets)
+            untrained = statistics.fmean(one["untrained"][probe] for one in sets)
+            short = name.removeprefix("probe_").removesuffix("/val")
+            lines.append(f"| {short} | {probe} | {shown} | {true:.4f} | {untrained:.1f} | {sets[0]['constant']:.1f} |")
+    lines += [
+        "",
+        "| seed | probe seed | steps | epochs | wall-clock s | processor s | load average |",
+        "|---:" * 7 + "|",
+    ]
+    lines += [
+        f"| {one['seed']} | {one['probe_seed']} | {one['steps']:,} | {one['epochs']:.1f} | {one['train_wall_s']:.0f} | "
+        f"{one['train_processor_s']:.0f} | {one['load_average_after']:.1f} |"
+        for one in results
+    ]
+    environment = results[0]["environment"]
+    machine = f"{environment['device']}, {environment['threads']} thread(s), torch {environment['torch']}"
+    return "\n".join([*lines, "", f"On {machine}, commit {environment['commit'][:12]}.", ""])
+
+
+def draw(results: list[dict[str, Any]]) -> None:
+    """The error at every step, of both probes, for every set: the seeds' range and mean beside the floor."""
+    figure, axes = plt.subplots(1, len(PROBE_SETS), figsize=(12, 3.4), layout="constrained", sharey=True)
+    for axis, name in zip(axes, PROBE_SETS, strict=True):
+        sets = [result["probe_sets"][name] for result in results]
+        for probe, color in (("converged", "#d95f02"), ("official", "#7570b3")):
+            trained = [one["trained"][f"{probe}_by_step"] for one in sets]
+            steps = range(len(trained[0]))
+            axis.fill_between(steps, over(trained, min), over(trained, max), color=color, alpha=0.25, lw=0)
+            axis.plot(steps, over(trained, statistics.fmean), color=color, label=f"{probe} probe")
+            true = [one["true_locations"][f"{probe}_by_step"] for one in sets]
+            axis.plot(steps, over(true, statistics.fmean), color=color, lw=1, ls=":", label="the same, true locations")
+        untrained = over([one["untrained"]["converged_by_step"] for one in sets], statistics.fmean)
+        axis.plot(range(len(untrained)), untrained, color="#999999", label="untrained, converged probe")
+        axis.set(title=name.removeprefix("probe_").removesuffix("/val"), xlabel="step", yscale="log")
+    axes[0].set(ylabel="squared error, px²")
+    axes[0].legend(fontsize=7)
+    figure.savefig(FIGURE, dpi=100)
+
+
+def over(curves: list[list[float]], function: Callable[[tuple[float, ...]], float]) -> list[float]:
+    """`function` of all curves' values, step by step."""
+    return [function(values) for values in zip(*curves, strict=True)]
+
+
+if __name__ == "__main__":
+    main()

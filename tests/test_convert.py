@@ -1,0 +1,309 @@
+"""Converting the course layout: what comes out is what went in, and what is wrong is told by file, trajectory, step."""
+
+import io
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jepa_fast.convert import convert
+from jepa_fast.data import course
+from jepa_fast.data.course import quantise
+from jepa_fast.data.shards import open_split
+from jepa_fast.data.two_rooms import WORLD
+from jepa_fast.data.two_rooms_source import TwoRoomsSource
+from jepa_fast.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+
+
+def course_arrays(count=30, seed=0):
+    """Two-room trajectories as bytes in the course layout: states, actions, locations."""
+    chunk = TwoRoomsSource("train", count, seed).chunk(0, count)
+    walls = np.broadcast_to(chunk.walls[:, None], chunk.dots.shape)
+    return np.stack([chunk.dots, walls], axis=2), chunk.actions, chunk.locations
+
+
+def save(folder, states, actions, locations=None):
+    """The files as keyword arguments of `convert`."""
+    folder.mkdir(exist_ok=True)
+    files = {"states": states, "actions": actions, "locations": locations}
+    for name, array in files.items():
+        if array is not None:
+            np.save(folder / f"{name}.npy", array)
+    return {name: folder / f"{name}.npy" for name, array in files.items() if array is not None}
+
+
+def frames_of(folder):
+    """Frames float64 [N, T, 2, H, W] of a split, from its files alone."""
+    split = open_split(folder, verify=True)
+    dots, walls = course._stored_frames(split, 0, split.count)
+    return np.stack([dots, walls], axis=2) * split.spec.scale
+
+
+@pytest.mark.parametrize("kind", ["uint8", "float16", "float32", "float64", ">f4"])
+@pytest.mark.parametrize("encoding", ["window", "wall_once", "full"])
+def test_every_kind_of_states_comes_back(tmp_path, monkeypatch, kind, encoding):
+    monkeypatch.setattr(course, "CHUNK_ROWS", 7)
+    states, actions, locations = course_arrays()
+    given_states = states if kind == "uint8" else (states * WORLD.scale).astype(kind)
+    files = save(tmp_path / "course", given_states, actions.astype(np.float64), locations)
+    manifest = convert(**files, out=tmp_path / "split", encoding=encoding, workers=1)
+    error, scale = manifest.source["largest_error"], manifest.layout.spec.scale
+    assert scale == 1.0 if kind == "uint8" else abs(scale / WORLD.scale - 1) < 1e-3
+    worst = abs(frames_of(tmp_path / "split") - given_states).max()
+    assert worst == pytest.approx(error, rel=1e-12, abs=0)
+    assert error <= scale / 2 * (1 + 1e-6)
+    # Here the floats are multiples of the scale, up to their own rounding.
+    assert error <= (0 if kind == "uint8" else 5e-4 if kind == "float16" else 1e-7) * states.max() * scale
+    split = open_split(tmp_path / "split")
+    assert split.spec.window == (10 if encoding == "window" else None)
+    np.testing.assert_array_equal(split.locations(np.arange(30)), locations)
+    np.testing.assert_array_equal(course._stored(split, "actions", 0, 30), actions)
+
+
+@settings(max_examples=200)
+@given(st.floats(0, 1e6, width=32), st.floats(1e-6, 1e6))
+def test_rounding_is_to_the_nearest_step(largest, scale):
+    values = np.linspace(0, min(largest, 255 * scale), 9).astype(np.float32)
+    restored = quantise(values, scale).astype(np.float64) * scale
+    assert (abs(restored - values) <= scale * 0.5001).all()
+
+
+def test_the_largest_error_is_what_the_data_lose(tmp_path):
+    states, actions, _ = course_arrays(6)
+    values = np.random.default_rng(0).random(states.shape)
+    files = save(tmp_path / "course", values, actions)
+    manifest = convert(**files, out=tmp_path / "split", workers=1)
+    scale = values.max() / 255
+    assert manifest.layout.spec.scale == scale
+    assert manifest.source["largest_error"] == abs(np.rint(values / scale) * scale - values).max()
+    assert manifest.layout.spec.window is None
+    assert not manifest.layout.locations
+
+
+def test_a_wall_that_moves_is_kept_frame_by_frame(tmp_path):
+    states, actions, locations = course_arrays()
+    states = states.copy()
+    states[17, 9:, 1] = states[18, 9:, 1]
+    files = save(tmp_path / "course", states, actions, locations)
+    manifest = convert(**files, out=tmp_path / "split", workers=1)
+    assert manifest.layout.wall_per_frame
+    assert manifest.layout.spec.window == 10
+    np.testing.assert_array_equal(frames_of(tmp_path / "split"), states)
+
+
+def test_arrays_in_other_orders_are_read_as_numpy_reads_them(tmp_path):
+    states, actions, locations = course_arrays(9)
+    files = save(tmp_path / "course", np.asfortranarray(states), np.asfortranarray(actions), locations)
+    convert(**files, out=tmp_path / "split", workers=1)
+    np.testing.assert_array_equal(frames_of(tmp_path / "split"), states)
+
+
+def test_a_scale_of_ones_own_is_taken_or_refused(tmp_path):
+    states, actions, _ = course_arrays(5)
+    files = save(tmp_path / "course", states, actions)
+    manifest = convert(**files, out=tmp_path / "bytes", scale=WORLD.scale, workers=1)
+    assert manifest.layout.spec.scale == WORLD.scale
+    files = save(tmp_path / "course", states.astype(np.float32), actions)
+    with pytest.raises(InputError, match=r"--scale: got 0\.5, expected at least 1\.0: .*states\.npy holds 255\.0"):
+        convert(**files, out=tmp_path / "floats", scale=0.5, workers=1)
+    assert convert(**files, out=tmp_path / "floats", scale=2.0, workers=1).source["largest_error"] == 1.0
+
+
+def test_many_workers_write_the_same_bits(tmp_path, monkeypatch):
+    states, actions, locations = course_arrays(40)
+    files = save(tmp_path / "course", (states * WORLD.scale).astype(np.float32), actions, locations)
+    monkeypatch.setattr(course, "CHUNK_ROWS", 8)
+    assert convert(**files, out=tmp_path / "one", workers=1) == convert(**files, out=tmp_path / "two", workers=2)
+
+
+def zipped_array():
+    stream = io.BytesIO()
+    np.savez(stream, np.zeros(3))
+    return stream.getvalue()
+
+
+def spoil(place, value, which="states"):
+    def change(arrays):
+        arrays[which][place] = value
+
+    return change
+
+
+def swap(which, convert_array):
+    def change(arrays):
+        arrays[which] = convert_array(arrays[which])
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (spoil((13, 2, 1, 5, 5), np.nan), r"states\.npy: trajectory 13, step 2: found nan, expected finite numbers"),
+        (spoil((13, 2, 0, 5, 5), np.inf), r"states\.npy: trajectory 13, step 2: found inf, expected finite"),
+        (spoil((8, 16, 0, 5, 5), -0.5), r"states\.npy: trajectory 8, step 16: found -0\.5, expected no negative pixel"),
+        (spoil((9, 3, 1), np.nan, "actions"), r"actions\.npy: trajectory 9, step 3: found nan, expected finite"),
+        (spoil((9, 4, 0), -np.inf, "locations"), r"locations\.npy: trajectory 9, step 4: found -inf, expected finite"),
+        (
+            spoil((9, 4, 0), 1e300, "locations"),
+            r"locations\.npy: trajectory 9, step 4: found 1e\+300, expected float32",
+        ),
+        (swap("states", lambda a: a[:, :, :1]), r"states\.npy: found float32 \[20, 17, 1, 65, 65\], expected float or"),
+        (swap("states", lambda a: a[0]), r"states\.npy: found float32 \[17, 2, 65, 65\], expected float or uint8 \[N"),
+        (swap("states", lambda a: a.astype(np.int32)), r"states\.npy: found int32 .*, expected float or uint8"),
+        (swap("states", lambda a: a[:0]), r"states\.npy: found float32 \[0, .*, expected"),
+        (swap("states", lambda a: a[:, :1]), r"states\.npy: found float32 \[20, 1, .*, expected .* T >= 2"),
+        (swap("actions", lambda a: a[1:]), r"actions\.npy: found float32 \[19, 16, 2\], expected float \[20, 16, 2\]"),
+        (swap("actions", lambda a: a[:, 1:]), r"actions\.npy: found .*\[20, 15, 2\], expected float \[20, 16, 2\], as"),
+        (swap("actions", lambda a: a.astype(np.int64)), r"actions\.npy: found int64 .*, expected float"),
+        (swap("locations", lambda a: a[:, 1:]), r"locations\.npy: found .*\[20, 16, 2\], expected float \[20, 17, 2\]"),
+        (swap("locations", lambda a: a[:, :, :1]), r"locations\.npy: found .*\[20, 17, 1\], expected float"),
+    ],
+)
+@pytest.mark.parametrize("rows", [6, 512])
+def test_wrong_arrays_are_refused_by_file_trajectory_and_step(tmp_path, monkeypatch, change, message, rows):
+    monkeypatch.setattr(course, "CHUNK_ROWS", rows)
+    states, actions, locations = course_arrays(20)
+    arrays = {
+        "states": (states * WORLD.scale).astype(np.float32),
+        "actions": actions.copy(),
+        "locations": locations.astype(np.float64),
+    }
+    change(arrays)
+    with pytest.raises(InputError, match=message) as raised:
+        convert(**save(tmp_path / "course", **arrays), out=tmp_path / "split", workers=1)
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "split").exists()
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda path: path.unlink(), r"states\.npy: not found, expected a \.npy file"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), r"states\.npy: not an array that can be mapped \(mmap"),
+        (lambda path: path.write_bytes(b""), r"states\.npy: not an array that can be mapped"),
+        (lambda path: path.write_text("1, 2, 3"), r"states\.npy: not an array that can be mapped"),
+        (
+            lambda path: np.save(path, np.array([{}]), allow_pickle=True),
+            r"states\.npy: not an array that can be mapped",
+        ),
+        (lambda path: path.write_bytes(zipped_array()), r"states\.npy: not an array that can be mapped"),
+    ],
+)
+def test_files_that_are_no_arrays_are_refused_by_name(tmp_path, break_it, message):
+    states, actions, _ = course_arrays(3)
+    files = save(tmp_path, states, actions)
+    break_it(files["states"])
+    with pytest.raises(InputError, match=message):
+        convert(**files, out=tmp_path / "split", workers=1)
+
+
+def test_the_round_trip_finds_any_change_on_disk(tmp_path, monkeypatch):
+    states, actions, locations = course_arrays(12)
+    files = save(tmp_path / "course", states, actions, locations)
+    convert(**files, out=tmp_path / "split", workers=1)
+    assert convert(**files, out=tmp_path / "split", workers=1).trajectories == 12
+    for name in ("window", "wall", "actions", "locations"):
+        path = tmp_path / "split" / f"{name}-00000.npy"
+        intact = path.read_bytes()
+        content = bytearray(intact)
+        content[128 + (len(intact) - 128) * 7 // 12 + 20] ^= 1
+        path.write_bytes(content)
+        what = {"window": "dots", "wall": "walls"}.get(name, name)
+        with pytest.raises(InputError, match=f"split: trajectory 7: its {what} are not those of .*states"):
+            convert(**files, out=tmp_path / "split", workers=1)
+        path.write_bytes(intact)
+
+
+def test_other_content_under_the_same_names_is_not_taken_for_the_same_set(tmp_path):
+    states, actions, _ = course_arrays(5)
+    convert(**save(tmp_path / "course", states, actions), out=tmp_path / "split", workers=1)
+    files = save(tmp_path / "course", states, actions + 1)
+    with pytest.raises(InputError, match=r"holds another finished split: source\.sha256: found"):
+        convert(**files, out=tmp_path / "split", workers=1)
+
+
+CONVERT_LIMITED = """
+import resource, sys
+from pathlib import Path
+from jepa_fast.convert import convert
+folder = Path(sys.argv[1])
+if __name__ == "__main__":
+    private = lambda: int(next(l for l in open("/proc/self/status") if l.startswith("RssAnon")).split()[1])
+    before = private()
+    import threading
+    most, done = [0], threading.Event()
+    def watch():
+        while not done.wait(0.005):
+            most[0] = max(most[0], private())
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    convert(folder / "states.npy", folder / "actions.npy", folder / "split", workers=1)
+    done.set()
+    watcher.join()
+    print((most[0] - before) // 1024)
+"""
+
+
+def test_memory_does_not_grow_with_the_set(tmp_path):
+    """A set of 460 MB passes through a part of that, which does not depend on its size: files are mapped, not read."""
+    states, actions, _ = course_arrays(200)
+    large = np.lib.format.open_memmap(tmp_path / "states.npy", "w+", np.float64, (400, *states.shape[1:]))
+    for low in range(0, 400, 200):
+        large[low : low + 200] = states * WORLD.scale
+    large.flush()
+    np.save(tmp_path / "actions.npy", np.tile(actions, (2, 1, 1)))
+    done = subprocess.run(
+        [sys.executable, "-c", CONVERT_LIMITED, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert large.nbytes > 450e6
+    assert int(done.stdout) < 250
+
+
+def test_a_killed_conversion_is_continued_to_the_same_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr("jepa_fast.data.packing.SHARD_BYTES", 1_500_000)
+    states, actions, locations = course_arrays(1500)
+    files = save(tmp_path / "course", states, actions, locations)
+    convert(**files, out=tmp_path / "whole", workers=1)
+    code = (
+        "import sys; from pathlib import Path; import jepa_fast.data.packing as p\n"
+        "from jepa_fast.convert import convert\n"
+        "p.SHARD_BYTES = 1_500_000\n"
+        "f = Path(sys.argv[1]); convert(f / 'states.npy', f / 'actions.npy', Path(sys.argv[2]), f / 'locations.npy', "
+        "workers=1)"
+    )
+    parts = tmp_path / "parts"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "course"), str(parts)], cwd=ROOT, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 30
+    while not (parts / "shard-00000.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (parts / "manifest.json").exists(), "the conversion was done before it was killed"
+    convert(**files, out=parts, workers=1)
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    assert {path.name: path.read_bytes() for path in parts.iterdir()} == whole
+
+
+def test_the_command_says_what_it_did_and_what_is_wrong(tmp_path):
+    states, actions, locations = course_arrays(10)
+    files = save(tmp_path / "course", (states * WORLD.scale).astype(np.float32), actions, locations)
+    words = [word for name, path in files.items() for word in (f"--{name}", str(path))]
+    command = [sys.executable, "-m", "jepa_fast.convert", *words, "--out", str(tmp_path / "split"), "--workers", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "every frame, action and location on disk compared with its source: equal after rounding" in done.stderr
+    files["actions"].unlink()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == f"error: {files['actions']}: not found, expected a .npy file\n"
