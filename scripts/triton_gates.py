@@ -26,7 +26,8 @@ from scripts import gates
 from scripts.triton_builds import BUILDS, KERNELS, Build
 
 ROWS = gates.ROOT / "kernels" / "gates.json"
-ARCHITECTURES = (80, 90)
+# What one block may have.
+MOST_SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024}
 
 
 @dataclass(frozen=True, order=True)
@@ -152,6 +153,10 @@ def find_violations(rows: Iterable[Row]) -> list[str]:
         where = f"{row.build} on {row.architecture}, Triton {row.triton}"
         if row.stack or row.local:
             violations.append(f"{where}: {row.stack} bytes of stack and {row.local} of local memory, expected none")
+        if row.shared > MOST_SHARED[row.architecture]:
+            violations.append(
+                f"{where}: {row.shared} bytes of shared memory, a block has {MOST_SHARED[row.architecture]}"
+            )
         if row.registers > ceilings[row.build]:
             violations.append(f"{where}: {row.registers} registers, expected at most {ceilings[row.build]}")
     return violations
@@ -197,7 +202,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for build in chosen:
-            for architecture in ARCHITECTURES:
+            for architecture in build.architectures:
                 row = compile_build(build, architecture, Path(folder))
                 figures = f"{row.registers:9}  {row.stack:5}  {row.local:5}  {row.shared:6}  {row.instructions:12}"
                 print(
