@@ -14,7 +14,6 @@ DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 WHERE = [("cpu", dtype) for dtype in TOLERANCES]
 WHERE += [("cuda", dtype) for dtype in TOLERANCES if dtype != torch.float64 and torch.cuda.is_available()]
 SIZES = [(1, 1, 1), (2, 7, 7), (3, 13, 11), (2, 22, 17)]
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
 def draw(shape, channels, padding=(3, 3), dtype=torch.float32, device="cpu", has_addend=True):
@@ -170,7 +169,14 @@ def test_arguments_that_do_not_fit_are_refused_by_name(change, message):
     assert "\n" not in str(raised.value)
 
 
-@needs_cuda
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("channels", [16, 32, 96])
+def test_small_shapes_on_a_gpu_match_float64(channels, dtype):
+    assert_matches_float64(draw((2, 5, 7), channels, (6, 3), dtype, "cuda"), (6, 3))
+
+
+@pytest.mark.gpu
 def test_same_bits_twice_and_every_element_is_written():
     arguments = draw((65, 31, 29), 16, dtype=torch.bfloat16, device="cuda")
     first = with_gradients(convnext_block, arguments, (3, 3))
@@ -183,7 +189,7 @@ def test_same_bits_twice_and_every_element_is_written():
     assert all(torch.equal(first[1][name], second[1][name]) for name in first[1])
 
 
-@needs_cuda
+@pytest.mark.gpu
 def test_block_can_be_captured_in_a_graph():
     arguments = draw((4, 22, 22), 16, dtype=torch.bfloat16, device="cuda")
     eager = with_gradients(convnext_block, arguments, (3, 3))
@@ -202,7 +208,7 @@ def test_block_can_be_captured_in_a_graph():
         assert torch.equal(gradient, eager[1][name])
 
 
-@needs_cuda
+@pytest.mark.gpu
 def test_addresses_beyond_two_to_the_31_elements_are_reached():
     count, side, channels = 4352, 65, 128
     if torch.cuda.mem_get_info()[0] < 45 * 2**30:

@@ -10,7 +10,6 @@ TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2, t
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 WHERE = [("cpu", dtype) for dtype in TOLERANCES]
 WHERE += [("cuda", dtype) for dtype in TOLERANCES if dtype != torch.float64 and torch.cuda.is_available()]
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
 def draw(shape, channels, dtype=torch.float32, device="cpu"):
@@ -132,7 +131,14 @@ def test_arguments_that_do_not_fit_are_refused_by_name(place, wrong, message):
     assert str(raised.value) == message
 
 
-@needs_cuda
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("channels", [16, 96])
+def test_small_shapes_on_a_gpu_match_float64(channels, dtype):
+    assert_matches_float64(draw((2, 5, 7), channels, dtype, "cuda"), (6, 3))
+
+
+@pytest.mark.gpu
 def test_same_bits_twice_and_every_element_is_written():
     arguments = draw((65, 31, 29), 16, torch.bfloat16, "cuda")
     first = with_gradients(dwconv_norm, arguments)
@@ -145,7 +151,7 @@ def test_same_bits_twice_and_every_element_is_written():
     assert all(torch.equal(gradient, other) for gradient, other in zip(first[1], second[1], strict=True))
 
 
-@needs_cuda
+@pytest.mark.gpu
 def test_addresses_beyond_two_to_the_31_elements_are_reached():
     count, side, channels = 4352, 65, 128
     if torch.cuda.mem_get_info()[0] < 45 * 2**30:

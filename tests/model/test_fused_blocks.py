@@ -99,3 +99,20 @@ def test_the_compiled_fused_encoder_is_one_graph_and_equal(drawn):
     encoder = BatchEncoder(fused, spec, bases)
     compiled = torch.compile(encoder.__call__, backend="aot_eager", fullgraph=True, dynamic=False)
     torch.testing.assert_close(compiled(batch, new_clock(3)), encoder(batch, new_clock(3)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", ["auto", "off"])
+def test_kernels_give_the_exact_states_and_gradients(drawn, mode):
+    batch, spec, bases = drawn(2)
+    plain, fused = make_pair()
+    expected, truth = states_and_gradients(BatchEncoder(plain.double(), spec, bases, "off"), batch)
+    encoder = BatchEncoder(fused.cuda(), spec, bases.cuda(), mode)
+    encoder.encoder.zero_grad()
+    states = encoder(batch.to(torch.device("cuda")), new_clock(5).cuda())
+    probe = torch.randn(states.shape, generator=torch.Generator().manual_seed(7)).to(states)
+    (states * probe + states.square() * probe.roll(1)).sum().backward()
+    assert relative(states.detach().double().cpu(), expected) < 1e-4
+    floor = 1e-3 * float(torch.stack([gradient.norm() for gradient in truth.values()]).norm())
+    for name, weight in fused.named_parameters():
+        assert relative(weight.grad.double().cpu(), truth[name], floor) < 1e-3, name
