@@ -7,6 +7,7 @@ step by step in the consumer's thread: handing batches between threads costs mor
 
 from collections.abc import Callable, Generator, Iterable
 from functools import partial
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from jepa_fast.errors import InputError
 
 # Batches that a GPU pipeline has under way.
 DEPTH = 2
+# Pinned slots: those batches, the one handed out, and the one being filled.
+RING = DEPTH + 2
 
 INSTALL = "pip install --constraint constraints.txt 'jepa_fast[dali]'"
 
@@ -57,19 +60,13 @@ class DaliLoader:
 
         With a GPU an error in gathering arrives up to DEPTH batches early.
         """
-        pipeline = _pipeline(self.split, self._feed(orders), self.device)
+        names = _names(self.split)
         if self.device.type == "cuda":
-            run: Callable[[], Any] = partial(pipeline.run, torch.cuda.current_stream(self.device))
-        else:
-            run = pipeline.run
+            yield from self._on_gpu(orders, names)
+            return
+        pipeline = _pipeline(self.split, self._feed(orders, {}), self.device)
         ring = Ring(self.split.manifest.layout)
-        while (outputs := _outputs(run)) is not None:
-            names = _names(self.split)
-            if self.device.type == "cuda":
-                # Kept by DALI for as long as torch refers to them.
-                tensors = [from_dlpack(output.as_tensor())[0] for output in outputs]
-                yield as_batch(dict(zip(names, tensors, strict=True)))
-                continue
+        while (outputs := _outputs(pipeline.run)) is not None:
             # These are written over in the next step.
             arrays = [np.asarray(output.as_tensor())[0] for output in outputs]
             slot = ring.next(len(arrays[0]))
@@ -77,23 +74,37 @@ class DaliLoader:
                 np.copyto(target, array)
             yield slot.batch(len(arrays[0]))
 
-    def _feed(self, orders: Iterable[Indices]) -> Generator[list[list[NDArray[Any]]]]:
+    def _on_gpu(self, orders: Iterable[Indices], names: list[str]) -> Generator[Batch]:
+        copied: dict[int, torch.cuda.Event] = {}
+        pipeline = _pipeline(self.split, self._feed(orders, copied), self.device)
+        for number in count():
+            # Bound to the consumer's stream, memory that torch gives back is used again only after its work.
+            stream = torch.cuda.current_stream(self.device)
+            outputs = _outputs(partial(pipeline.run, stream))
+            if outputs is None:
+                return
+            tensors = [from_dlpack(output.as_tensor())[0] for output in outputs]
+            # The stream waits for the copy, the host does not: this tells when the pinned slot may be filled again.
+            copied[number + RING] = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            copied[number + RING].record(stream)
+            yield as_batch(dict(zip(names, tensors, strict=True)))
+
+    def _feed(
+        self, orders: Iterable[Indices], copied: dict[int, torch.cuda.Event]
+    ) -> Generator[list[list[NDArray[Any]]]]:
         """What the pipeline asks for: field by field a list of one sample, in memory that it reads itself."""
-        pinned = self.device.type == "cuda"
-        slots: list[Slot | None] = [None] * (DEPTH + 2 if pinned else 1)
+        cuda = self.device.type == "cuda"
+        slots: list[Slot | None] = [None] * (RING if cuda else 1)
         for number, indices in enumerate(orders):
+            if number in copied:
+                copied.pop(number).synchronize()
             slot = slots[number % len(slots)]
             if slot is None or slot.rows < len(indices):
-                slot = Slot(self.split.manifest.layout, len(indices), torch.device("cpu"), pinned)
+                slot = Slot(self.split.manifest.layout, len(indices), torch.device("cpu"), pinned=cuda)
                 slots[number % len(slots)] = slot
             arrays = slot.arrays(len(indices))
             gather_into(self.split, indices, arrays)
             yield [[array] for array in arrays.values()]
-
-
-def _names(split: Split) -> list[str]:
-    """The Batch's fields in the order of the pipeline's outputs."""
-    return list(Slot(split.manifest.layout, 0, torch.device("cpu")).tensors)
 
 
 def _outputs(run: Callable[[], Any]) -> Any:
@@ -102,6 +113,11 @@ def _outputs(run: Callable[[], Any]) -> Any:
         return run()
     except StopIteration:
         return None
+
+
+def _names(split: Split) -> list[str]:
+    """The Batch's fields in the order of the pipeline's outputs."""
+    return list(Slot(split.manifest.layout, 0, torch.device("cpu")).tensors)
 
 
 def _pipeline(split: Split, feed: Generator[list[list[NDArray[Any]]]], device: torch.device) -> Any:

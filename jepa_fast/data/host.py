@@ -107,7 +107,11 @@ class CudaStage(Stage):
     def hand_out(self) -> Batch:
         """The copied batch, for the consumer's current stream."""
         assert self.target is not None
-        torch.cuda.current_stream(self.device).wait_event(self.copied)
+        consumer = torch.cuda.current_stream(self.device)
+        consumer.wait_event(self.copied)
+        for tensor in self.target.tensors.values():
+            # Given back, at the end, the memory waits for what this stream still does with it.
+            tensor.record_stream(consumer)
         return self.target.batch(self.rows)
 
     def take_back(self) -> None:

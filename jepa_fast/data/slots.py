@@ -49,13 +49,18 @@ class Slot:
             name: torch.empty(shape, dtype=kind, device=device, pin_memory=pinned)
             for name, (shape, kind) in shapes.items()
         }
+        # Views cost more than copying a small batch: those that are the same every time are made once.
+        self._whole = as_batch(self.tensors)
+        self._arrays = {} if device.type != "cpu" else {name: field.numpy() for name, field in self.tensors.items()}
 
     def arrays(self, rows: int) -> dict[str, NDArray[Any]]:
         """The first `rows` rows for NumPy; only on the CPU."""
-        return {name: tensor[:rows].numpy() for name, tensor in self.tensors.items()}
+        return {name: array[:rows] for name, array in self._arrays.items()}
 
     def batch(self, rows: int) -> Batch:
         """The first `rows` rows as a Batch."""
+        if rows == self.rows:
+            return self._whole
         return as_batch({name: tensor[:rows] for name, tensor in self.tensors.items()})
 
 
