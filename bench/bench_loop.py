@@ -98,7 +98,7 @@ class BareStep:
 
 
 def take_turns(folder: Path, device: str, clock: Callable[[], float] = device_clock) -> dict[str, list[float]]:
-    """Seconds by `clock` of every step of both, from the WARM_UPS-th on; the loop's are those of steps WARM_UPS + 1 and later."""
+    """Seconds by `clock` of every step of both, but for the first WARM_UPS of each."""
     packed_split(folder / "data" / "train")
     config = configuration(folder / "data", device)
     split = open_split(folder / "data" / "train")
