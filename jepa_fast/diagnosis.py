@@ -18,6 +18,7 @@ from packaging.specifiers import SpecifierSet
 
 import jepa_fast.kernels
 from jepa_fast import extension
+from jepa_fast.data.dali import INSTALL
 from jepa_fast.data.manifest import MANIFEST_NAME
 from jepa_fast.data.shards import OTHER_FILES, open_split
 from jepa_fast.data.two_rooms import SPLITS
@@ -41,7 +42,7 @@ class Finding:
 
 def diagnose(data: Path) -> list[Finding]:
     """Everything that is looked at: versions, devices, compiled ops, the data folder, limits."""
-    return [*versions(), *devices(), *operators(), *data_folder(data), *disk(data), open_files(data)]
+    return [*versions(), *devices(), *operators(), loaders(), *data_folder(data), *disk(data), open_files(data)]
 
 
 def versions() -> list[Finding]:
@@ -121,6 +122,15 @@ def operators() -> list[Finding]:
                 problem = "the extension was built without CUDA"
                 found.append(Finding(topic, "plain PyTorch", problem, remedy))
     return found
+
+
+def loaders() -> Finding:
+    """Which loaders a run can ask for: DALI is an extra, and nothing is wrong without it."""
+    try:
+        version = importlib.metadata.version("nvidia-dali-cuda130")
+    except importlib.metadata.PackageNotFoundError:
+        return Finding("loaders", f"host, resident; dali after: {INSTALL}")
+    return Finding("loaders", f"host, resident, dali (DALI {version})")
 
 
 def data_folder(data: Path) -> list[Finding]:
