@@ -4,7 +4,7 @@ RUN := $(VENV)/bin/python
 PIP_INSTALL := $(RUN) -m pip install --quiet --constraint constraints.txt
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint bench bench-check gates
+.PHONY: install demo test lint bench bench-check gates torture profile
 
 # Nothing to do until the description of the build or its sources change.
 install: $(STAMP)
@@ -60,3 +60,11 @@ $(OLD_TRITON)/.installed:
 	$(RUN) -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
 		$$($(OLD_TRITON)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/project.pth
 	@touch $@
+
+# A run that is killed 20 times at random moments and resumed must end with the bits of one left alone: a few minutes.
+torture: install
+	$(RUN) scripts/torture.py
+
+# Where a step's time goes: by nsys where it is installed, else by torch's own profiler. Arguments are train's.
+profile: install
+	scripts/profile.sh $(ARGS)

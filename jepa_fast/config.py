@@ -225,7 +225,7 @@ class LoopOptions:
     checkpoint_minutes: float = 5.0
     on_collapse: Literal["warn", "stop"] = "warn"
     profile: Literal["off", "torch", "nsys"] = "off"
-    profile_window: tuple[int, int] = (20, 30)
+    profile_window: tuple[int, int] = (20, 25)
 
     def __post_init__(self) -> None:
         minutes, (first, last) = self.checkpoint_minutes, self.profile_window

@@ -62,7 +62,7 @@ class Arguments:
     compile: Literal["off", "on"] | None = None
     """torch.compile what is not a kernel of ours. Default: on for cuda, off for cpu."""
     capture: Literal["off", "on"] | None = None
-    """Replay the whole step as one CUDA graph. Default: on for cuda."""
+    """Replay the whole step as one CUDA graph. Default: on for one process on cuda."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one."""
     kernels: Literal["auto", Kernels] = "auto"
@@ -74,7 +74,7 @@ class Arguments:
     """What follows when the states of a fixed batch have collapsed."""
     profile: Literal["off", "torch", "nsys"] = "off"
     """torch: a Chrome trace and the dearest operators, in the run folder; nsys: ranges and a window for nsys."""
-    profile_window: tuple[int, int] = (20, 30)
+    profile_window: tuple[int, int] = (20, 25)
     """Steps to profile: the first and the one after the last, counted from this start."""
     data: DataArguments = field(default_factory=DataArguments)
     encoder: EncoderArguments = field(default_factory=EncoderArguments)
@@ -83,13 +83,14 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     """Resolve, prepare data and folder, train."""
     from jepa_fast.engine.distributed import joined
+    from jepa_fast.engine.fallbacks import profile_here
     from jepa_fast.engine.loop import train
 
-    options = LoopOptions(
-        arguments.resume is not None, arguments.checkpoint_minutes, arguments.on_collapse, arguments.profile,
-        arguments.profile_window,
-    )  # fmt: skip
     device = cli.choose_device(arguments.device)
+    options = LoopOptions(
+        arguments.resume is not None, arguments.checkpoint_minutes, arguments.on_collapse,
+        profile_here(arguments.profile, device), arguments.profile_window,
+    )  # fmt: skip
     with joined(device) as ranks:
         folder, config = ranks.share(lambda: prepare(arguments, device, ranks.count))
         steps = train(config, folder, options, ranks)
@@ -117,6 +118,9 @@ def prepare(arguments: Arguments, device: Literal["cpu", "cuda"], ranks: int) ->
     else:
         folder = arguments.out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
         config = without_what_is_missing(resolve(arguments, device, _prepare_data(arguments)))
+    if ranks > 1 and arguments.capture is None and config.capture:
+        logger.info("capture: off for %d processes, where it has not been tried yet; --capture on tries it", ranks)
+        config = replace(config, capture=False)
     size = config.batch_size
     expected = f"a multiple of {ranks} processes, two trajectories each or more"
     require(ranks == 1 or (size % ranks == 0 and size >= 2 * ranks), "--data.batch-size", size, expected)

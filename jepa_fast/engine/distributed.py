@@ -5,16 +5,20 @@ decisions are taken together, and rank 0 alone writes.
 """
 
 import contextlib
+import inspect
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from jepa_fast.errors import RunError
 
@@ -69,6 +73,21 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+def averaging(module: nn.Module, group: dist.ProcessGroup) -> nn.Module:
+    """`module`, whose backward averages gradients over the processes of `group`."""
+    # A convolution's gradient has strides of its own along an axis of length 1, which changes nothing.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    # Buffers differ on purpose: each process's clock counts from its own first row. torch 2.13 renamed the option.
+    options = inspect.signature(DistributedDataParallel).parameters
+    sync = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
+    alike: dict[str, Any] = {sync: False}
+    # A capture wants it made on a stream that is not the default one.
+    on_cuda = next(module.parameters()).is_cuda
+    aside = torch.cuda.Stream() if on_cuda else None  # type: ignore[no-untyped-call]
+    with torch.cuda.stream(aside) if on_cuda else contextlib.nullcontext():
+        return DistributedDataParallel(module, process_group=group, gradient_as_bucket_view=True, **alike)
 
 
 @contextlib.contextmanager

@@ -29,6 +29,16 @@ def without_what_is_missing(config: RunConfig, keep_amp: bool = False) -> RunCon
     return config
 
 
+def profile_here(
+    kind: Literal["off", "torch", "nsys"], device: Literal["cpu", "cuda"]
+) -> Literal["off", "torch", "nsys"]:
+    """`kind`, or what stands in for it on this machine, with a log line."""
+    if kind == "nsys" and device != "cuda":
+        logger.warning("profile: torch in place of nsys: NVTX ranges need a CUDA device")
+        return "torch"
+    return kind
+
+
 def why_no_bf16(device: Literal["cpu", "cuda"]) -> str | None:
     """Why bf16 would not pay, or None."""
     if device == "cuda":

@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 
 # The probe batch: so many trajectories spread over the training split, every so many frames of each.
 TRAJECTORIES, EVERY_FRAME = 64, 4
-# Collapsed: the mean standard deviation is below this share of the states' size, or RankMe below this rank.
-LEAST_SPREAD, LEAST_RANKME = 0.05, 2.0
+# Collapsed: the mean standard deviation is below this share of the states' size, or RankMe below 2, or this share of D.
+LEAST_SPREAD, LEAST_RANKME = 0.05, 1 / 32
 # Looks in a row that find them so before the watch strikes.
 PATIENCE = 3
 
@@ -101,7 +101,7 @@ class CollapseWatch:
         if not self._judges:
             return None
         spread = float(seen.std.mean()) / seen.size
-        if spread >= LEAST_SPREAD and seen.rankme >= LEAST_RANKME:
+        if spread >= LEAST_SPREAD and seen.rankme >= max(2.0, LEAST_RANKME * len(seen.std)):
             if self._low >= PATIENCE:
                 logger.info("step %d: states spread again, RankMe %.1f", done, seen.rankme)
             self._low = 0

@@ -5,13 +5,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from jepa_fast.config import RunConfig
 from jepa_fast.data.batches import Batch
 from jepa_fast.data.manifest import FrameSpec
 from jepa_fast.engine.checkpoint import State
-from jepa_fast.engine.distributed import ALONE, Ranks
+from jepa_fast.engine.distributed import ALONE, Ranks, averaging
 from jepa_fast.engine.forward import Forward
 from jepa_fast.engine.graph import CapturedStep
 from jepa_fast.engine.schedule import schedule_table
@@ -54,10 +53,7 @@ class Trainer:
         self.world, self.target_encoder = self.forward.world, self.forward.target_encoder
         self._forward: nn.Module = self.forward
         if ranks.group is not None:
-            # Buffers differ on purpose: each process's clock counts from its own first row.
-            self._forward = DistributedDataParallel(
-                self.forward, process_group=ranks.group, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+            self._forward = averaging(self.forward, ranks.group)
         self.clock = self.world.dropout_clock
         self.clock.copy_(torch.tensor([config.seed, 0, ranks.rank * config.batch_size // ranks.count]))
         self._schedule = schedule_table(config.steps, config.recipe).to(self.device)

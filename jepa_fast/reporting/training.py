@@ -5,7 +5,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import accumulate
 
-from jepa_fast.config import EnergyConfig, ModelConfig, OneStepConfig
+from jepa_fast.config import EnergyConfig, OneStepConfig
 from jepa_fast.reporting.charts import COLORS, Band, Series, line_chart
 from jepa_fast.reporting.page import Figure, Section, key_of
 from jepa_fast.reporting.run import Run, thinned
@@ -28,11 +28,10 @@ def collapse_section(run: Run) -> Section:
     title = "How far the states spread"
     if not run.spectra:
         return Section(title, ["This run recorded no spectra: it is older than they are, or ended before the first."])
-    model = run.config.recipe.model
-    noise = model.dropout if isinstance(model, ModelConfig) else 0.0
-    words = "The predictions of training batches, the more spread the further from collapse."
-    if noise > 0:
-        words += f" Dropout of {number(noise)} is on: its noise is part of the spread."
+    words = (
+        "Encodings of the same trajectories throughout, without dropout, whose noise would pass for spread: the more "
+        "they spread, the further from collapse."
+    )
     return Section(title, [words], figures=[_std(run), _singular_values(run), _rank(run)])
 
 
@@ -162,7 +161,13 @@ def _rank(run: Run) -> Figure:
         f"The effective rank {change(series[0].y)} of {dim} dimensions. It is the exponential of the entropy of the "
         f"singular values: 1 where the states lie on a line, {dim} where all axes are used alike."
     )
-    return Figure("Effective rank", line_chart(series, "step", "rank"), caption)
+    if all("rankme" in line for line in run.spectra):
+        series.append(Series("RankMe", series[0].x, [line["rankme"] for line in run.spectra], 2))
+        caption += (
+            f" RankMe is the same of the states as they are, not centred, and {change(series[1].y)}: near 1 all states "
+            "are the same but for little."
+        )
+    return Figure("Effective rank", line_chart(series, "step", "rank"), caption, key_of(series))
 
 
 def rank_curve(run: Run, name: str, color: int) -> Series:

@@ -32,7 +32,7 @@ COLLAPSING = replace(HEALTHY, energy=EnergyConfig(), stages=(Stage(1, invariance
 
 def configuration(data, **changes):
     config = RunConfig(
-        preset="test", recipe=HEALTHY, seed=3, steps=90, batch_size=12, amp="off", compile=False, device="cpu",
+        preset="test", recipe=HEALTHY, seed=3, steps=60, batch_size=12, amp="off", compile=False, device="cpu",
         data=str(data), loader="host", kernels="reference", exact_shortcuts=True,
     )  # fmt: skip
     return replace(config, **changes)
@@ -85,7 +85,7 @@ def test_a_step_gone_wrong_between_readings_is_named_and_no_later_one_is_saved(t
 
 
 def test_a_run_without_a_variance_term_is_caught_collapsing(tmp_path, two_rooms, monkeypatch):
-    monkeypatch.setattr(pace, "LOOKS", 9)
+    monkeypatch.setattr(pace, "LOOKS", 6)
     config = configuration(two_rooms, recipe=COLLAPSING)
     create_run(tmp_path / "run", config)
     with pytest.raises(RunError, match=r"step (\d+): states have collapsed: .* RankMe \d\.\d and effective") as stop:
@@ -98,7 +98,7 @@ def test_a_run_without_a_variance_term_is_caught_collapsing(tmp_path, two_rooms,
 
 
 def test_a_warning_comes_once_and_the_run_goes_on(tmp_path, two_rooms, caplog):
-    config = configuration(two_rooms, recipe=COLLAPSING, steps=60)
+    config = configuration(two_rooms, recipe=COLLAPSING, steps=50)
     create_run(tmp_path / "run", config)
     with caplog.at_level(logging.WARNING):
         assert train(config, tmp_path / "run") == config.steps
