@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.step_contenders import CONTENDERS, first_batch, packed_split
+from bench.step_contenders import CONTENDERS, DEVICE, first_batch, packed_split
 
-BATCH = 32
+BATCH = 128 if DEVICE == "cuda" else 32
 # Energies of float32 contenders; theirs against float64 are of this size.
 RELATIVE = 1e-5
 
@@ -43,7 +43,9 @@ def expected(split, batch):
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", CONTENDERS)
 @pytest.mark.benchmark(group=f"step, batch {BATCH}", warmup=False)
-def test_step(benchmark, split, batch, expected, name):
+def test_step(benchmark, monkeypatch, split, batch, expected, name):
+    # float32 is meant: a GPU's convolutions would be rounded to TF32.
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     contender = CONTENDERS[name](split, batch)
     # The published loop draws masks in its own order: it is compared without.
     contender.world.train(name != "published")
@@ -58,7 +60,10 @@ def test_step(benchmark, split, batch, expected, name):
 
 
 def peak_mb(name: str) -> float:
-    """MB that two steps need at most on top of data, weights and libraries, compilation included; Linux only."""
+    """MB of the device that two steps need at most on top of data, weights and libraries; Linux only.
+
+    On a CPU the compiler's own are among them.
+    """
     command = f"from bench.bench_step import print_peak; print_peak({name!r})"
     run = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
     return float(run.stdout.split()[-1])
@@ -68,6 +73,12 @@ def print_peak(name: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         split = packed_split(Path(folder))
         contender = CONTENDERS[name](split, first_batch(split, BATCH))
+        if DEVICE == "cuda":
+            before = torch.cuda.memory_allocated()
+            contender.step()
+            contender.step()
+            print((torch.cuda.max_memory_allocated() - before) / 2**20)
+            return
         before = resident_mb("VmRSS")
         # Linux: forget the peak so far, that of packing. ru_maxrss would even remember the parent's.
         Path("/proc/self/clear_refs").write_text("5")

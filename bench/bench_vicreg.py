@@ -12,8 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
+from bench.steps import Step, captured, costs
 from jepa_fast import extension
 from jepa_fast.kernels.vicreg import vicreg, vicreg_reference
 
@@ -23,8 +23,6 @@ DTYPES = [torch.float32, torch.bfloat16]
 WEIGHTS = (25.0, 25.0, 1.0)
 # Of the op alone; the baselines' errors are reported.
 TOLERANCES = {torch.float32: (1e-6, 1e-5), torch.bfloat16: (1e-5, 4e-3)}
-
-Step = Callable[[], Tensor]
 
 
 def formulas(x: Tensor, target: Tensor) -> Tensor:
@@ -51,42 +49,6 @@ def make_step(function: Callable[[Tensor, Tensor], Tensor], x: Tensor, target: T
         return terms.detach()
 
     return step
-
-
-def captured(step: Step) -> Step:
-    """`step` as a CUDA graph; its results stay where they are."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        terms = step()
-
-    def replay() -> Tensor:
-        graph.replay()
-        return terms
-
-    return replay
-
-
-def costs(step: Step, device: str) -> dict[str, float]:
-    """Launches and peak memory on a GPU; on a CPU the bytes that one step asks the allocator for."""
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step()
-        peak_mb = (torch.cuda.max_memory_allocated() - before) / 1e6
-        with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-            step()
-            torch.cuda.synchronize()
-        kernels = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
-        return {"peak_mb": round(peak_mb, 1), "launches": len(kernels)}
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
-    return {"allocated_mb": round(sum(max(0, e.self_cpu_memory_usage) for e in profiler.events()) / 1e6, 1)}
 
 
 def errors(step: Step, x: Tensor, target: Tensor) -> tuple[float, float]:
@@ -121,7 +83,7 @@ def bench_vicreg(benchmark, report, device: str, shape: tuple[int, int], dtype: 
         assert value_error <= value_tolerance
         assert gradient_error <= gradient_tolerance
     benchmark.extra_info |= {"value_error": value_error, "gradient_error": gradient_error, **costs(step, device)}
-    timed = captured(step) if device == "cuda" else step
+    timed = captured(lambda: step) if device == "cuda" else step
     if rows * columns >= 2**23:
         benchmark.pedantic(timed, rounds=10, warmup_rounds=2)
     else:
@@ -139,7 +101,7 @@ def take_turns() -> None:
             names = [name for name in CANDIDATES if name != "jepa_fast" or extension.has_kernel("vicreg", device)]
             steps = {name: make_step(CANDIDATES[name], *pair) for name in names}
             if device == "cuda":
-                steps = {name: captured(step) for name, step in steps.items()}
+                steps = {name: captured(lambda step=step: step) for name, step in steps.items()}
             taken: dict[str, list[float]] = {name: [] for name in names}
             for number in range(rounds):
                 for name, step in steps.items():

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jepa_fast.config import EnergyConfig
+from jepa_fast.backends import choose_kernels
+from jepa_fast.config import EnergyConfig, Kernels
 from jepa_fast.data.batches import Batch, expand_dots, expand_frames
 from jepa_fast.data.host import gather
 from jepa_fast.data.packing import pack
@@ -22,6 +24,7 @@ from jepa_fast.model.world import World
 INVARIANCE, VARIANCE, COVARIANCE = 25.0, 25.0, 1.0
 CLIP_NORM = 0.5
 TRAJECTORIES = 512
+DEVICE: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Contender:
@@ -29,13 +32,14 @@ class Contender:
 
     # Terms that the progress bar reads back in every step.
     read_back = False
+    kernels: Kernels = choose_kernels("auto", DEVICE, 128)
 
     def __init__(self, split: Split, batch: Batch, compiled: bool = False) -> None:
         torch.manual_seed(0)
-        self.world = World()
+        self.world = World(kernels=self.kernels).to(DEVICE)
         self.batch, self.spec = batch, split.spec
-        self.weights = torch.tensor([INVARIANCE, VARIANCE, COVARIANCE])
-        bases = None if split.wall_bases is None else torch.from_numpy(split.wall_bases)
+        self.weights = torch.tensor([INVARIANCE, VARIANCE, COVARIANCE], device=DEVICE)
+        bases = None if split.wall_bases is None else torch.from_numpy(split.wall_bases).to(DEVICE)
         self.batch_encoder = BatchEncoder(self.world.encoder, self.spec, bases)
         self.optimizer = torch.optim.Adam(self.world.parameters(), lr=5e-4, weight_decay=3e-4, fused=True)
         self.forward: Callable[[], tuple[Tensor, ...]] = self.energy
@@ -68,6 +72,8 @@ class Contender:
 class Plain(Contender):
     """All frames in one call, the wall once per trajectory, channels last, fused Adam: no window, no op of ours."""
 
+    kernels = "reference"
+
     def encode(self) -> Tensor:
         """States [B, T, D] of the batch."""
         count, frames = self.batch.dots.shape[:2]
@@ -82,6 +88,7 @@ class Published(Contender):
     """float32, eager, one encoder call per time step on both channels of every frame, NCHW, lists that are stacked."""
 
     read_back = True
+    kernels = "reference"
 
     def __init__(self, split: Split, batch: Batch) -> None:
         super().__init__(split, batch)
@@ -95,7 +102,7 @@ class Published(Contender):
         encoded = [self._encode(frames[:, t]) for t in range(frames.shape[1])]
         state, predicted = encoded[0], []
         for t in range(actions.shape[1]):
-            mask = F.dropout(torch.ones(len(state), 4 * state.shape[1]), dropout) if self.world.training else None
+            mask = F.dropout(state.new_ones(len(state), 4 * state.shape[1]), dropout) if self.world.training else None
             state = self.world.predictor.step(state, actions[:, t], mask)
             predicted.append(state)
         rows = torch.stack(predicted, dim=1)
@@ -104,7 +111,9 @@ class Published(Contender):
         variance = F.relu(1 - torch.sqrt(rows.var(dim=0) + 1e-4)).mean()
         centred = rows - rows.mean(dim=0)
         matrix = centred.T @ centred / (len(rows) - 1)
-        covariance = matrix.masked_fill(torch.eye(len(matrix), dtype=torch.bool), 0.0).pow(2).sum() / len(matrix)
+        covariance = matrix.masked_fill(torch.eye(len(matrix), dtype=torch.bool, device=matrix.device), 0.0).pow(
+            2
+        ).sum() / len(matrix)
         total = INVARIANCE * invariance + VARIANCE * variance + COVARIANCE * covariance
         return total, invariance, variance, covariance
 
@@ -147,4 +156,4 @@ def packed_split(folder: Path) -> Split:
 
 def first_batch(split: Split, size: int) -> Batch:
     """The first trajectories of a split."""
-    return gather(split, np.arange(size))
+    return gather(split, np.arange(size)).to(torch.device(DEVICE))

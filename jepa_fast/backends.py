@@ -68,5 +68,14 @@ def why_no_triton(device: Literal["cpu", "cuda"]) -> str | None:
 
 def describe_ops(kernels: Kernels, device: Literal["cpu", "cuda"], dim: int) -> dict[str, str]:
     """What each op of a run with `kernels` runs on, for the log."""
+    # Imported here, because the op asks this module as well.
+    from jepa_fast.kernels.rollout import TRITON_DIMS
+
     compiled = kernels != "reference" and why_no_extension(device, dim) is None
-    return {"vicreg": f"compiled {device} kernel" if compiled else PLAIN}
+    rollout = PLAIN
+    if kernels == "triton":
+        missing = why_no_triton(device)
+        if missing is None and dim not in TRITON_DIMS:
+            missing = f"model.dim is {dim}, the kernel takes {', '.join(map(str, TRITON_DIMS))}"
+        rollout = "Triton kernel" if missing is None else f"{PLAIN}: {missing}"
+    return {"vicreg": f"compiled {device} kernel" if compiled else PLAIN, "rollout": rollout}

@@ -11,13 +11,14 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import jepa_fast.kernels
-from jepa_fast import extension
+from jepa_fast import backends, extension
 from jepa_fast.data.dali import INSTALL
 from jepa_fast.data.manifest import MANIFEST_NAME
 from jepa_fast.data.shards import OTHER_FILES, open_split
@@ -108,12 +109,16 @@ def operators() -> list[Finding]:
     else:
         remedy = "install a C++ compiler and run `make install`"
         found = [Finding("extension", "not used", missing, remedy)]
-    devices_used = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    devices_used: list[Literal["cpu", "cuda"]] = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     for module in pkgutil.iter_modules(jepa_fast.kernels.__path__):
-        operator = importlib.import_module(f"jepa_fast.kernels.{module.name}").OPERATOR
+        loaded = importlib.import_module(f"jepa_fast.kernels.{module.name}")
+        operator = loaded.OPERATOR
+        is_triton = (Path(str(loaded.__file__)).parent / "triton" / f"{module.name}.py").exists()
         for device in devices_used:
             topic = f"{operator} on {device}"
-            if extension.has_kernel(operator.split("::")[1], device):
+            if is_triton:
+                found.append(_triton_operator(topic, device))
+            elif extension.has_kernel(operator.split("::")[1], device):
                 found.append(Finding(topic, "compiled kernel"))
             elif missing is not None or device == "cpu":
                 found.append(Finding(topic, "plain PyTorch: no compiled kernel is loaded for it"))
@@ -122,6 +127,16 @@ def operators() -> list[Finding]:
                 problem = "the extension was built without CUDA"
                 found.append(Finding(topic, "plain PyTorch", problem, remedy))
     return found
+
+
+def _triton_operator(topic: str, device: Literal["cpu", "cuda"]) -> Finding:
+    """What an op with Triton kernels runs on."""
+    missing = backends.why_no_triton(device)
+    if missing is None:
+        return Finding(topic, "Triton kernel")
+    if device == "cpu":
+        return Finding(topic, f"plain PyTorch: {missing}")
+    return Finding(topic, "plain PyTorch", missing, "install triton and a C compiler, or use a newer device")
 
 
 def loaders() -> Finding:

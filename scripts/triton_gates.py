@@ -2,12 +2,14 @@
 
 No stack, no local memory (nothing spills), registers under the ceiling of its build (`scripts/triton_builds.py`).
 `--write` stores what each build takes in kernels/gates.json, keyed by a hash of the kernels' source: the tests compare
-that hash with the source of today, so that a changed kernel cannot pass on old figures.
+that hash with the source of today, so that a changed kernel cannot pass on old figures. Builds whose row is of today
+are not compiled again.
 
     python -m scripts.triton_gates --write
 """
 
 import argparse
+import ast
 import hashlib
 import importlib
 import json
@@ -24,7 +26,8 @@ from scripts import gates
 from scripts.triton_builds import BUILDS, KERNELS, Build
 
 ROWS = gates.ROOT / "kernels" / "gates.json"
-ARCHITECTURES = (80, 90)
+# What one block may have.
+MOST_SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024}
 
 
 @dataclass(frozen=True, order=True)
@@ -44,17 +47,31 @@ class Row:
     per_output: float  # instructions of a thread in those loops, per element that its program makes
 
 
-def source_hash(module: str) -> str:
-    """Hash of a file of kernels and of those that it imports from its own folder."""
+def source_hash(build: Build) -> str:
+    """Hash of what a build is compiled from: the kernels of its file and of those it imports, and its own constants."""
     seen: dict[str, str] = {}
-    open_modules = [module]
+    open_modules = [build.module]
     while open_modules:
         name = open_modules.pop()
         if name not in seen:
-            seen[name] = (gates.ROOT / "kernels" / "triton" / f"{name}.py").read_text()
-            open_modules += re.findall(rf"^from {re.escape(KERNELS)}\.(\w+) import", seen[name], flags=re.MULTILINE)
-    text = "\n".join(seen[name] for name in sorted(seen))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+            text = (gates.ROOT / "kernels" / "triton" / f"{name}.py").read_text()
+            seen[name] = _jitted(text)
+            open_modules += re.findall(rf"^from {re.escape(KERNELS)}\.(\w+) import", text, flags=re.MULTILINE)
+    parts = [seen[name] for name in sorted(seen)]
+    settings = [build.kernel, dict(build.signature), dict(build.constants), build.warps, build.stages]
+    settings += [build.most_registers] if build.most_registers is not None else []
+    return hashlib.sha256("\n".join([*parts, repr(settings)]).encode()).hexdigest()[:16]
+
+
+def _jitted(text: str) -> str:
+    """The source of the functions that Triton compiles; not that of launches and tables beside them."""
+    functions = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)]
+    lines = text.splitlines()
+    return "\n".join(
+        "\n".join(lines[function.decorator_list[0].lineno - 1 : function.end_lineno])
+        for function in functions
+        if any("triton.jit" in ast.unparse(decorator) for decorator in function.decorator_list)
+    )
 
 
 def compile_build(build: Build, architecture: int, folder: Path) -> Row:
@@ -72,6 +89,7 @@ def compile_build(build: Build, architecture: int, folder: Path) -> Row:
     }
     source = ASTSource(kernel, signature, dict(build.constants), aligned)
     options = {"num_warps": build.warps, "num_stages": build.stages, "enable_fp_fusion": True}
+    options |= {} if build.most_registers is None else {"maxnreg": build.most_registers}
     compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
     binary = folder / f"{build.name}.sm_{architecture}.cubin".replace(" ", "_").replace("/", "_")
     binary.write_bytes(compiled.asm["cubin"])
@@ -85,7 +103,7 @@ def compile_build(build: Build, architecture: int, folder: Path) -> Row:
         build.name,
         f"sm_{architecture}",
         triton.__version__,
-        source_hash(build.module),
+        source_hash(build),
         cost.registers,
         cost.stack,
         cost.local,
@@ -135,6 +153,10 @@ def find_violations(rows: Iterable[Row]) -> list[str]:
         where = f"{row.build} on {row.architecture}, Triton {row.triton}"
         if row.stack or row.local:
             violations.append(f"{where}: {row.stack} bytes of stack and {row.local} of local memory, expected none")
+        if row.shared > MOST_SHARED[row.architecture]:
+            violations.append(
+                f"{where}: {row.shared} bytes of shared memory, a block has {MOST_SHARED[row.architecture]}"
+            )
         if row.registers > ceilings[row.build]:
             violations.append(f"{where}: {row.registers} registers, expected at most {ceilings[row.build]}")
     return violations
@@ -144,6 +166,16 @@ def read_rows() -> list[Row]:
     """The rows of kernels/gates.json."""
     rows = json.loads(ROWS.read_text()) if ROWS.exists() else []
     return [Row(**{**row, "loops": tuple(row["loops"])}) for row in rows]
+
+
+def find_fresh() -> set[str]:
+    """Names of the builds whose stored rows are of this Triton and of the source as it is."""
+    import triton
+
+    sources = {build.name: source_hash(build) for build in BUILDS}
+    return {
+        row.build for row in read_rows() if (row.triton, row.source) == (triton.__version__, sources.get(row.build))
+    }
 
 
 def write_rows(rows: list[Row]) -> None:
@@ -162,12 +194,15 @@ def main() -> None:
     parser.add_argument("--only", default="", help="builds whose name contains this")
     options = parser.parse_args()
     chosen = [build for build in BUILDS if options.only in build.name]
+    if options.write:
+        fresh = find_fresh()
+        chosen = [build for build in chosen if build.name not in fresh]
     width = max((len(build.name) for build in chosen), default=0)
     print(f"{'build':{width}}  arch   registers  stack  local  shared  instructions  per output  loops")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for build in chosen:
-            for architecture in ARCHITECTURES:
+            for architecture in build.architectures:
                 row = compile_build(build, architecture, Path(folder))
                 figures = f"{row.registers:9}  {row.stack:5}  {row.local:5}  {row.shared:6}  {row.instructions:12}"
                 print(
@@ -175,8 +210,8 @@ def main() -> None:
                     flush=True,
                 )
                 rows.append(row)
-    if options.write:
-        write_rows(rows)
+            if options.write:
+                write_rows(rows)
     violations = find_violations(rows)
     for violation in violations:
         print(f"gates: {violation}", file=sys.stderr)

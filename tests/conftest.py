@@ -1,6 +1,7 @@
 import os
 
 import pytest
+import torch
 from hypothesis import settings
 
 from jepa_fast.data.two_rooms import SPLITS
@@ -10,6 +11,15 @@ from jepa_fast.generate import generate
 settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+def pytest_collection_modifyitems(items):
+    """Tests of a device are marked `gpu`, by hand or by a parameter "device", and left out where there is none."""
+    for item in items:
+        if hasattr(item, "callspec") and item.callspec.params.get("device") == "cuda":
+            item.add_marker(pytest.mark.gpu)
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="torch sees no CUDA device"))
 
 
 @pytest.fixture(scope="session")

@@ -75,6 +75,20 @@ def test_states_too_wide_for_the_compiled_ops_leave_them_out(machine):
         choose_kernels("fused", "cpu", 2048)
 
 
+@pytest.mark.parametrize(
+    ("kernels", "device", "dim", "expected"),
+    [
+        ("triton", "cuda", 128, "Triton kernel"),
+        ("triton", "cuda", 100, "plain PyTorch: model.dim is 100, the kernel takes 16, 32, 64, 128"),
+        ("triton", "cpu", 128, "plain PyTorch: Triton kernels run on CUDA devices alone"),
+        ("fused", "cuda", 128, "plain PyTorch"),
+    ],
+)
+def test_the_log_says_what_the_rollout_runs_on(machine, kernels, device, dim, expected):
+    machine()
+    assert describe_ops(kernels, device, dim)["rollout"] == expected
+
+
 def test_every_op_is_described(machine):
     machine()
     assert describe_ops("fused", "cuda", 128)["vicreg"] == "compiled cuda kernel"

@@ -14,7 +14,7 @@ import torch
 from packaging.specifiers import SpecifierSet
 
 import jepa_fast
-from jepa_fast import diagnosis, doctor, extension
+from jepa_fast import backends, diagnosis, doctor, extension
 from jepa_fast.data.shards import OTHER_FILES
 from jepa_fast.diagnosis import Finding
 
@@ -78,7 +78,10 @@ def test_each_op_says_what_it_runs_on(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(extension, "load", lambda: None)
     monkeypatch.setattr(extension, "has_kernel", lambda operator, device: device == "cpu")
+    monkeypatch.setattr(backends, "why_no_triton", lambda device: None if device == "cuda" else "not here")
     found = diagnosis.operators()
+    assert only(found, "jepa_fast::rollout on cpu").found == "plain PyTorch: not here"
+    assert only(found, "jepa_fast::rollout on cuda").found == "Triton kernel"
     assert only(found, "jepa_fast::column_moments on cpu").found == "compiled kernel"
     on_cuda = only(found, "jepa_fast::column_moments on cuda")
     assert on_cuda.problem == "the extension was built without CUDA"
@@ -90,6 +93,14 @@ def test_each_op_says_what_it_runs_on(monkeypatch):
     assert only(found, "extension").problem == "installed without it"
     # The one cause is named once.
     assert sum(finding.problem is not None for finding in found) == 1
+
+
+def test_a_device_without_triton_is_a_problem(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(backends, "why_no_triton", lambda device: "triton is not installed")
+    on_cuda = only(diagnosis.operators(), "jepa_fast::rollout on cuda")
+    assert on_cuda.problem == "triton is not installed"
+    assert "install triton" in on_cuda.remedy
 
 
 def test_versions_are_compared_as_versions():

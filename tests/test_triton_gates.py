@@ -35,15 +35,20 @@ def test_every_kernel_has_builds_and_one_default():
         if line.startswith("def _") and line.split("(")[0].endswith("_kernel")
     }
     assert kernels == {(build.module, build.kernel) for build in BUILDS}
-    assert sorted((build.module, build.kernel) for build in DEFAULTS) == sorted(kernels)
+    assert {(build.module, build.kernel) for build in DEFAULTS} == kernels
     assert len({build.name for build in BUILDS}) == len(BUILDS)
 
 
 def test_stored_rows_are_those_of_the_kernels_as_they_are():
     rows = triton_gates.read_rows()
-    sources = {build.name: triton_gates.source_hash(build.module) for build in BUILDS}
+    sources = {build.name: triton_gates.source_hash(build) for build in BUILDS}
     assert [row for row in rows if row.source != sources.get(row.build)] == [], "to be renewed by `make gates`"
-    wanted = {(build.name, f"sm_{number}", triton) for build in BUILDS for number in (80, 90) for triton in VERSIONS}
+    wanted = {
+        (build.name, f"sm_{number}", triton)
+        for build in BUILDS
+        for number in build.architectures
+        for triton in VERSIONS
+    }
     assert {(row.build, row.architecture, row.triton) for row in rows} == wanted
 
 
@@ -51,8 +56,11 @@ def test_stored_rows_keep_to_the_gates():
     assert triton_gates.find_violations(triton_gates.read_rows()) == []
 
 
-@pytest.mark.parametrize("build", DEFAULTS, ids=lambda build: build.kernel)
-@pytest.mark.parametrize("architecture", triton_gates.ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("build", "architecture"),
+    [(build, architecture) for build in DEFAULTS for architecture in build.architectures],
+    ids=lambda value: getattr(value, "kernel", value),
+)
 def test_kernel_compiles_within_its_gates(build, architecture, tmp_path):
     assert triton_gates.find_violations([triton_gates.compile_build(build, architecture, tmp_path)]) == []
 
@@ -70,12 +78,17 @@ def test_a_loop_is_counted_without_the_loops_inside_it():
     assert triton_gates.count_instructions(SASS) == (8, [3, 2])
 
 
-def test_a_hash_covers_the_kernels_that_a_file_imports(tmp_path, monkeypatch):
+def test_a_hash_covers_imported_kernels_and_constants_but_no_launches(tmp_path, monkeypatch):
     folder = tmp_path / "kernels" / "triton"
     folder.mkdir(parents=True)
-    (folder / "base.py").write_text("x = 1\n")
-    (folder / "op.py").write_text(f"from {KERNELS}.base import x\n")
+    kernel = "@triton.jit\ndef part():\n    return {}\n\n\ndef launch():\n    return {}\n"
+    (folder / "base.py").write_text(kernel.format(1, 1))
+    (folder / "op.py").write_text(f"from {KERNELS}.base import part\n")
     monkeypatch.setattr(triton_gates.gates, "ROOT", tmp_path)
-    before = triton_gates.source_hash("op")
-    (folder / "base.py").write_text("x = 2\n")
-    assert triton_gates.source_hash("op") != before
+    build = replace(BUILDS[0], module="op")
+    before = triton_gates.source_hash(build)
+    (folder / "base.py").write_text(kernel.format(1, 2))
+    assert triton_gates.source_hash(build) == before
+    assert triton_gates.source_hash(replace(build, warps=16)) != before
+    (folder / "base.py").write_text(kernel.format(2, 2))
+    assert triton_gates.source_hash(build) != before

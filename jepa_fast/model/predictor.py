@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa_fast.config import Kernels
+from jepa_fast.kernels.rollout import RolloutWeights, rollout
 from jepa_fast.model.dropout import SITE_PREDICTOR, dropout_mask
 
 
@@ -49,13 +50,25 @@ class Predictor(nn.Module):
         following: Tensor = (fused if self.residual == "sum" else normed) + update
         return following
 
+    def weights(self) -> RolloutWeights:
+        """All parameters, as the fused op takes them."""
+        return RolloutWeights(
+            self.state_norm.weight, self.state_norm.bias, self.action.weight, self.action.bias,
+            self.action_norm.weight, self.action_norm.bias, self.expand.weight, self.expand.bias, self.norm.weight,
+            self.norm.bias, self.project.weight, self.project.bias,
+        )  # fmt: skip
+
     def forward(self, first: Tensor, actions: Tensor, clock: Tensor) -> Tensor:
         """Predicted states [B, T-1, D] from the first states [B, D] and actions [B, T-1, 2], feeding itself back."""
+        rate = self.dropout if self.training else 0.0
+        if self.kernels == "triton":
+            return rollout(
+                first, actions, self.weights(), clock, dropout=rate, residual=self.residual, activation=self.activation
+            )
         batch, steps, _ = actions.shape
         masks: Tensor | None = None
-        if self.training and self.dropout > 0:
-            shape = (batch, steps, self.expand.out_features)
-            masks = dropout_mask(shape, self.dropout, clock, SITE_PREDICTOR)
+        if rate > 0:
+            masks = dropout_mask((batch, steps, self.expand.out_features), rate, clock, SITE_PREDICTOR)
         state, states = first, []
         for t in range(steps):
             state = self.step(state, actions[:, t], None if masks is None else masks[:, t])

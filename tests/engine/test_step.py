@@ -17,7 +17,7 @@ from jepa_fast.engine.step import Trainer
 
 SMALL = ModelConfig(channels=4, blocks=1, dim=16)
 STEPS = 8
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+needs_cuda = pytest.mark.gpu
 
 
 def configuration(data, **changes):

@@ -174,11 +174,12 @@ def test_ema_targets_follow_the_encoder_with_the_given_decay(two_rooms):
 
 def test_fused_ops_train_to_the_same_energy_as_plain_pytorch(tmp_path, two_rooms):
     recipe = Recipe(model=SMALL, energy=EnergyConfig(sides="both", steps="each"))
-    for kernels in ("reference", "fused"):
+    for kernels in ("reference", "fused", "triton"):
         run(tmp_path / kernels, configuration(two_rooms, recipe=recipe, kernels=kernels))
-    plain, fused = (read_metrics(tmp_path / kernels)[-1] for kernels in ("reference", "fused"))
-    for term in ("total", "invariance", "variance", "covariance"):
-        assert fused[term] == pytest.approx(plain[term], rel=1e-4)
+    plain, *others = (read_metrics(tmp_path / kernels)[-1] for kernels in ("reference", "fused", "triton"))
+    for other in others:
+        for term in ("total", "invariance", "variance", "covariance"):
+            assert other[term] == pytest.approx(plain[term], rel=1e-4)
 
 
 @pytest.mark.parametrize(

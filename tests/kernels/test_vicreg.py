@@ -296,7 +296,7 @@ def test_compiled_graph_equals_eager(device):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=0)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+@pytest.mark.gpu
 def test_captured_graph_replays_to_the_same_bits():
     x, target = (state.requires_grad_() for state in states(1, 2048, 128, device="cuda"))
     weights = WEIGHTS.float().cuda()

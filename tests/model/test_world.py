@@ -72,6 +72,15 @@ def test_predictions_ignore_later_frames():
     assert torch.equal(world(frames, actions)[0], world(changed, actions)[0])
 
 
+def test_a_world_of_kernels_is_the_same_function_of_the_same_parameters():
+    plain = scrambled(replace(SMALL, dropout=0.3)).train()
+    fused = World(plain.config, kernels="triton").double()
+    fused.load_state_dict(plain.state_dict())
+    frames, actions = torch.rand(2, 4, 2, 13, 13).double(), torch.randn(2, 3, 2).double()
+    for ours, theirs in zip(fused(frames, actions), plain(frames, actions), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
 def test_every_parameter_gets_a_gradient_through_rollout_and_targets():
     world = scrambled(SMALL)
     predicted, encoded = world(torch.rand(2, 3, 2, 13, 13).double(), torch.randn(2, 2, 2).double())
