@@ -18,7 +18,7 @@ PyTorch.
 
 Bytes moved, in sizes A of an activation: forward 3 A (x; z, y; 4 A with an addend), backward 8 A (dy, z -> dz;
 dz, dy -> dx; x, dz -> dweight), 10 A beyond 16 channels, where W1 and W2 have a pass of their own.
-FLOPs per element: forward 98 + 16 C, backward 196 + 48 C.
+FLOPs per element: forward 98 + 16 C, backward 196 + 40 C, 196 + 56 C beyond 16 channels.
 Source: Liu et al., A ConvNet for the 2020s, arXiv:2201.03545; without layer scale, stochastic depth and MLP biases.
 """
 
