@@ -51,7 +51,7 @@ def bench_convnext_block(
     if candidate == OURS:
         benchmark.extra_info["error"] = check(convnext_block, convnext_block_reference, case)
     benchmark.extra_info["peak_mb"] = peak_mb(case.run, device)
-    benchmark.pedantic(case.run, rounds=20 if device == "cuda" else 3, warmup_rounds=3 if device == "cuda" else 1)
+    benchmark.pedantic(case.run, rounds=10 if device == "cuda" else 3, warmup_rounds=2 if device == "cuda" else 1)
     forward, backward = (triton_floors.find_pass("convnext_block", name, shape[3]).activations for name in PASSES[:2])
     activations = {"forward": forward, "backward": backward, "both": forward + backward}[passes]
     report(activations * case.x.numel() * case.x.element_size())

@@ -48,7 +48,7 @@ def bench_dwconv_norm(
     if candidate == OURS:
         benchmark.extra_info["error"] = check(dwconv_norm, dwconv_norm_reference, case)
     benchmark.extra_info["peak_mb"] = peak_mb(case.run, device)
-    benchmark.pedantic(case.run, rounds=20 if device == "cuda" else 3, warmup_rounds=3 if device == "cuda" else 1)
+    benchmark.pedantic(case.run, rounds=10 if device == "cuda" else 3, warmup_rounds=2 if device == "cuda" else 1)
     forward, backward = (triton_floors.find_pass("dwconv_norm", name, shape[3]).activations for name in PASSES[:2])
     activations = {"forward": forward, "backward": backward, "both": forward + backward}[passes]
     report(activations * case.x.numel() * case.x.element_size())

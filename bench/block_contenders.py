@@ -4,6 +4,7 @@ A contender is a function of x and the parameters. Baselines run under autocast,
 in NCHW layout, the others channels last, which is a permutation of what the kernels take.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -19,9 +20,7 @@ ON_CUDA = torch.cuda.is_available()
 OURS = "jepa_fast" if ON_CUDA else "reference"  # what the op runs on this device
 CONTENDERS = (OURS, "eager channels_last", "eager NCHW", "compiled")
 # Frames of a batch of 128 trajectories, the windows of their dots, a wide model; on a CPU enough to run every path.
-SHAPES = (
-    [(4352, 65, 65, 16), (2304, 65, 65, 16), (2176, 22, 22, 16), (512, 65, 65, 64)] if ON_CUDA else [(8, 22, 22, 16)]
-)
+SHAPES = [(4352, 65, 65, 16), (2176, 22, 22, 16), (512, 65, 65, 64)] if ON_CUDA else [(8, 22, 22, 16)]
 DTYPE = torch.bfloat16 if ON_CUDA else torch.float32
 # Of the op alone, against float64 on the first images; the norm of the error over the norm of the truth.
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
@@ -48,7 +47,7 @@ def prepare(contender: str, function: Function, plain: Function, shape: tuple[in
     else:
         images = x.permute(0, 3, 1, 2)
         images = (images.contiguous() if contender == "eager NCHW" else images).detach().requires_grad_()
-        step = torch.compile(plain) if contender == "compiled" else plain
+        step = _compiled(plain) if contender == "compiled" else plain
 
     def forward() -> Tensor:
         with torch.autocast(device, DTYPE, enabled=ON_CUDA):
@@ -63,6 +62,12 @@ def prepare(contender: str, function: Function, plain: Function, shape: tuple[in
         "both": lambda: torch.autograd.grad(forward(), wanted, dy),
     }
     return Case(runs[passes], x, leaves)
+
+
+@functools.cache
+def _compiled(plain: Function) -> Function:
+    """Once per function, so that passes over the same shape share what was compiled."""
+    return torch.compile(plain, dynamic=False)
 
 
 def check(function: Function, reference: Function, case: Case) -> float:
