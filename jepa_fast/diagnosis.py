@@ -19,6 +19,7 @@ from packaging.specifiers import SpecifierSet
 
 import jepa_fast.kernels
 from jepa_fast import backends, extension
+from jepa_fast.data.dali import INSTALL
 from jepa_fast.data.manifest import MANIFEST_NAME
 from jepa_fast.data.shards import OTHER_FILES, open_split
 from jepa_fast.data.two_rooms import SPLITS
@@ -42,7 +43,7 @@ class Finding:
 
 def diagnose(data: Path) -> list[Finding]:
     """Everything that is looked at: versions, devices, compiled ops, the data folder, limits."""
-    return [*versions(), *devices(), *operators(), *data_folder(data), *disk(data), open_files(data)]
+    return [*versions(), *devices(), *operators(), loaders(), *data_folder(data), *disk(data), open_files(data)]
 
 
 def versions() -> list[Finding]:
@@ -136,6 +137,15 @@ def _triton_operator(topic: str, device: Literal["cpu", "cuda"]) -> Finding:
     if device == "cpu":
         return Finding(topic, f"plain PyTorch: {missing}")
     return Finding(topic, "plain PyTorch", missing, "install triton and a C compiler, or use a newer device")
+
+
+def loaders() -> Finding:
+    """Which loaders a run can ask for: DALI is an extra, and nothing is wrong without it."""
+    try:
+        version = importlib.metadata.version("nvidia-dali-cuda130")
+    except importlib.metadata.PackageNotFoundError:
+        return Finding("loaders", f"host, resident; dali after: {INSTALL}")
+    return Finding("loaders", f"host, resident, dali (DALI {version})")
 
 
 def data_folder(data: Path) -> list[Finding]:

@@ -1,5 +1,6 @@
 """The doctor says what is there; whatever is wrong comes with a remedy and exit status 1."""
 
+import importlib.metadata
 import json
 import resource
 import shutil
@@ -134,3 +135,17 @@ def test_open_files_are_counted_from_the_largest_split(two_rooms, monkeypatch):
     for limit, wrong in ((needed, False), (needed - 1, True), (resource.RLIM_INFINITY, False)):
         monkeypatch.setattr(resource, "getrlimit", lambda kind, limit=limit: (limit, limit))
         assert (diagnosis.open_files(two_rooms).problem is not None) is wrong
+
+
+@pytest.mark.parametrize(("version", "found"), [("2.4.0", "dali (DALI 2.4.0)"), (None, "dali after: pip install")])
+def test_loaders_are_listed_with_how_to_get_the_missing_one(monkeypatch, version, found):
+    def look(name):
+        if version is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version
+
+    monkeypatch.setattr(importlib.metadata, "version", look)
+    finding = diagnosis.loaders()
+    assert finding.problem is None
+    assert finding.found.startswith("host, resident")
+    assert found in finding.found
