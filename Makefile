@@ -52,6 +52,7 @@ gates: install $(OLD_TRITON)/.installed
 	$(RUN) -m scripts.gates
 	$(RUN) -W ignore -m scripts.triton_gates --write
 	$(OLD_TRITON)/bin/python -W ignore -m scripts.triton_gates --write
+	$(RUN) -m scripts.triton_floors --write
 
 # Its own environment, which finds everything but Triton in the project's.
 $(OLD_TRITON)/.installed:

@@ -6,11 +6,14 @@ left out. The bare step must have the energy of the loop's before anything is ti
 
     python -m pytest bench/bench_loop.py            # in the record of make bench: bare ms / loop ms
     python -m bench.bench_loop                      # percent, from medians of each kind of step
+    python -m bench.bench_loop --processor-time     # the same where other jobs hold the processor meanwhile
 """
 
 import statistics
+import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,8 +97,8 @@ class BareStep:
         return terms.total.detach()
 
 
-def take_turns(folder: Path, device: str) -> dict[str, list[float]]:
-    """Seconds of every step of both, from the WARM_UPS-th on; the loop's are those of steps WARM_UPS + 1 and later."""
+def take_turns(folder: Path, device: str, clock: Callable[[], float] = device_clock) -> dict[str, list[float]]:
+    """Seconds by `clock` of every step of both, but for the first WARM_UPS of each."""
     packed_split(folder / "data" / "train")
     config = configuration(folder / "data", device)
     split = open_split(folder / "data" / "train")
@@ -106,11 +109,11 @@ def take_turns(folder: Path, device: str) -> dict[str, list[float]]:
     expected = trainer_for(replace(config, capture=False), split).step(first_batch(config, split)).readings[0]
     assert float(bare()) == pytest.approx(float(expected), rel=1e-6)
     for number in range(WARM_UPS + ROUND * ROUNDS):
-        start = device_clock()
+        start = clock()
         next(loop)
-        middle = device_clock()
+        middle = clock()
         bare()
-        end = device_clock()
+        end = clock()
         if number >= WARM_UPS:
             taken["ours_loop"].append(middle - start)
             taken["bare step"].append(end - middle)
@@ -146,10 +149,12 @@ def bench_loop(benchmark, taken, device, candidate):
 
 def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    # Of all threads, the loader's too.
+    clock, unit = (time.process_time, "processor ms") if "--processor-time" in sys.argv else (device_clock, "ms")
     with tempfile.TemporaryDirectory() as name:
-        taken = take_turns(Path(name), device)
+        taken = take_turns(Path(name), device, clock)
     bare_ms = 1e3 * statistics.median(taken["bare step"])
-    print(f"{device}, {torch.get_num_threads()} threads, batch {BATCH}: bare step {bare_ms:.1f} ms (median)")
+    print(f"{device}, {torch.get_num_threads()} threads, batch {BATCH}: bare step {bare_ms:.1f} {unit} (median)")
     print(f"the loop adds {100 * overhead(taken, device):+.2f}%")
 
 

@@ -66,16 +66,22 @@ def why_no_triton(device: Literal["cpu", "cuda"]) -> str | None:
     return None
 
 
-def describe_ops(kernels: Kernels, device: Literal["cpu", "cuda"], dim: int) -> dict[str, str]:
-    """What each op of a run with `kernels` runs on, for the log."""
-    # Imported here, because the op asks this module as well.
+def describe_ops(
+    kernels: Kernels, device: Literal["cpu", "cuda"], dim: int, channels: int | None = None
+) -> dict[str, str]:
+    """What each op of a run with `kernels` runs on, for the log; `channels` of an encoder in blocks."""
+    # Imported here, because the ops ask this module as well.
+    from jepa_fast.kernels.dwconv_norm import CHANNELS
     from jepa_fast.kernels.rollout import TRITON_DIMS
 
-    compiled = kernels != "reference" and why_no_extension(device, dim) is None
-    rollout = PLAIN
-    if kernels == "triton":
+    def triton(name: str, value: int, known: tuple[int, ...]) -> str:
+        if kernels != "triton":
+            return PLAIN
         missing = why_no_triton(device)
-        if missing is None and dim not in TRITON_DIMS:
-            missing = f"model.dim is {dim}, the kernel takes {', '.join(map(str, TRITON_DIMS))}"
-        rollout = "Triton kernel" if missing is None else f"{PLAIN}: {missing}"
-    return {"vicreg": f"compiled {device} kernel" if compiled else PLAIN, "rollout": rollout}
+        if missing is None and value not in known:
+            missing = f"model.{name} is {value}, the kernel takes {', '.join(map(str, known))}"
+        return "Triton kernel" if missing is None else f"{PLAIN}: {missing}"
+
+    compiled = kernels != "reference" and why_no_extension(device, dim) is None
+    ops = {"vicreg": f"compiled {device} kernel" if compiled else PLAIN, "rollout": triton("dim", dim, TRITON_DIMS)}
+    return ops if channels is None else ops | {"convnext_block": triton("channels", channels, CHANNELS)}

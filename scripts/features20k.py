@@ -59,11 +59,16 @@ def main() -> None:
             path = RECORDS / f"seed-{seed}.json"
             if not path.exists():
                 write(path, measure(seed, arguments.data, arguments.out / f"seed-{seed}"))
-    results = [json.loads(path.read_text()) for path in sorted(RECORDS.glob("seed-*.json"))]
+    results = records()
     print(tables(results))
     before, _, rest = PAGE.read_text().partition(BEGIN)
     PAGE.write_text(before + BEGIN + tables(results) + END + rest.partition(END)[2])
     draw(results)
+
+
+def records() -> list[dict[str, Any]]:
+    """What was measured, seed by seed."""
+    return [json.loads(path.read_text()) for path in sorted(RECORDS.glob("seed-*.json"))]
 
 
 def measure(seed: int, data: Path, run: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@
 #
 # OUTDIR gets environment.json, tests.txt, benchmarks.json, table.txt, training.jsonl, sanitizer.txt and log.txt.
 set -euo pipefail
+shopt -s nullglob
 
 if [[ $# -ne 1 ]]; then
   echo "usage: scripts/gpu_check.sh OUTDIR" >&2
@@ -93,6 +94,7 @@ timeout "$(seconds 240)" "$python" -m pytest -q -m gpu -W default -p no:cachepro
   "${files[@]}" > "$out/tests.txt" 2>&1 ||
   { tail -n 40 "$out/tests.txt"; failed "a test is red or out of time, see tests.txt"; }
 tail -n 1 "$out/tests.txt"
+tail -n 1 "$out/tests.txt" | grep -q passed || failed "no test ran"
 say "tests green after $SECONDS s"
 
 red=()
@@ -106,7 +108,7 @@ judge() {
 }
 
 # One file at a time, our own first: what runs out of time takes no other's figures along.
-for bench in bench/bench_{rollout,convnext_block,dwconv_norm,vicreg,step,column_moments}.py; do
+for bench in bench/bench_{rollout,convnext_block,dwconv_norm,vicreg,step,loop,column_moments}.py; do
   [[ -f $bench ]] || continue
   name=$(basename "$bench" .py)
   say "$name, at $SECONDS s"

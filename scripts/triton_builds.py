@@ -7,6 +7,9 @@ from typing import Any
 
 KERNELS = "jepa_fast.kernels.triton"
 CHANNELS = (16, 32, 64, 96, 128)
+# Three programs of four warps find room in the registers of a multiprocessor.
+MARCH_REGISTERS = 168
+CASES = (*(("bf16", channels) for channels in CHANNELS), ("fp32", 16), ("fp32", 128), ("fp16", 16))
 ROLLOUT_FORM = {"STATE_RESIDUAL": False, "GELU_FIRST": False, "KEEP": True, "ACTIONS": False}
 # Pointers to what the matrix products take and make; all others are float32.
 ROLLOUT_PRODUCTS = (
@@ -41,9 +44,9 @@ def _integers(names: tuple[str, ...]) -> dict[str, str]:
 
 
 def _depthwise() -> Iterator[Build]:
-    from jepa_fast.kernels.triton.depthwise import SIZES, THREADS, blocks
+    from jepa_fast.kernels.triton.depthwise import SIZES, THREADS, WEIGHT_SIZES, blocks
 
-    for kind, channels in [("bf16", channels) for channels in CHANNELS] + [("fp32", 16), ("fp16", 16)]:
+    for kind, channels in CASES:
         for has_addend in (False, True):
             sizes = blocks(channels)
             yield Build(
@@ -53,9 +56,150 @@ def _depthwise() -> Iterator[Build]:
                 _pointers(x=kind, taps="fp32", addend=kind, out=kind) | _integers(SIZES),
                 {"C": channels, **sizes, "HAS_ADDEND": has_addend},
                 warps=THREADS // 32,
-                registers=160,
+                registers=MARCH_REGISTERS,
                 outputs=(2 * THREADS,),
                 is_default=(kind, channels, has_addend) == ("bf16", 16, True),
+            )
+        yield Build(
+            f"depthwise weight gradient {kind} C={channels}",
+            "depthwise",
+            "_depthwise_weight_kernel",
+            _pointers(x=kind, gradient=kind, partial="fp32") | _integers(WEIGHT_SIZES),
+            {"C": channels, **sizes},
+            warps=THREADS // 32,
+            registers=192 if kind == "fp32" else MARCH_REGISTERS,
+            outputs=(0, 2 * THREADS),
+            is_default=(kind, channels) == ("bf16", 16),
+        )
+
+
+def _dwconv_norm() -> Iterator[Build]:
+    from jepa_fast.kernels.triton.depthwise import THREADS, blocks
+    from jepa_fast.kernels.triton.dwconv_norm import SIZES, norm_blocks
+
+    for kind, channels in CASES:
+        pixels = norm_blocks(channels)["PIXELS"]
+        yield Build(
+            f"dwconv_norm forward {kind} C={channels}",
+            "dwconv_norm",
+            "_dwconv_norm_forward_kernel",
+            _pointers(x=kind, taps="fp32", gamma="fp32", beta="fp32", z=kind, y=kind)
+            | _integers(SIZES)
+            | {"eps": "fp32"},
+            {"C": channels, **blocks(channels), **norm_blocks(channels)},
+            warps=THREADS // 32,
+            registers=MARCH_REGISTERS,
+            outputs=(2 * THREADS, pixels * channels) if channels <= 32 else (0, 2 * THREADS, pixels * channels),
+            is_default=(kind, channels) == ("bf16", 16),
+        )
+        yield Build(
+            f"dwconv_norm backward {kind} C={channels}",
+            "dwconv_norm",
+            "_dwconv_norm_backward_kernel",
+            _pointers(dy=kind, z=kind, gamma="fp32", dz=kind, partial="fp32") | {"pixels": "i32", "eps": "fp32"},
+            {"C": channels, **norm_blocks(channels)},
+            warps=THREADS // 32,
+            registers=128,
+            outputs=(pixels * channels,),
+            is_default=(kind, channels) == ("bf16", 16),
+        )
+
+
+def _tile_outputs(channels: int, pixels: int, hidden: int) -> tuple[int, ...]:
+    """Of a loop over tiles of pixels, and of the one over hidden units inside it where it is one."""
+    return (pixels * channels,) if hidden == 4 * channels else (pixels * channels, pixels * hidden // 4)
+
+
+def _convnext_block() -> Iterator[Build]:
+    import torch
+
+    from jepa_fast.kernels.triton.convnext_block import MOST_FUSED_CHANNELS, SIZES, constants, tiles
+    from jepa_fast.kernels.triton.depthwise import blocks
+
+    for kind, channels in [*CASES, ("fp32", 32), ("fp32", 64)]:
+        forward, backward, weights = tiles(channels, torch.float32 if kind == "fp32" else torch.bfloat16)
+        parameters = {"gamma": "fp32", "beta": "fp32", "expand": kind, "project": kind}
+        fused = channels <= MOST_FUSED_CHANNELS
+        sizes = blocks(channels)
+        marches = (0,) * (channels > sizes["BLOCK_C"]) + (sizes["BLOCK_COLUMNS"] * sizes["BLOCK_C"],)
+        for has_addend in (False, True) if fused else (False,):
+            yield Build(
+                f"convnext_block forward {kind} C={channels}{' addend' if has_addend else ''}",
+                "convnext_block",
+                "_convnext_block_forward_kernel",
+                _pointers(x=kind, taps="fp32", addend=kind, **parameters, z=kind, y=kind)
+                | _integers(SIZES)
+                | {"eps": "fp32"},
+                constants(channels, forward) | sizes | {"HAS_ADDEND": has_addend, "CONVOLVES": fused},
+                warps=forward.warps,
+                most_registers=forward.registers,
+                registers=256 if channels > 64 or kind == "fp32" else MARCH_REGISTERS,
+                outputs=(marches if fused else ()) + _tile_outputs(channels, forward.pixels, forward.hidden),
+                stages=1,
+                is_default=(kind, channels, has_addend) == ("bf16", 16, True),
+            )
+        yield Build(
+            f"convnext_block backward {kind} C={channels}",
+            "convnext_block_backward",
+            "_convnext_block_backward_kernel",
+            _pointers(dy=kind, z=kind, **parameters, dz=kind, norm_partial="fp32", weight_partial="fp32")
+            | {"pixels": "i32", "eps": "fp32"},
+            constants(channels, backward) | {"HAS_WEIGHTS": weights is None},
+            warps=backward.warps,
+            most_registers=backward.registers,
+            registers=256,
+            outputs=_tile_outputs(channels, backward.pixels, backward.hidden),
+            stages=1,
+            is_default=(kind, channels) == ("bf16", 16),
+        )
+        if weights is not None:
+            yield Build(
+                f"convnext_block weight gradient {kind} C={channels}",
+                "convnext_block_backward",
+                "_convnext_block_weight_kernel",
+                _pointers(dy=kind, z=kind, **parameters, partial="fp32") | {"pixels": "i32", "eps": "fp32"},
+                constants(channels, weights),
+                warps=weights.warps,
+                most_registers=weights.registers,
+                registers=224,
+                outputs=(weights.pixels * weights.hidden // 4,),
+                stages=1,
+                is_default=(kind, channels) == ("bf16", 32),
+            )
+
+
+def _crop() -> Iterator[Build]:
+    from jepa_fast.kernels.triton.crop import TILE, WARPS, WINDOW, columns
+
+    placed = {"corners_ptr": "*i64", "groups_ptr": "*i64"}
+    for kind, channels in CASES:
+        padded = 1 << (channels - 1).bit_length()
+        yield Build(
+            f"crop backward {kind} C={channels}",
+            "crop",
+            "_crop_backward_kernel",
+            _pointers(gradient=kind, partial="fp32") | placed | _integers(("count", "chunk", *WINDOW)),
+            {"C": channels, "PADDED_C": padded, "COLUMNS": columns(channels)},
+            warps=WARPS,
+            registers=MARCH_REGISTERS,
+            is_default=(kind, channels) == ("bf16", 16),
+        )
+        for name, has_values, has_base in (("crop", False, True), ("mask", True, False), ("difference", True, True)):
+            yield Build(
+                f"crop {name} {kind} C={channels}",
+                "crop",
+                "_crop_kernel",
+                _pointers(values=kind, base=kind, out=kind) | placed | _integers(("pixels", *WINDOW)),
+                {
+                    "C": channels,
+                    "PADDED_C": padded,
+                    "PIXELS": TILE // padded,
+                    "HAS_VALUES": has_values,
+                    "HAS_BASE": has_base,
+                },
+                warps=WARPS,
+                registers=64,
+                is_default=(kind, channels, name) == ("bf16", 16, "difference"),
             )
 
 
@@ -104,4 +248,4 @@ def _rollout() -> Iterator[Build]:
             )
 
 
-BUILDS: tuple[Build, ...] = (*_depthwise(), *_rollout())
+BUILDS: tuple[Build, ...] = (*_depthwise(), *_dwconv_norm(), *_convnext_block(), *_crop(), *_rollout())

@@ -168,14 +168,13 @@ def read_rows() -> list[Row]:
     return [Row(**{**row, "loops": tuple(row["loops"])}) for row in rows]
 
 
-def find_fresh() -> set[str]:
-    """Names of the builds whose stored rows are of this Triton and of the source as it is."""
+def find_fresh() -> dict[tuple[str, str], Row]:
+    """Stored rows of this Triton and of the source as it is, by build and architecture."""
     import triton
 
-    sources = {build.name: source_hash(build) for build in BUILDS}
-    return {
-        row.build for row in read_rows() if (row.triton, row.source) == (triton.__version__, sources.get(row.build))
-    }
+    today = {(build.name, triton.__version__, source_hash(build)) for build in BUILDS}
+    rows = (row for row in read_rows() if (row.build, row.triton, row.source) in today)
+    return {(row.build, row.architecture): row for row in rows}
 
 
 def write_rows(rows: list[Row]) -> None:
@@ -194,23 +193,21 @@ def main() -> None:
     parser.add_argument("--only", default="", help="builds whose name contains this")
     options = parser.parse_args()
     chosen = [build for build in BUILDS if options.only in build.name]
-    if options.write:
-        fresh = find_fresh()
-        chosen = [build for build in chosen if build.name not in fresh]
+    fresh = find_fresh() if options.write else {}
     width = max((len(build.name) for build in chosen), default=0)
     print(f"{'build':{width}}  arch   registers  stack  local  shared  instructions  per output  loops")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for build in chosen:
-            for architecture in build.architectures:
-                row = compile_build(build, architecture, Path(folder))
+            for number in build.architectures:
+                row = fresh.get((build.name, f"sm_{number}")) or compile_build(build, number, Path(folder))
                 figures = f"{row.registers:9}  {row.stack:5}  {row.local:5}  {row.shared:6}  {row.instructions:12}"
                 print(
                     f"{row.build:{width}}  {row.architecture}  {figures}  {row.per_output:10}  {list(row.loops)}",
                     flush=True,
                 )
                 rows.append(row)
-            if options.write:
+            if options.write and rows[-1] not in fresh.values():
                 write_rows(rows)
     violations = find_violations(rows)
     for violation in violations:

@@ -93,3 +93,16 @@ def test_every_op_is_described(machine):
     machine()
     assert describe_ops("fused", "cuda", 128)["vicreg"] == "compiled cuda kernel"
     assert set(describe_ops("reference", "cuda", 128).values()) == {"plain PyTorch"}
+
+
+@pytest.mark.parametrize(
+    ("kernels", "channels", "expected"),
+    [
+        ("triton", 16, "Triton kernel"),
+        ("triton", 24, "plain PyTorch: model.channels is 24, the kernel takes 16, 32, 64, 96, 128"),
+        ("fused", 16, "plain PyTorch"),
+    ],
+)
+def test_the_log_says_what_the_blocks_run_on(machine, kernels, channels, expected):
+    machine()
+    assert describe_ops(kernels, "cuda", 128, channels)["convnext_block"] == expected

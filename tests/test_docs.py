@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import draw_docs
+from scripts import draw_docs, features20k
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "kernels" / "README.md"])
@@ -22,6 +22,12 @@ def test_every_link_to_a_file_leads_somewhere(page):
 @pytest.mark.parametrize("draw", [draw_docs.architecture, draw_docs.rollout])
 def test_diagrams_are_drawn_by_the_script(draw):
     assert (draw_docs.IMAGES / f"{draw.__name__}.svg").read_text() == draw()
+
+
+def test_results_of_features20k_are_those_of_its_records():
+    results = features20k.records()
+    assert len(results) >= 3
+    assert features20k.tables(results) in features20k.PAGE.read_text()
 
 
 def test_trajectories_show_what_their_captions_say():

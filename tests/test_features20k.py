@@ -15,11 +15,12 @@ import torch
 
 import jepa_fast
 from jepa_fast import evaluate, export, report
-from jepa_fast.config import FeatureModelConfig, RunConfig
+from jepa_fast.config import FeatureModelConfig, ModelConfig, OneStepConfig, Recipe, RunConfig, Stage
 from jepa_fast.data.shards import open_split
 from jepa_fast.engine.checkpoint import checkpoint_folder, load_checkpoint
 from jepa_fast.engine.loop import train
 from jepa_fast.engine.record import read_metrics
+from jepa_fast.errors import InputError
 from jepa_fast.generate import generate
 from jepa_fast.model.feature_world import FeatureWorld
 from jepa_fast.presets import preset
@@ -125,8 +126,6 @@ def test_a_killed_run_resumes_to_the_same_bits_and_goes_through_every_command(tm
 
 
 def test_reports_compare_runs_of_both_kinds(tmp_path, two_rooms):
-    from jepa_fast.config import ModelConfig, Recipe
-
     features = run(tmp_path / "features", configuration(two_rooms))
     recipe = Recipe(model=ModelConfig(channels=2, blocks=1, dim=8))
     convnext = run(tmp_path / "convnext", configuration(two_rooms, preset="test", recipe=recipe))
@@ -134,3 +133,18 @@ def test_reports_compare_runs_of_both_kinds(tmp_path, two_rooms):
     page = (tmp_path / "both.html").read_text()
     for term in ("Surprise term", "Moving term", "Invariance term", "Covariance term"):
         assert term in page
+
+
+def test_configurations_of_both_kinds_read_back_and_do_not_mix(tmp_path, two_rooms):
+    config = configuration(two_rooms)
+    config.save(tmp_path / "config.json")
+    assert RunConfig.load(tmp_path / "config.json") == config
+    with pytest.raises(InputError, match="a features model and the one_step energy go together"):
+        Recipe(model=FeatureModelConfig())
+    with pytest.raises(InputError, match=r"recipe\.stages: got .* expected no variance, no covariance"):
+        replace(config.recipe, stages=(Stage(1, 1.0, 1.0, 0.0),))
+    for settings, named in (({"dim": 1}, "model.dim"), ({"reach": 0.0}, "model.reach"), ({"kind": "x"}, "model.kind")):
+        with pytest.raises(InputError, match=named):
+            FeatureModelConfig(**settings)
+    with pytest.raises(InputError, match=r"energy\.last_width: got 0"):
+        OneStepConfig(last_width=0.0)

@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from scripts import triton_gates
+from scripts import triton_floors, triton_gates
 from scripts.triton_builds import BUILDS, KERNELS
 
 VERSIONS = ("3.6.0", "3.9.0")
@@ -92,3 +92,12 @@ def test_a_hash_covers_imported_kernels_and_constants_but_no_launches(tmp_path, 
     assert triton_gates.source_hash(replace(build, warps=16)) != before
     (folder / "base.py").write_text(kernel.format(2, 2))
     assert triton_gates.source_hash(build) != before
+
+
+def test_the_table_of_floors_is_that_of_the_stored_rows():
+    assert triton_floors.make_table() in triton_floors.README.read_text(), "to be renewed by `make gates`"
+
+
+def test_an_issue_floor_is_instructions_over_issue_slots():
+    machine = triton_floors.Machine("", multiprocessors=10, clock_hz=1e9, bytes_per_s=1)
+    assert triton_floors.issue_ms(80.0, 32 * 10**6, machine) == pytest.approx(2.0)

@@ -54,6 +54,11 @@ class Ranks:
         """Wait until every process is here."""
         self.agree(False)
 
+    def ending(self, reason: str) -> BaseException:
+        """What every process raises when all agree that the run cannot go on; rank 0 says why."""
+        self.barrier()
+        return RunError(reason) if self.leads else SystemExit(1)
+
     def share(self, prepare: Callable[[], Result]) -> Result:
         """What `prepare` gives on rank 0, on every process; where it fails, rank 0 tells why and the others leave."""
         if self.group is None:

@@ -19,7 +19,6 @@ from jepa_fast.engine.checkpoint import State, write_whole
 from jepa_fast.engine.distributed import Ranks
 from jepa_fast.engine.forward import Forward
 from jepa_fast.engine.step import StepResult, Trainer
-from jepa_fast.errors import RunError
 from jepa_fast.probing.collapse import Spectrum, spectrum
 
 logger = logging.getLogger(__name__)
@@ -56,9 +55,8 @@ def finite_readings(
         whole = Sampler(sampler.count, sampler.global_batch, sampler.seed)
         batch = gather(split, next(whole.batches(epoch, number)))
         write_whole(path, {"readings": named, "state": state, "batch": batch._asdict()})
-    ranks.barrier()
     kept = f"{path} keeps the batch and the state before it, checkpoints are untouched"
-    raise RunError(f"step {step}: {name} is {named[name]}; {kept}")
+    raise ranks.ending(f"step {step}: {name} is {named[name]}; {kept}")
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def training(config: RunConfig, folder: Path, options: LoopOptions, ranks: Ranks
                 save_checkpoint(folder, done, {"position": position.to_json(), **trainer.state()})
             yield done
             if collapse:
-                raise RunError(f"{collapse}; saved, go on with --resume {folder}")
+                raise ranks.ending(f"{collapse}; saved, go on with --resume {folder}")
             if due.end and done < config.steps:
                 number = stop.received or signal.SIGTERM
                 logger.info("%s: saved at step %d; go on with --resume %s", number.name, done, folder)

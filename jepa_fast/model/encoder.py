@@ -7,13 +7,29 @@
 Source: Liu et al., A ConvNet for the 2020s, arXiv:2201.03545; without layer scale, stochastic depth and MLP biases.
 """
 
+import functools
+import logging
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa_fast.config import Kernels
+from jepa_fast.kernels.convnext_block import convnext_block
+from jepa_fast.kernels.dwconv_norm import CHANNELS
 from jepa_fast.model.dropout import SITE_AGENT, SITE_WALL, dropout_mask
 
 POOLED_SIDE = 6
+
+logger = logging.getLogger(__name__)
+
+
+@functools.cache
+def _is_fused(channels: int, kernels: Kernels) -> bool:
+    """Whether blocks run as one op; where they cannot, the log says why."""
+    if kernels == "triton" and channels not in CHANNELS:
+        known = ", ".join(map(str, CHANNELS))
+        logger.warning("blocks run in plain PyTorch: model.channels is %d, the kernels take %s", channels, known)
+    return kernels == "triton" and channels in CHANNELS
 
 
 class ConvNeXtBlock(nn.Module):
@@ -21,7 +37,7 @@ class ConvNeXtBlock(nn.Module):
 
     def __init__(self, channels: int, kernels: Kernels = "reference") -> None:
         super().__init__()
-        self.kernels = kernels
+        self.is_fused = _is_fused(channels, kernels)
         self.dwconv = nn.Conv2d(channels, channels, 7, padding=3, groups=channels, bias=False)
         self.norm = nn.LayerNorm(channels, eps=1e-5)
         self.expand = nn.Linear(channels, 4 * channels, bias=False)
@@ -32,8 +48,15 @@ class ConvNeXtBlock(nn.Module):
         out: Tensor = self.project(F.gelu(self.expand(self.norm(convolved))))
         return out
 
+    def fused(self, x: Tensor, addend: Tensor | None = None, padding: tuple[int, int] = (3, 3)) -> Tensor:
+        """The output as one op, channels last: see `jepa_fast.kernels.convnext_block`."""
+        parameters = (self.dwconv.weight, self.norm.weight, self.norm.bias, self.expand.weight, self.project.weight)
+        return convnext_block(x, *parameters, addend, padding, self.norm.eps)
+
     def forward(self, x: Tensor) -> Tensor:
         """The block's output, [N, C, H, W]."""
+        if self.is_fused:
+            return self.fused(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         # In channels-last memory this permutation moves nothing.
         update = self.mlp(self.dwconv(x).permute(0, 2, 3, 1))
         return x + update.permute(0, 3, 1, 2)

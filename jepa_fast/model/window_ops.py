@@ -2,17 +2,21 @@
 
     depthwise   7x7 convolution, one filter per channel, plus an addend
     crop        windows of shared base activations
+    difference  what windows hold more than the base under them
     pool        pooling matrices from both sides
 
 Convolution and crop are custom ops, forward and backward, so that torch.compile sees each as one node. They have no
 second derivative.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from jepa_fast.kernels.triton.launch import runs_in_triton
 
 KERNEL = 7
 
@@ -27,10 +31,28 @@ def depthwise(x: Tensor, weight: Tensor, padding: tuple[int, int], addend: Tenso
     return out
 
 
-def crop(base: Tensor, corners: Tensor, groups: Tensor, margin: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Windows [N, h, w, C] of base [G, H, W, C]: image groups[n], rows from corners[n, 0] - margin; zero outside it."""
-    windows: Tensor = torch.ops.jepa_fast.crop(base, corners, groups, list(margin), list(size))
+def crop(
+    base: Tensor,
+    corners: Tensor,
+    groups: Tensor,
+    margin: tuple[int, int],
+    size: tuple[int, int],
+    is_fused: bool = False,
+) -> Tensor:
+    """Windows [N, h, w, C] of base [G, H, W, C]: image groups[n], rows from corners[n, 0] - margin; zero outside it.
+
+    With `is_fused` the gradient is summed by a Triton kernel on CUDA: of C channels that a block's kernels take.
+    """
+    windows: Tensor = torch.ops.jepa_fast.crop(base, corners, groups, list(margin), list(size), is_fused)
     return windows
+
+
+def difference(
+    values: Tensor, base: Tensor, corners: Tensor, groups: Tensor, margin: tuple[int, int], is_fused: bool = False
+) -> Tensor:
+    """Windows `values` [N, h, w, C] less the base under them, as `crop` gives it; zero outside the image."""
+    out: Tensor = torch.ops.jepa_fast.window_difference(values, base, corners, groups, list(margin), is_fused)
+    return out
 
 
 def pool(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -100,7 +122,12 @@ def _convolve(x: Tensor, weight: Tensor, padding: list[int]) -> Tensor:
 
 
 @torch.library.custom_op("jepa_fast::crop", mutates_args=())
-def _crop(base: Tensor, corners: Tensor, groups: Tensor, margin: list[int], size: list[int]) -> Tensor:
+def _crop(base: Tensor, corners: Tensor, groups: Tensor, margin: list[int], size: list[int], is_fused: bool) -> Tensor:
+    if is_fused and runs_in_triton("jepa_fast::crop", base):
+        from jepa_fast.kernels.triton.crop import crop_forward
+
+        placed = corners.contiguous(), groups.contiguous(), base.shape[1:3], margin, size
+        return crop_forward(None, base.contiguous(), *placed)
     padded = F.pad(base, (0, 0, margin[1], margin[1], margin[0], margin[0]))
     pixels = _window_pixels(padded.shape, corners, groups, size)
     picked = padded.reshape(-1, base.shape[3]).index_select(0, pixels)
@@ -108,14 +135,27 @@ def _crop(base: Tensor, corners: Tensor, groups: Tensor, margin: list[int], size
 
 
 @_crop.register_fake
-def _crop_fake(base: Tensor, corners: Tensor, groups: Tensor, margin: list[int], size: list[int]) -> Tensor:
+def _crop_fake(
+    base: Tensor, corners: Tensor, groups: Tensor, margin: list[int], size: list[int], is_fused: bool
+) -> Tensor:
     return base.new_empty(len(corners), *size, base.shape[3])
 
 
 @torch.library.custom_op("jepa_fast::crop_backward", mutates_args=())
 def _crop_backward(
-    gradient: Tensor, corners: Tensor, groups: Tensor, shape: list[int], margin: list[int], size: list[int]
+    gradient: Tensor,
+    corners: Tensor,
+    groups: Tensor,
+    shape: list[int],
+    margin: list[int],
+    size: list[int],
+    is_fused: bool,
 ) -> Tensor:
+    if is_fused and runs_in_triton("jepa_fast::crop_backward", gradient):
+        from jepa_fast.kernels.triton.crop import crop_backward
+
+        windows = gradient.contiguous(), corners.contiguous(), groups.contiguous()
+        return crop_backward(*windows, shape, margin).to(gradient.dtype)
     count, height, width, channels = shape
     padded = (count, height + 2 * margin[0], width + 2 * margin[1], channels)
     pixels = _window_pixels(torch.Size(padded), corners, groups, size)
@@ -132,23 +172,99 @@ def _crop_backward(
 
 @_crop_backward.register_fake
 def _crop_backward_fake(
-    gradient: Tensor, corners: Tensor, groups: Tensor, shape: list[int], margin: list[int], size: list[int]
+    gradient: Tensor,
+    corners: Tensor,
+    groups: Tensor,
+    shape: list[int],
+    margin: list[int],
+    size: list[int],
+    is_fused: bool,
 ) -> Tensor:
     return gradient.new_empty(shape)
 
 
 def _crop_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    base, corners, groups, ctx.margin, ctx.size = inputs
+    base, corners, groups, ctx.margin, ctx.size, ctx.is_fused = inputs
     ctx.shape = list(base.shape)
     ctx.save_for_backward(corners, groups)
 
 
 def _crop_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    to_base = torch.ops.jepa_fast.crop_backward(gradient, *ctx.saved_tensors, ctx.shape, ctx.margin, ctx.size)
-    return to_base, None, None, None, None
+    to_base = torch.ops.jepa_fast.crop_backward(
+        gradient, *ctx.saved_tensors, ctx.shape, ctx.margin, ctx.size, ctx.is_fused
+    )
+    return to_base, None, None, None, None, None
 
 
 torch.library.register_autograd("jepa_fast::crop", _crop_gradients, setup_context=_crop_setup)
+
+
+@torch.library.custom_op("jepa_fast::window_difference", mutates_args=())
+def _difference(
+    values: Tensor, base: Tensor, corners: Tensor, groups: Tensor, margin: list[int], is_fused: bool
+) -> Tensor:
+    size, image = values.shape[1:3], base.shape[1:3]
+    if is_fused and runs_in_triton("jepa_fast::window_difference", values):
+        from jepa_fast.kernels.triton.crop import crop_forward
+
+        placed = corners.contiguous(), groups.contiguous(), image, margin, size
+        return crop_forward(values.contiguous(), base.contiguous(), *placed)
+    windows = crop(base, corners, groups, (margin[0], margin[1]), (size[0], size[1]))
+    return (values - windows).to(values.dtype) * _on_image(corners, margin, size, image)[..., None]
+
+
+@_difference.register_fake
+def _difference_fake(
+    values: Tensor, base: Tensor, corners: Tensor, groups: Tensor, margin: list[int], is_fused: bool
+) -> Tensor:
+    return values.new_empty(values.shape)
+
+
+@torch.library.custom_op("jepa_fast::window_mask", mutates_args=())
+def _mask(
+    values: Tensor, corners: Tensor, groups: Tensor, image: list[int], margin: list[int], is_fused: bool
+) -> Tensor:
+    size = values.shape[1:3]
+    if is_fused and runs_in_triton("jepa_fast::window_difference", values):
+        from jepa_fast.kernels.triton.crop import crop_forward
+
+        placed = corners.contiguous(), groups.contiguous(), image, margin, size
+        return crop_forward(values.contiguous(), None, *placed)
+    return values * _on_image(corners, margin, size, image)[..., None]
+
+
+@_mask.register_fake
+def _mask_fake(
+    values: Tensor, corners: Tensor, groups: Tensor, image: list[int], margin: list[int], is_fused: bool
+) -> Tensor:
+    return values.new_empty(values.shape)
+
+
+def _difference_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, base, corners, groups, ctx.margin, ctx.is_fused = inputs
+    ctx.shape, ctx.dtype = list(base.shape), base.dtype
+    ctx.save_for_backward(corners, groups)
+
+
+def _difference_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    corners, groups = ctx.saved_tensors
+    size = list(gradient.shape[1:3])
+    to_values = torch.ops.jepa_fast.window_mask(gradient, corners, groups, ctx.shape[1:3], ctx.margin, ctx.is_fused)
+    # Negated while it is one image.
+    to_base = -torch.ops.jepa_fast.crop_backward(gradient, corners, groups, ctx.shape, ctx.margin, size, ctx.is_fused)
+    return to_values, to_base.to(ctx.dtype), None, None, None, None
+
+
+torch.library.register_autograd("jepa_fast::window_difference", _difference_gradients, setup_context=_difference_setup)
+
+
+def _on_image(corners: Tensor, margin: Sequence[int], size: Sequence[int], image: Sequence[int]) -> Tensor:
+    """Whether a window's pixel lies on the image, bool [N, h, w]."""
+    rows, columns = (
+        corners[:, axis, None] - margin[axis] + torch.arange(size[axis], device=corners.device) for axis in (0, 1)
+    )
+    inside = [(place >= 0) & (place < side) for place, side in zip((rows, columns), image, strict=True)]
+    return inside[0][:, :, None] & inside[1][:, None, :]
 
 
 def _window_pixels(padded: torch.Size, corners: Tensor, groups: Tensor, size: list[int]) -> Tensor:

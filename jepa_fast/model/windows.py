@@ -11,6 +11,9 @@ image only the difference to them is carried, on the growing window:
 
 Nothing is approximated: values and gradients, also those that reach the weights through the base, are those of the
 whole image up to rounding.
+
+Where blocks run as one op, the op takes Z_l as its addend, and neither the stem's collapse nor early pooling is used:
+they save what the op does not spend.
 """
 
 from typing import NamedTuple
@@ -21,7 +24,7 @@ from torch import Tensor
 
 from jepa_fast.model.encoder import POOLED_SIDE, Branch, ConvNeXtBlock
 from jepa_fast.model.hidden_ops import hidden_pool, norm_mlp
-from jepa_fast.model.window_ops import crop, depthwise, pool
+from jepa_fast.model.window_ops import compute_dtype, crop, depthwise, difference, pool
 
 REACH = 3  # pixels a 7x7 convolution looks to each side
 
@@ -139,6 +142,9 @@ class ReceptiveWindowEncoder:
         kept_convolved, kept_updates = [], []
         blocks = self._blocks()
         for index, block in enumerate(blocks):
+            if block.is_fused and not keep:
+                x = block.fused(x)
+                continue
             if index == 0 and self.stem_collapse:
                 z = _collapsed(images, stem, block, (REACH, REACH))
             else:
@@ -157,8 +163,8 @@ class ReceptiveWindowEncoder:
     ) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Convolved activations and updates on the windows (only if they are kept), and the pooled output."""
         stem = self.branch.stem.weight.view(-1)
-        difference = windows - _crop(bases.images[..., None], place, 0)[..., 0]
-        delta = difference[..., None] * stem
+        pixels = windows - _crop(bases.images[..., None], place, 0)[..., 0]
+        delta = pixels[..., None] * stem
         base_pooled = bases.pooled.index_select(0, place.groups)
         kept_convolved, kept_updates = [], []
         blocks = self._blocks()
@@ -166,9 +172,15 @@ class ReceptiveWindowEncoder:
             after = index + 1
             growth = tuple(new - old for new, old in zip(place.margin(after), place.margin(index), strict=True))
             padding = (growth[0] + REACH, growth[1] + REACH)
+            if block.is_fused and not keep:
+                base_z = _crop(bases.convolved[index].to(compute_dtype(delta)), place, after, is_fused=True)
+                grown = block.fused(delta, base_z, padding)
+                base_update = bases.updates[index]
+                delta = difference(grown, base_update, place.corners, place.groups, place.margin(after), is_fused=True)
+                continue
             base_z = _crop(bases.convolved[index], place, after)
             if index == 0 and self.stem_collapse:
-                z = _collapsed(difference, stem, block, padding) + base_z
+                z = _collapsed(pixels, stem, block, padding) + base_z
             else:
                 z = depthwise(delta, block.dwconv.weight, padding, base_z)
             # Negated while it is still one image: the gradient of a difference would be negated for every window.
@@ -183,7 +195,7 @@ class ReceptiveWindowEncoder:
             if keep:
                 kept_convolved.append(z)
                 kept_updates.append(update)
-        return kept_convolved, kept_updates, base_pooled + pool(delta, *_window_pooling(place, len(blocks), delta))
+        return kept_convolved, kept_updates, base_pooled + pool(delta, *_window_pooling(place, len(blocks), pixels))
 
 
 def pooling_matrix(size: int, like: Tensor) -> Tensor:
@@ -240,9 +252,9 @@ def _window_pooling(place: _Placement, blocks: int, like: Tensor) -> tuple[Tenso
     return matrices[0], matrices[1]
 
 
-def _crop(base: Tensor, place: _Placement, blocks: int) -> Tensor:
+def _crop(base: Tensor, place: _Placement, blocks: int, is_fused: bool = False) -> Tensor:
     """[N, h, w, C]: base [G, H, W, C] under each window grown by some blocks, zero outside the image."""
-    return crop(base, place.corners, place.groups, place.margin(blocks), place.grown(blocks))
+    return crop(base, place.corners, place.groups, place.margin(blocks), place.grown(blocks), is_fused)
 
 
 def _paste(windows: Tensor, base: Tensor, place: _Placement, blocks: int) -> Tensor:

@@ -6,9 +6,10 @@
 A program owns BLOCK_COLUMNS columns of output pixels, counted through all images (column q is column q % W' of image
 q / W'), so that odd widths waste no lanes. It walks down the input rows with seven sums in registers, one per output
 row that the input row reaches, and the 49 taps of its channels beside them: every input row is loaded once per column
-offset, and nothing is computed twice but the first rows of a strip. Sums are float32, in a fixed order.
+offset, while the row before it is summed, and nothing is computed twice but the first rows of a strip. Sums are
+float32, in a fixed order.
 
-Compiled for two channels per thread: 98 registers of taps, 14 of sums.
+Two channels per thread: 98 registers of taps, 14 of sums.
 """
 
 import torch
@@ -16,10 +17,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from jepa_fast.kernels.triton.launch import Grid, on_device
+from jepa_fast.kernels.triton.launch import Grid, on_device, persistent_programs
 
 KERNEL = 7
 THREADS = 128  # four warps
+RESIDENT = 3  # programs of so many threads that 168 registers leave room for on a multiprocessor
 # Fewer programs than this leave multiprocessors idle: columns are then cut into strips of rows.
 WANTED_PROGRAMS = 1024
 FEWEST_ROWS = 8
@@ -27,6 +29,9 @@ FEWEST_ROWS = 8
 SIZES = (
     "columns", "height", "width", "out_height", "out_width", "pad_y", "pad_x", "addend_height", "addend_width",
     "shift_y", "shift_x", "rows",
+)  # fmt: skip
+WEIGHT_SIZES = (
+    "columns", "height", "width", "out_height", "out_width", "pad_y", "pad_x", "rows", "blocks", "items",
 )  # fmt: skip
 
 
@@ -37,6 +42,29 @@ def load_taps(taps_ptr, channels, C: tl.constexpr):
     for tap in tl.static_range(49):
         taps = taps + (tl.load(taps_ptr + tap * C + channels, mask=channels < C, other=0.0),)
     return taps
+
+
+@triton.jit
+def load_row(x_ptrs, column, width, live, C: tl.constexpr):
+    """One input row at the seven column offsets, as it is stored; zero outside."""
+    xs = ()
+    for dx in tl.static_range(7):
+        inside = (column + dx >= 0) & (column + dx < width)
+        xs = xs + (tl.load(x_ptrs + dx * C, mask=live & inside, other=0.0),)
+    return xs
+
+
+@triton.jit
+def emit(
+    out, out_ptrs, addend_ptrs, addend_row, q, live, addend_live, columns, addend_height, HAS_ADDEND: tl.constexpr
+):
+    """Write a finished output row."""
+    if HAS_ADDEND:
+        # A limit of columns for a condition on rows: the interpreter cannot mask with a scalar truth value.
+        within = (addend_row >= 0) & (addend_row < addend_height)
+        shown = addend_live & (q < tl.where(within, columns, 0))
+        out += tl.load(addend_ptrs, mask=shown, other=0.0).to(tl.float32)
+    tl.store(out_ptrs, out.to(out_ptrs.dtype.element_ty), mask=live)
 
 
 @triton.jit
@@ -78,39 +106,42 @@ def march(
     out_row = top + pad_y - 6
     x_ptrs = x_ptr + ((image * height + top) * width + (j - pad_x)) * C + c
     out_ptrs = out_ptr + ((image * out_height + out_row) * out_width + j) * C + c
-    if HAS_ADDEND:
-        addend_ptrs = (
-            addend_ptr + ((image * addend_height + (out_row + shift_y)) * addend_width + (j + shift_x)) * C + c
-        )
-        addend_live = live & (j + shift_x >= 0) & (j + shift_x < addend_width)
+    addend_ptrs = addend_ptr + ((image * addend_height + out_row + shift_y) * addend_width + (j + shift_x)) * C + c
+    addend_live = live & (j + shift_x >= 0) & (j + shift_x < addend_width)
     zero = tl.zeros([BLOCK_COLUMNS, BLOCK_C], tl.float32)
     # sums[k] is output row out_row + k; the seventh, which this input row is the first to reach, begins at zero.
     sums = (zero, zero, zero, zero, zero, zero)
-    for row in range(top, last + 6 - pad_y):
+    below = tl.minimum(last + 6 - pad_y, height)
+    ahead = load_row(x_ptrs, j - pad_x, width, live, C)
+    for row in range(top, below):
+        xs = ahead
+        # The last row is loaded twice rather than one beyond it.
+        x_ptrs += tl.where(row + 1 < below, width * C, 0)
+        ahead = load_row(x_ptrs, j - pad_x, width, live, C)
         newest = zero
-        if row < height:
-            for dx in tl.static_range(7):
-                inside = (j + dx - pad_x >= 0) & (j + dx - pad_x < width)
-                x = tl.load(x_ptrs + dx * C, mask=live & inside, other=0.0).to(tl.float32)
-                moved = ()
-                for k in tl.static_range(6):
-                    moved = moved + (tl.fma(x, taps[(6 - k) * 7 + dx], sums[k]),)
-                sums = moved
-                newest = tl.fma(x, taps[dx], newest)
+        for dx in tl.static_range(7):
+            x = xs[dx].to(tl.float32)
+            moved = ()
+            for k in tl.static_range(6):
+                moved = moved + (tl.fma(x, taps[(6 - k) * 7 + dx], sums[k]),)
+            sums = moved
+            newest = tl.fma(x, taps[dx], newest)
         if out_row >= first:
-            out = sums[0]
-            if HAS_ADDEND:
-                # A limit of columns for a condition on rows: the interpreter cannot mask with a scalar truth value.
-                within = (out_row + shift_y >= 0) & (out_row + shift_y < addend_height)
-                shown = addend_live & (q < tl.where(within, columns, 0))
-                out += tl.load(addend_ptrs, mask=shown, other=0.0).to(tl.float32)
-            tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=live)
-        if HAS_ADDEND:
-            addend_ptrs += addend_width * C
+            emit(
+                sums[0], out_ptrs, addend_ptrs, out_row + shift_y, q, live, addend_live, columns, addend_height,
+                HAS_ADDEND,
+            )  # fmt: skip
         sums = (sums[1], sums[2], sums[3], sums[4], sums[5], newest)
         out_row += 1
-        x_ptrs += width * C
         out_ptrs += out_width * C
+        addend_ptrs += addend_width * C
+    # No input row is left for these.
+    for k in tl.static_range(6):
+        if (out_row + k >= first) & (out_row + k < last):
+            emit(
+                sums[k], out_ptrs + k * out_width * C, addend_ptrs + k * addend_width * C, out_row + k + shift_y, q,
+                live, addend_live, columns, addend_height, HAS_ADDEND,
+            )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -144,6 +175,81 @@ def _depthwise_kernel(
         addend_height, addend_width, shift_y, shift_x, first, last, tl.program_id(0), tl.program_id(2),
         C, BLOCK_COLUMNS, BLOCK_C, HAS_ADDEND,
     )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=WEIGHT_SIZES)
+def _depthwise_weight_kernel(
+    x_ptr,  # [N, H, W, C]
+    gradient_ptr,  # [N, H', W', C], of the output
+    partial_ptr,  # [programs, 49, C], float32
+    columns,  # N W'
+    height,
+    width,
+    out_height,
+    out_width,
+    pad_y,
+    pad_x,
+    rows,
+    blocks,
+    items,
+    C: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Part of the taps' gradient: a program takes every so-manieth block of columns and strip of `rows` input rows.
+
+    It holds one sum per tap, column and channel, and seven rows of the gradient, the ones that an input row reached.
+    float32 sums, in an order that depends on the number of programs alone.
+    """
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
+    zero = tl.zeros([BLOCK_COLUMNS, BLOCK_C], tl.float32)
+    sums = ()
+    for _tap in tl.static_range(49):
+        sums = sums + (zero,)
+    for item in range(tl.program_id(0), items, tl.num_programs(0)):
+        q = (item % blocks) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)[:, None]
+        image = (q // out_width).to(tl.int64)
+        j = q % out_width
+        live = (q < columns) & (c < C)
+        first = (item // blocks) * rows
+        last = tl.minimum(first + rows, height)
+        # Input row r reached output rows r + pad_y - 6 to r + pad_y.
+        gradient_row = first + pad_y - 6
+        gradient_ptrs = gradient_ptr + ((image * out_height + gradient_row) * out_width + j) * C + c
+        reached = ()
+        for _row in tl.static_range(6):
+            limit = tl.where((gradient_row >= 0) & (gradient_row < out_height), columns, 0)
+            reached = reached + (tl.load(gradient_ptrs, mask=live & (q < limit), other=0.0).to(tl.float32),)
+            gradient_row += 1
+            gradient_ptrs += out_width * C
+        x_ptrs = x_ptr + ((image * height + first) * width + (j - pad_x)) * C + c
+        ahead = load_row(x_ptrs, j - pad_x, width, live, C)
+        limit = tl.where(gradient_row < out_height, columns, 0)
+        newest = tl.load(gradient_ptrs, mask=live & (q < limit), other=0.0)
+        for row in range(first, last):
+            xs = ahead
+            reached = reached + (newest.to(tl.float32),)
+            # The last row is loaded twice rather than one beyond it.
+            x_ptrs += tl.where(row + 1 < last, width * C, 0)
+            ahead = load_row(x_ptrs, j - pad_x, width, live, C)
+            gradient_row += 1
+            gradient_ptrs += out_width * C
+            limit = tl.where(gradient_row < out_height, columns, 0)
+            newest = tl.load(gradient_ptrs, mask=live & (q < limit), other=0.0)
+            for dx in tl.static_range(7):
+                x = xs[dx].to(tl.float32)
+                added = ()
+                for tap in tl.static_range(49):
+                    if tap % 7 == dx:
+                        added = added + (tl.fma(x, reached[6 - tap // 7], sums[tap]),)
+                    else:
+                        added = added + (sums[tap],)
+                sums = added
+            reached = (reached[1], reached[2], reached[3], reached[4], reached[5], reached[6])
+    channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    for tap in tl.static_range(49):
+        place = (tl.program_id(0) * 49 + tap) * C + channel
+        tl.store(partial_ptr + place, tl.sum(sums[tap], axis=0), mask=channel < C)
 
 
 def blocks(channels: int) -> dict[str, int]:
@@ -194,3 +300,23 @@ def depthwise(
             enable_fp_fusion=True,
         )  # fmt: skip
     return out
+
+
+def depthwise_weight_gradient(x: Tensor, gradient: Tensor, padding: tuple[int, int]) -> Tensor:
+    """float32 [C, 1, 7, 7]: the filters' gradient from contiguous x [N, H, W, C] and the output's [N, H', W', C]."""
+    count, height, width, channels = x.shape
+    out_height, out_width = gradient.shape[1:3]
+    sizes = blocks(channels)
+    across = -(-count * out_width // sizes["BLOCK_COLUMNS"])
+    chunks = -(-channels // sizes["BLOCK_C"])
+    programs = -(-persistent_programs(x, RESIDENT) // chunks)
+    rows = strip_rows(height, across * chunks)
+    items = across * -(-height // rows)
+    programs = max(1, min(programs, items))
+    partial = torch.empty(programs, KERNEL * KERNEL, channels, dtype=torch.float32, device=x.device)
+    with on_device(x):
+        _depthwise_weight_kernel[(programs, chunks, 1)](
+            x, gradient, partial, count * out_width, height, width, out_height, out_width, *padding, rows, across,
+            items, channels, **sizes, num_warps=THREADS // 32, enable_fp_fusion=True,
+        )  # fmt: skip
+    return partial.sum(0).t().reshape(channels, 1, KERNEL, KERNEL)

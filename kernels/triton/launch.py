@@ -1,5 +1,7 @@
-"""What every launch of a Triton kernel shares."""
+"""What every launch of a Triton kernel shares; importable without Triton."""
 
+import functools
+import logging
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -7,7 +9,36 @@ from torch import Tensor
 
 Grid = tuple[int, int, int]
 
+logger = logging.getLogger(__name__)
+
+
+def runs_in_triton(operator: str, x: Tensor) -> bool:
+    """Whether an op on a tensor like `x` takes its Triton kernels; where it does not, the log says why, once."""
+    return _find_reason(operator, x.device.type) is None
+
+
+@functools.cache
+def _find_reason(operator: str, device_type: str) -> str | None:
+    from jepa_fast.backends import why_no_triton
+
+    reason = why_no_triton("cuda" if device_type == "cuda" else "cpu")
+    if reason is not None:
+        # On a CPU it is what was asked for.
+        level = logging.WARNING if device_type == "cuda" else logging.INFO
+        logger.log(level, "%s on %s runs in plain PyTorch: %s", operator, device_type, reason)
+    return reason
+
 
 def on_device(x: Tensor) -> AbstractContextManager[None]:
     """Triton launches on the current device, which need not be that of the tensors. The interpreter has no device."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+def persistent_programs(x: Tensor, per_multiprocessor: int) -> int:
+    """How many programs a persistent kernel starts. A fixed number per device: the order of sums depends on it."""
+    return per_multiprocessor * _multiprocessors(x.device) if x.is_cuda else per_multiprocessor
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count

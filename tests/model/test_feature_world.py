@@ -216,8 +216,7 @@ def test_frames_of_another_size_are_refused(batch_and_spec):
         world.batch_encoder(batch_and_spec[1])
 
 
-@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.filterwarnings("ignore"))])
-def test_compiled_equals_eager(world, batch_and_spec, compiled):
+def test_compiled_equals_eager(world, batch_and_spec):
     batch, spec = batch_and_spec
     objective, weights = OneStepLikelihood(world, Execution()), torch.tensor([1.0, 0.1])
     encode = world.batch_encoder(spec)
@@ -226,11 +225,10 @@ def test_compiled_equals_eager(world, batch_and_spec, compiled):
         encoded = encode(batch, world.dropout_clock)
         return objective(encoded, batch.actions, world.dropout_clock, weights, None)[0].total
 
-    if compiled:
-        gradients = []
-        for function in (total, torch.compile(total, fullgraph=True, backend="aot_eager")):
-            world.zero_grad()
-            function(batch).backward()
-            gradients.append([parameter.grad.clone() for parameter in world.parameters()])
-        for ours, theirs in zip(*gradients, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    gradients = []
+    for function in (total, torch.compile(total, fullgraph=True, backend="aot_eager")):
+        world.zero_grad()
+        function(batch).backward()
+        gradients.append([parameter.grad.clone() for parameter in world.parameters()])
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from jepa_fast.model import hidden_ops
 from jepa_fast.model.hidden_ops import hidden_pool, norm_mlp
-from jepa_fast.model.window_ops import crop, depthwise, pool
+from jepa_fast.model.window_ops import crop, depthwise, difference, pool
 from jepa_fast.model.windows import pooling_matrix
 
 EPS = 1e-5
@@ -82,6 +82,16 @@ def test_pool_is_adaptive_average_pooling():
         assert torch.allclose(got, expected, rtol=1e-12, atol=1e-14)
 
 
+def test_a_difference_is_that_to_the_crop_and_zero_off_the_image():
+    base, values = draw(2, 5, 6, 3).detach().requires_grad_(), draw(4, 4, 6, 3).detach().requires_grad_()
+    corners, groups = torch.tensor([[0, 0], [3, 1], [2, 4], [3, 4]]), torch.tensor([1, 0, 0, 1])
+    ours = difference(values, base, corners, groups, (1, 2))
+    inside = crop(torch.ones_like(base), corners, groups, (1, 2), (4, 6))
+    torch.testing.assert_close(ours, (values - crop(base, corners, groups, (1, 2), (4, 6))) * inside)
+    assert 0 < inside.mean() < 1
+    assert gradcheck(lambda *leaves: difference(*leaves, corners, groups, (1, 2)), [values, base])
+
+
 def test_registrations_are_sound():
     z, weights = draw(2, 4, 3, 2), layers(2)
     ops = torch.ops.jepa_fast
@@ -90,4 +100,5 @@ def test_registrations_are_sound():
     torch.library.opcheck(ops.hidden_pool, (z, *weights[:3], rows, columns, EPS, torch.float64))
     torch.library.opcheck(ops.depthwise, (z, draw(2, 1, 7, 7), [3, 6], None))
     corners, groups = torch.tensor([[0, 0], [3, 1]]), torch.tensor([1, 0])
-    torch.library.opcheck(ops.crop, (draw(2, 5, 6, 2), corners, groups, [1, 2], [4, 6]))
+    torch.library.opcheck(ops.crop, (draw(2, 5, 6, 2), corners, groups, [1, 2], [4, 6], False))
+    torch.library.opcheck(ops.window_difference, (draw(2, 4, 6, 2), draw(2, 5, 6, 2), corners, groups, [1, 2], False))

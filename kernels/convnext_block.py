@@ -1,0 +1,232 @@
+"""A ConvNeXt block, x + W2 gelu(W1 LN(dwconv7x7(x))), whose hidden activations are never in memory.
+
+    z = dwconv(x) + addend      u = gamma (z - mean_c(z)) / sqrt(var_c(z) + eps) + beta
+    y = x + W2 gelu(W1 u)       GELU by the normal distribution, not by a tanh
+
+x [N, H, W, C] channels last, C one of 16, 32, 64, 96, 128; weight [C, 1, 7, 7]; gamma, beta [C]; expand W1 [4C, C];
+project W2 [C, 4C]; no biases. y is [N, H', W', C], H' = H + 2 padding - 6, x zero outside: with padding 6 x may be the
+difference of an image to another one, on a window that grows, and `addend` [N, H', W', C] the other one's z under it.
+x float32, bfloat16 or float16, on a CPU float64 too; y has its dtype, parameters keep theirs. Sums, statistics and GELU
+are float32, factors of the matrix products have the dtype of x. x follows autocast. Gradients of all tensors; no second
+derivative.
+
+Saved for the backward pass: x and z. The rest is computed anew.
+
+CUDA: Triton kernels, deterministic: parts of the parameters' gradients are added up in a fixed order. Up to 64 channels
+the forward pass is one kernel, beyond two. Compiled for sm_80 and sm_90, not run on a device yet. Elsewhere plain
+PyTorch.
+
+Bytes moved, in sizes A of an activation: forward 3 A (x; z, y; 4 A with an addend), backward 8 A (dy, z -> dz;
+dz, dy -> dx; x, dz -> dweight), 10 A beyond 16 channels, where W1 and W2 have a pass of their own.
+FLOPs per element: forward 98 + 16 C, backward 196 + 40 C, 196 + 56 C beyond 16 channels.
+Source: Liu et al., A ConvNet for the 2020s, arXiv:2201.03545; without layer scale, stochastic depth and MLP biases.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from jepa_fast.kernels.dwconv_norm import (
+    KERNEL,
+    Padding,
+    check_convolution,
+    check_parameter,
+    convolve,
+    convolve_backward,
+    norm_backward,
+    out_shape,
+    widened,
+)
+from jepa_fast.kernels.triton.launch import runs_in_triton
+from jepa_fast.model.window_ops import compute_dtype
+
+OPERATOR = "jepa_fast::convnext_block"
+
+
+def convnext_block_reference(
+    x: Tensor,
+    weight: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    expand: Tensor,
+    project: Tensor,
+    addend: Tensor | None = None,
+    padding: Padding = 3,
+    eps: float = 1e-5,
+) -> Tensor:
+    """The same in plain PyTorch and in the precision of its arguments: the truth of the tests."""
+    pads = (padding, padding) if isinstance(padding, int) else padding
+    z = F.conv2d(x.permute(0, 3, 1, 2), weight, padding=pads, groups=x.shape[3]).permute(0, 2, 3, 1)
+    z = z if addend is None else z + addend
+    update = F.gelu(F.layer_norm(z, z.shape[3:], gamma, beta, eps) @ expand.t()) @ project.t()
+    return _grown(x, pads) + update
+
+
+def _grown(x: Tensor, padding: list[int] | tuple[int, int]) -> Tensor:
+    """x under the output: with zeros around it, or cut, where the padding is not 3."""
+    rows, columns = padding[0] - KERNEL // 2, padding[1] - KERNEL // 2
+    return F.pad(x, (0, 0, columns, columns, rows, rows))
+
+
+def _kept(dy: Tensor, padding: list[int]) -> Tensor:
+    """The gradient of x in `_grown`."""
+    rows, columns = padding[0] - KERNEL // 2, padding[1] - KERNEL // 2
+    return F.pad(dy, (0, 0, -columns, -columns, -rows, -rows))
+
+
+@torch.library.custom_op(OPERATOR, mutates_args=())
+def _convnext_block(
+    x: Tensor,
+    weight: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    expand: Tensor,
+    project: Tensor,
+    addend: Tensor | None,
+    padding: list[int],
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    if runs_in_triton(OPERATOR, x):
+        from jepa_fast.kernels.triton.convnext_block import block_forward
+
+        matrices = expand.to(x.dtype).contiguous(), project.to(x.dtype).contiguous()
+        shown = None if addend is None else addend.contiguous()
+        return block_forward(
+            x.contiguous(), weight, gamma.contiguous(), beta.contiguous(), *matrices, shown, _pair(padding), eps
+        )
+    wide_x, wide_weight, *parameters = widened(x, weight, gamma, beta, expand, project)
+    z = convolve(wide_x, wide_weight, padding)
+    # As rounded as it is saved, so that the backward pass sees the same values.
+    z = (z if addend is None else z + addend).to(x.dtype)
+    *_, update = _mlp(z.to(wide_x.dtype), parameters, eps)
+    return (_grown(wide_x, padding) + update).to(x.dtype), z
+
+
+def _pair(padding: list[int]) -> tuple[int, int]:
+    return padding[0], padding[1]
+
+
+def _mlp(z: Tensor, parameters: list[Tensor], eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """u, h, gelu(h) and the update, from z and gamma, beta, W1, W2."""
+    gamma, beta, expand, project = parameters
+    with torch.autocast(z.device.type, enabled=False):
+        u = F.layer_norm(z, z.shape[-1:], gamma, beta, eps)
+        h = u @ expand.t()
+        activations = F.gelu(h)
+        return u, h, activations, activations @ project.t()
+
+
+@_convnext_block.register_fake
+def _convnext_block_fake(
+    x: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, expand: Tensor, project: Tensor, addend: Tensor | None,
+    padding: list[int], eps: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    shape = out_shape(x, padding)
+    return x.new_empty(shape), x.new_empty(shape)
+
+
+@torch.library.custom_op(f"{OPERATOR}_backward", mutates_args=())
+def _convnext_block_backward(
+    dy: Tensor,
+    x: Tensor,
+    z: Tensor,
+    weight: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    expand: Tensor,
+    project: Tensor,
+    padding: list[int],
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, z and the five parameters."""
+    if runs_in_triton(OPERATOR, x):
+        from jepa_fast.kernels.triton.convnext_block_backward import block_backward
+
+        matrices = expand.to(x.dtype).contiguous(), project.to(x.dtype).contiguous()
+        dx, dz, *gradients = block_backward(
+            dy.contiguous(), x.contiguous(), z, weight, gamma.contiguous(), beta.contiguous(), *matrices,
+            _pair(padding), eps,
+        )  # fmt: skip
+    else:
+        wide = widened(dy, x, z, weight, gamma, beta, expand, project)
+        dx, dz, *gradients = _backward_fallback(wide, padding, eps)
+    parameters = (weight, gamma, beta, expand, project)
+    kept = (gradient.to(like.dtype).contiguous() for gradient, like in zip(gradients, parameters, strict=True))
+    return dx.to(x.dtype), dz.to(z.dtype), *kept  # type: ignore[return-value]
+
+
+def _backward_fallback(tensors: tuple[Tensor, ...], padding: list[int], eps: float) -> tuple[Tensor, ...]:
+    dy, x, z, weight, gamma, beta, expand, project = tensors
+    u, h, activations, _ = _mlp(z, [gamma, beta, expand, project], eps)
+    with torch.autocast(z.device.type, enabled=False):
+        dh = torch.ops.aten.gelu_backward(dy @ project, h)
+        dz, dgamma, dbeta = norm_backward(dh @ expand, z, gamma, eps)
+        dexpand = dh.flatten(0, 2).t() @ u.flatten(0, 2)
+        dproject = dy.flatten(0, 2).t() @ activations.flatten(0, 2)
+        dx, dweight = convolve_backward(dz, x, weight, padding)
+    return dx + _kept(dy, padding), dz, dweight, dgamma, dbeta, dexpand, dproject
+
+
+@_convnext_block_backward.register_fake
+def _convnext_block_backward_fake(
+    dy: Tensor, x: Tensor, z: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, expand: Tensor, project: Tensor,
+    padding: list[int], eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    parameters = (like.new_empty(like.shape) for like in (weight, gamma, beta, expand, project))
+    return x.new_empty(x.shape), z.new_empty(z.shape), *parameters  # type: ignore[return-value]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, *parameters, addend, ctx.padding, ctx.eps = inputs
+    ctx.addend_dtype = None if addend is None else addend.dtype
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, output[1], *parameters)
+
+
+def _gradients(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    if dy is None:
+        return (None,) * 9
+    dx, dz, *gradients = torch.ops.jepa_fast.convnext_block_backward(dy, *ctx.saved_tensors, ctx.padding, ctx.eps)
+    addend_gradient = None if ctx.addend_dtype is None else dz.to(ctx.addend_dtype)
+    return dx, *gradients, addend_gradient, None, None
+
+
+_convnext_block.register_autograd(_gradients, setup_context=_setup_context)
+
+
+def convnext_block(
+    x: Tensor,
+    weight: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    expand: Tensor,
+    project: Tensor,
+    addend: Tensor | None = None,
+    padding: Padding = 3,
+    eps: float = 1e-5,
+) -> Tensor:
+    """The block's output [N, H', W', C] of channels-last x [N, H, W, C].
+
+    Raises:
+        ValueError: shapes that do not fit together, channels or a dtype that the kernels do not have.
+    """
+    pads = (padding, padding) if isinstance(padding, int) else padding
+    check_convolution(x, weight, pads)
+    channels = x.shape[3]
+    for name, parameter, shape in (
+        ("gamma", gamma, (channels,)),
+        ("beta", beta, (channels,)),
+        ("expand", expand, (4 * channels, channels)),
+        ("project", project, (channels, 4 * channels)),
+    ):
+        check_parameter(name, parameter, shape, x)
+    if addend is not None:
+        check_parameter("addend", addend, out_shape(x, list(pads)), x)
+    y: Tensor
+    y, _ = torch.ops.jepa_fast.convnext_block(
+        x.to(compute_dtype(x)), weight, gamma, beta, expand, project, addend, list(pads), eps
+    )
+    return y
