@@ -34,17 +34,18 @@ class Items(Dataset):
     """One trajectory at a time: its frames as float, its actions."""
 
     def __init__(self, folder: Path, kind: str):
-        self.states = np.load(folder / f"states-{kind}.npy", mmap_mode="r")
-        self.actions = np.load(folder / "actions.npy", mmap_mode="r")
+        # Mapped copy-on-write, which costs a reader nothing and spares torch's warning about memory it may not write.
+        self.states = np.load(folder / f"states-{kind}.npy", mmap_mode="c")
+        self.actions = np.load(folder / "actions.npy", mmap_mode="c")
 
     def __len__(self) -> int:
         return len(self.states)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        states = torch.from_numpy(np.array(self.states[index]))
+        states = torch.from_numpy(self.states[index])
         # Bytes stay bytes: whoever stores them converts them on the device.
         states = states if states.dtype == torch.uint8 else states.float()
-        return states, torch.from_numpy(np.array(self.actions[index])).float()
+        return states, torch.from_numpy(self.actions[index]).float()
 
 
 def peers(folder: Path, kind: str, workers: int) -> Iterator[Any]:
