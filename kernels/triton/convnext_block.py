@@ -16,33 +16,12 @@ from torch import Tensor
 
 from jepa_fast.kernels.triton.depthwise import KERNEL, blocks, depthwise, march, strip_rows, taps_of
 from jepa_fast.kernels.triton.dwconv_norm import normalised, strip_pixels
+from jepa_fast.kernels.triton.elementwise import gelu
 from jepa_fast.kernels.triton.launch import on_device
 
 SIZES = (
     "columns", "height", "width", "out_height", "out_width", "pad_y", "pad_x", "rows",
 )  # fmt: skip
-
-
-@triton.jit
-def gaussian(v):
-    """Phi(-|v|), the normal distribution's tail, to 1e-7, and exp(-v^2 / 2), which the slope of GELU needs.
-
-    15 instructions. Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26.
-    """
-    density = tl.exp2(v * v * -0.7213475204444817)  # -log2(e) / 2
-    d = tl.fma(tl.abs(v), 0.23164188, 1.0)
-    t = tl.rsqrt(d * d)  # one instruction more than an approximate 1 / d, six fewer than Triton's division
-    tail = tl.fma(t, 0.5307027145, -0.7265760135)
-    tail = tl.fma(t, tail, 0.7107068705)
-    tail = tl.fma(t, tail, -0.142248368)
-    tail = tl.fma(t, tail, 0.127414796)
-    return tail * t * density, density
-
-
-@triton.jit
-def gelu(v, tail):
-    """v Phi(v): v - v Phi(-v) for v > 0, else v Phi(-|v|)."""
-    return tl.fma(-tl.abs(v), tail, tl.maximum(v, 0.0))
 
 
 @triton.jit
@@ -113,8 +92,7 @@ def _convnext_block_forward_kernel(
         update = tl.zeros([PIXELS, PADDED_C], tl.float32)
         for hidden in range(0, 4 * C, HIDDEN):
             h = tl.dot(u, load_weight(expand_ptr, hidden, dtype, C, PADDED_C, HIDDEN, True), input_precision="ieee")
-            tail, _density = gaussian(h)
-            a = gelu(h, tail).to(dtype)
+            a = gelu(h).to(dtype)
             project = load_weight(project_ptr, hidden, dtype, C, PADDED_C, HIDDEN, False)
             update = tl.dot(a, tl.trans(project), update, input_precision="ieee")
         # The residual: x under the output, which is wider where the padding is more than 3.

@@ -11,9 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from jepa_fast.kernels.triton.convnext_block import constants, gaussian, gelu, load_weight, tiles
+from jepa_fast.kernels.triton.convnext_block import constants, load_weight, tiles
 from jepa_fast.kernels.triton.depthwise import KERNEL, depthwise, depthwise_weight_gradient, taps_of
 from jepa_fast.kernels.triton.dwconv_norm import norm_backward, normalised
+from jepa_fast.kernels.triton.elementwise import gelu, gelu_slope
 from jepa_fast.kernels.triton.launch import on_device, persistent_programs
 
 PROGRAMS = 6  # per multiprocessor: whole rounds whether two or three are resident
@@ -23,10 +24,10 @@ PROGRAMS = 6  # per multiprocessor: whole rounds whether two or three are reside
 def hidden_gradient(u, g, expand, project):
     """gelu(h) and the gradient of h = W1 u, [PIXELS, HIDDEN], from that of the update, g."""
     h = tl.dot(u, expand, input_precision="ieee")
-    tail, density = gaussian(h)
-    slope = tl.fma(h * density, 0.3989422804014327, tl.where(h < 0, tail, 1.0 - tail))  # 1 / sqrt(2 pi)
+    # Before the product: after it, too much is held at once, and at 16 channels that takes a stack.
+    slope = gelu_slope(h)
     da = tl.dot(g, project, input_precision="ieee")
-    return gelu(h, tail).to(u.dtype), (da * slope).to(u.dtype)
+    return gelu(h).to(u.dtype), (da * slope).to(u.dtype)
 
 
 @triton.jit(do_not_specialize=("pixels",))

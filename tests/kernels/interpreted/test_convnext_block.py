@@ -1,14 +1,10 @@
-import math
-
 import pytest
 import torch
-import triton
-import triton.language as tl
 
 from jepa_fast.kernels import convnext_block as op
 from jepa_fast.kernels.convnext_block import convnext_block_reference
 from jepa_fast.kernels.triton import convnext_block as module
-from jepa_fast.kernels.triton.convnext_block import block_forward, gaussian, gelu
+from jepa_fast.kernels.triton.convnext_block import block_forward
 from jepa_fast.kernels.triton.convnext_block_backward import block_backward
 
 
@@ -64,25 +60,6 @@ def test_strips_of_rows_give_the_same_values(monkeypatch, error):
     strips = block_forward(x, *parameters, None, (3, 3), 1e-5)
     assert error(strips[0], whole[0]) < 1e-6
     assert torch.equal(strips[1], whole[1])
-
-
-@triton.jit
-def _gelu_kernel(v_ptr, gelu_ptr, density_ptr, COUNT: tl.constexpr):
-    place = tl.arange(0, COUNT)
-    v = tl.load(v_ptr + place)
-    tail, density = gaussian(v)
-    tl.store(gelu_ptr + place, gelu(v, tail))
-    tl.store(density_ptr + place, density)
-
-
-def test_gelu_is_exact_to_a_rounding_of_float32():
-    v = torch.linspace(-12, 12, 8192)
-    value, density = torch.empty_like(v), torch.empty_like(v)
-    _gelu_kernel[(1,)](v, value, density, COUNT=len(v))
-    wide = v.double()
-    truth = wide * 0.5 * torch.special.erfc(-wide / math.sqrt(2))
-    assert ((value.double() - truth).abs() / (1 + wide.abs())).max() < 2e-7
-    torch.testing.assert_close(density.double(), torch.exp(-wide.square() / 2), rtol=2e-5, atol=1e-7)
 
 
 def test_the_op_itself_takes_the_kernels(monkeypatch, error):
