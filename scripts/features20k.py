@@ -180,7 +180,7 @@ def tables(results: list[dict[str, Any]]) -> str:
 
 def draw(results: list[dict[str, Any]]) -> None:
     """The error at every step, of both probes, for every set: the seeds' range and mean beside the floor."""
-    figure, axes = plt.subplots(1, len(PROBE_SETS), figsize=(12, 3.4), layout="constrained", sharey=True)
+    figure, axes = plt.subplots(1, len(PROBE_SETS), figsize=(12, 3.7), layout="constrained", sharey=True)
     for axis, name in zip(axes, PROBE_SETS, strict=True):
         sets = [result["probe_sets"][name] for result in results]
         for probe, color in (("converged", "#d95f02"), ("official", "#7570b3")):
@@ -194,7 +194,7 @@ def draw(results: list[dict[str, Any]]) -> None:
         axis.plot(range(len(untrained)), untrained, color="#999999", label="untrained, converged probe")
         axis.set(title=name.removeprefix("probe_").removesuffix("/val"), xlabel="step", yscale="log")
     axes[0].set(ylabel="squared error, px²")
-    axes[0].legend(fontsize=7)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8, frameon=False)
     figure.savefig(FIGURE, dpi=100)
 
 
