@@ -173,12 +173,18 @@ def slug(device: str) -> str:
 
 
 def with_tables(text: str, results: Path) -> str:
-    """A page of the docs with the tables between its markers made from the newest record of every device."""
+    """A page of the docs with the tables between its markers: of every device, each group as it was measured last."""
     parts = []
     for folder in sorted(path for path in results.iterdir() if path.is_dir()):
-        path = newest(folder)
-        rows = rows_of(read_record(path))
-        parts.append(f"### {rows[0].device}\n\nFrom `{path.relative_to(results.parent.parent)}`.\n\n{table(rows)}\n")
+        shown: set[str] = set()
+        for path in sorted(folder.glob("*.json"), reverse=True):
+            rows = [row for row in rows_of(read_record(path)) if row.name not in shown]
+            if not rows:
+                continue
+            if not shown:
+                parts.append(f"### {rows[0].device}\n")
+            shown |= {row.name for row in rows}
+            parts.append(f"From `{path.relative_to(results.parent.parent)}`.\n\n{table(rows)}\n")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
     return f"{before}{BEGIN}\n\n" + "\n".join(parts) + f"\n{END}{after}"
 

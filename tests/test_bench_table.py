@@ -125,6 +125,20 @@ def test_tables_are_drawn_between_the_markers_and_nothing_else_changes(tmp_path)
     assert with_tables(drawn, results) == drawn
 
 
+def test_a_record_of_some_groups_leaves_the_rows_of_others_from_before(tmp_path):
+    results = tmp_path / "bench" / "results"
+    keep(record(), results)
+    part = copy.deepcopy(record())
+    part["datetime"] = "2026-01-03"
+    for benchmark in part["benchmarks"]:
+        benchmark["group"] = f"new {benchmark['group']}"
+    keep(part, results)
+    drawn = with_tables(f"{bench_table.BEGIN}\n{bench_table.END}\n", results)
+    assert drawn.index("2026-01-03") < drawn.index("| new op |") < drawn.index("2026-01-02") < drawn.index("| op |")
+    assert drawn.count("###") == 1
+    assert drawn.count("| op |") == with_tables(f"{bench_table.BEGIN}\n{bench_table.END}\n", results).count("| new op |")
+
+
 def test_the_docs_show_the_stored_results():
     assert any(RESULTS.glob("*/*.json"))
     assert with_tables(DOCS.read_text(), RESULTS) == DOCS.read_text()
