@@ -5,6 +5,7 @@ decisions are taken together, and rank 0 alone writes.
 """
 
 import contextlib
+import gc
 import inspect
 import logging
 import os
@@ -124,7 +125,9 @@ def joined(device: Literal["cpu", "cuda"]) -> Iterator[Ranks]:
             f"rank {rank} of {count}: another process of the run is gone ({reason}); what it said stands above, "
             f"and --resume goes on from the last checkpoint"
         ) from error
-    # Not after an error: it would wait for processes that are gone.
+    # Not after an error: it would wait for processes that are gone. Cycles that still hold the group are collected
+    # first: its thread may let go of tensors late, and must not meet the end of the interpreter.
+    gc.collect()
     dist.destroy_process_group()
 
 

@@ -10,25 +10,31 @@ from jepa_fast.model.energy import energy, fused_energy
 from jepa_fast.model.feature_world import FeatureWorld
 from jepa_fast.model.objectives import Execution, OneStepLikelihood
 
-folder, rank = Path(sys.argv[1]), int(sys.argv[2])
-torch.set_num_threads(1)
-dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-job = torch.load(folder / "job.pt", weights_only=False)
-results = {}
-for name, compute in (("plain", energy), ("fused", fused_energy)):
-    for case, config in job["cases"].items():
-        sides = [side.chunk(2)[rank].clone().requires_grad_() for side in job["states"]]
-        predicted, encoded, ema = sides
-        targets = ema.detach() if config.targets == "ema" else None
-        terms = compute(predicted, encoded, job["weights"], config, targets, dist.group.WORLD)
-        terms.total.backward()
-        results[name, case] = torch.stack(terms).detach(), predicted.grad, encoded.grad
-encoded, actions, width = job["one_step"]
-torch.manual_seed(0)
-world = FeatureWorld(job["world"]).double()
-objective = OneStepLikelihood(world, Execution(group=dist.group.WORLD))
-terms, _ = objective(encoded.chunk(2)[rank], actions.chunk(2)[rank], world.dropout_clock, width, None)
-terms.total.backward()
-results["one step"] = torch.stack(terms).detach(), [parameter.grad for parameter in world.predictor.parameters()]
-torch.save(results, folder / f"rank{rank}.pt")
+
+def main() -> None:
+    folder, rank = Path(sys.argv[1]), int(sys.argv[2])
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    job = torch.load(folder / "job.pt", weights_only=False)
+    results = {}
+    for name, compute in (("plain", energy), ("fused", fused_energy)):
+        for case, config in job["cases"].items():
+            sides = [side.chunk(2)[rank].clone().requires_grad_() for side in job["states"]]
+            predicted, encoded, ema = sides
+            targets = ema.detach() if config.targets == "ema" else None
+            terms = compute(predicted, encoded, job["weights"], config, targets, dist.group.WORLD)
+            terms.total.backward()
+            results[name, case] = torch.stack(terms).detach(), predicted.grad, encoded.grad
+    encoded, actions, width = job["one_step"]
+    torch.manual_seed(0)
+    world = FeatureWorld(job["world"]).double()
+    objective = OneStepLikelihood(world, Execution(group=dist.group.WORLD))
+    terms, _ = objective(encoded.chunk(2)[rank], actions.chunk(2)[rank], world.dropout_clock, width, None)
+    terms.total.backward()
+    results["one step"] = torch.stack(terms).detach(), [parameter.grad for parameter in world.predictor.parameters()]
+    torch.save(results, folder / f"rank{rank}.pt")
+
+
+main()
+# With what held the group gone, this waits for its thread, which must not meet the end of the interpreter.
 dist.destroy_process_group()
