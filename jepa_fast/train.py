@@ -46,7 +46,7 @@ class Arguments:
     """Train a JEPA world model; without --data.path on a generated two-room set."""
 
     preset: str | None = None
-    """Named recipe: explorejepa_repo (default), explorejepa_writeup, demo or features20k."""
+    """Named recipe: explorejepa_repo (default), or another of jepa_fast/presets.py; a wrong name lists them all."""
     out: Path | None = None
     """Run folder to create. Default: runs/<date>-<time>."""
     resume: Path | None = None

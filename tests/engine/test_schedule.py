@@ -7,7 +7,7 @@ import pytest
 
 from jepa_fast.config import Recipe, Stage
 from jepa_fast.engine.schedule import schedule_table
-from jepa_fast.presets import explorejepa_repo, explorejepa_writeup, features20k, preset
+from jepa_fast.presets import PRESETS, explorejepa_repo, explorejepa_writeup, features20k, preset
 
 
 def test_learning_rate_falls_from_base_to_zero_along_a_cosine():
@@ -51,7 +51,5 @@ def test_presets_say_what_their_sources_say():
 
 
 def test_unknown_preset_is_refused_with_the_names_there_are():
-    with pytest.raises(
-        ValueError, match="--preset: got 'best', expected one of demo, explorejepa_repo, explorejepa_writeup"
-    ):
+    with pytest.raises(ValueError, match=f"--preset: got 'best', expected one of {', '.join(sorted(PRESETS))}"):
         preset("best")
