@@ -36,6 +36,12 @@ class Batch(NamedTuple):
         copies = (None if field is None else field.to(device, copy=True) for field in self)
         return Batch(*copies)  # type: ignore[arg-type]
 
+    def frames(self, which: slice) -> "Batch":
+        """The same trajectories with some of their frames alone; all actions stay."""
+        corners = None if self.corners is None else self.corners[:, which].contiguous()
+        walls = self.walls if self.walls.dim() == 3 else self.walls[:, which].contiguous()
+        return self._replace(dots=self.dots[:, which].contiguous(), corners=corners, walls=walls)
+
     def copy_(self, batch: "Batch") -> None:
         """Overwrite this batch with another one of the same fields and shapes, on whatever device it is.
 

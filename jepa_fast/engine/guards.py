@@ -87,8 +87,8 @@ class CollapseWatch:
         self._judges = isinstance(forward.config.recipe.energy, EnergyConfig)
         self._low = 0
         count = min(TRAJECTORIES, split.count)
-        self._batch = _thinned(gather(split, np.linspace(0, split.count - 1, count).astype(np.int64)))
-        self._batch = self._batch.to(torch.device(forward.config.device))
+        batch = gather(split, np.linspace(0, split.count - 1, count).astype(np.int64))
+        self._batch = batch.frames(slice(None, None, EVERY_FRAME)).to(torch.device(forward.config.device))
 
     def look(self) -> Spectrum:
         """The spectrum of the encodings now (synchronises)."""
@@ -125,10 +125,3 @@ class CollapseWatch:
                 return self._forward.encode(self._batch, world.dropout_clock)[..., : world.config.dim]
         finally:
             world.train()
-
-
-def _thinned(batch: Batch) -> Batch:
-    """Every EVERY_FRAME-th frame; encoding needs no actions."""
-    walls = batch.walls if batch.walls.dim() == 3 else batch.walls[:, ::EVERY_FRAME].contiguous()
-    corners = None if batch.corners is None else batch.corners[:, ::EVERY_FRAME].contiguous()
-    return batch._replace(dots=batch.dots[:, ::EVERY_FRAME].contiguous(), corners=corners, walls=walls)

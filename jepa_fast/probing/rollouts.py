@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from jepa_fast.data.batches import Batch
 from jepa_fast.data.host import evaluation_batches, wall_bases
 from jepa_fast.data.shards import Split
 from jepa_fast.model.build import AnyWorld
@@ -18,13 +17,6 @@ class Rollouts(NamedTuple):
 
     states: Tensor  # [N, T, D]
     locations: Tensor  # [N, T, 2] in pixels
-
-
-def first_frames(batch: Batch) -> Batch:
-    """The batch cut down to frame 0 of each trajectory: all that the model may see."""
-    corners = None if batch.corners is None else batch.corners[:, :1]
-    walls = batch.walls if batch.walls.dim() == 3 else batch.walls[:, :1]
-    return batch._replace(dots=batch.dots[:, :1], corners=corners, walls=walls)
 
 
 def all_locations(split: Split) -> Tensor:
@@ -43,7 +35,7 @@ def rollout_split(world: AnyWorld, split: Split, name: str, batch_size: int = 25
     with tqdm(total=split.count, desc=f"rollout {name}", unit="traj", leave=False, dynamic_ncols=True) as bar:
         for batch in evaluation_batches(split, batch_size):
             moved = batch.to(device)
-            first = encode(first_frames(moved), world.dropout_clock)[:, 0]
+            first = encode(moved.frames(slice(1)), world.dropout_clock)[:, 0]
             states.append(world.unroll(first, moved.actions).float().cpu())
             bar.update(len(batch.indices))
     world.train(training)
