@@ -62,7 +62,7 @@ def test_what_is_shifted_is_found_shifted(shift):
         moved = soft_argmax(frames[1], temperature) - soft_argmax(frames[0], temperature)
         background = (frames[0] / temperature).flatten().softmax(dim=0)[0].item()
         share = 1 - FRAME[0] * FRAME[1] * background
-            expected = share * torch.tensor(shift[::-1], dtype=torch.float64)
+        expected = share * torch.tensor(shift[::-1], dtype=torch.float64)
         torch.testing.assert_close(moved, expected, rtol=0, atol=1e-9)
 
 
