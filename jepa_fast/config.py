@@ -28,6 +28,7 @@ class ModelConfig:
         dropout: rate in the encoder heads and in the predictor.
         residual: what the predictor's MLP is added to: "sum" = LN(s) + LN(Wa a + ba), "state" = LN(s).
         activation: where the predictor's GELU stands: "after_norm" = gelu(LN(h)), "before_norm" = LN(gelu(h)).
+        bias: whether layers have one, LayerNorms included; without, no input gives the state zero.
     """
 
     channels: int = 16
@@ -36,6 +37,7 @@ class ModelConfig:
     dropout: float = 0.1
     residual: Literal["sum", "state"] = "sum"
     activation: Literal["after_norm", "before_norm"] = "after_norm"
+    bias: bool = True
 
     def __post_init__(self) -> None:
         require(self.channels >= 1, "model.channels", self.channels, "at least 1")

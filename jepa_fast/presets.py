@@ -1,6 +1,7 @@
 """Named recipes, as plain functions."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from jepa_fast.config import (
     EnergyConfig,
@@ -50,6 +51,16 @@ def demo() -> Recipe:
     return baseline()
 
 
+def larger() -> Recipe:
+    """The baseline with twice the blocks and twice the channels, 507,968 parameters. States stay 128 long."""
+    return replace(baseline(), model=ModelConfig(channels=32, blocks=4))
+
+
+def no_bias() -> Recipe:
+    """The baseline without a bias anywhere, which leaves weights no constant to collapse to."""
+    return replace(baseline(), model=ModelConfig(bias=False))
+
+
 def features20k() -> Recipe:
     """5,056 parameters on features read from pixels, one step at a time (docs/features20k.md).
 
@@ -69,6 +80,8 @@ PRESETS: dict[str, Callable[[], Recipe]] = {
     "explorejepa_repo": explorejepa_repo,
     "baseline": baseline,
     "demo": demo,
+    "larger": larger,
+    "no_bias": no_bias,
     "features20k": features20k,
 }
 DEFAULT_PRESET = "explorejepa_repo"

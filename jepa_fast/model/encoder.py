@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from jepa_fast.config import Kernels
 from jepa_fast.kernels.convnext_block import convnext_block
 from jepa_fast.kernels.dwconv_norm import CHANNELS
+from jepa_fast.model.biases import bias_or_zeros
 from jepa_fast.model.dropout import SITE_AGENT, SITE_WALL, dropout_mask
 
 POOLED_SIDE = 6
@@ -35,11 +36,11 @@ def _is_fused(channels: int, kernels: Kernels) -> bool:
 class ConvNeXtBlock(nn.Module):
     """x + W2 gelu(W1 LN(dwconv(x))): [N, C, H, W] to the same shape, channels last in memory."""
 
-    def __init__(self, channels: int, kernels: Kernels = "reference") -> None:
+    def __init__(self, channels: int, kernels: Kernels = "reference", bias: bool = True) -> None:
         super().__init__()
         self.is_fused = _is_fused(channels, kernels)
         self.dwconv = nn.Conv2d(channels, channels, 7, padding=3, groups=channels, bias=False)
-        self.norm = nn.LayerNorm(channels, eps=1e-5)
+        self.norm = nn.LayerNorm(channels, eps=1e-5, bias=bias)
         self.expand = nn.Linear(channels, 4 * channels, bias=False)
         self.project = nn.Linear(4 * channels, channels, bias=False)
 
@@ -50,7 +51,8 @@ class ConvNeXtBlock(nn.Module):
 
     def fused(self, x: Tensor, addend: Tensor | None = None, padding: tuple[int, int] = (3, 3)) -> Tensor:
         """The output as one op, channels last: see `jepa_fast.kernels.convnext_block`."""
-        parameters = (self.dwconv.weight, self.norm.weight, self.norm.bias, self.expand.weight, self.project.weight)
+        norm = self.norm.weight, bias_or_zeros(self.norm)
+        parameters = (self.dwconv.weight, *norm, self.expand.weight, self.project.weight)
         return convnext_block(x, *parameters, addend, padding, self.norm.eps)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,12 +67,14 @@ class ConvNeXtBlock(nn.Module):
 class Branch(nn.Module):
     """One channel's encoder: images [N, 1, H, W] to normalised states [N, D], before dropout."""
 
-    def __init__(self, channels: int, blocks: int, dim: int, kernels: Kernels = "reference") -> None:
+    def __init__(
+        self, channels: int, blocks: int, dim: int, kernels: Kernels = "reference", *, bias: bool = True
+    ) -> None:
         super().__init__()
         self.stem = nn.Conv2d(1, channels, 1, bias=False)
-        self.blocks = nn.ModuleList(ConvNeXtBlock(channels, kernels) for _ in range(blocks))
-        self.fc = nn.Linear(channels * POOLED_SIDE**2, dim)
-        self.norm = nn.LayerNorm(dim, eps=1e-5)
+        self.blocks = nn.ModuleList(ConvNeXtBlock(channels, kernels, bias) for _ in range(blocks))
+        self.fc = nn.Linear(channels * POOLED_SIDE**2, dim, bias=bias)
+        self.norm = nn.LayerNorm(dim, eps=1e-5, bias=bias)
 
     def head(self, pooled: Tensor) -> Tensor:
         """States [N, D] from pooled activations [N, C, 6, 6]."""
@@ -89,10 +93,19 @@ class Branch(nn.Module):
 class Encoder(nn.Module):
     """Frames to states: agent branch + wall branch, each with dropout on its output."""
 
-    def __init__(self, channels: int, blocks: int, dim: int, dropout: float, kernels: Kernels = "reference") -> None:
+    def __init__(
+        self,
+        channels: int,
+        blocks: int,
+        dim: int,
+        dropout: float,
+        kernels: Kernels = "reference",
+        *,
+        bias: bool = True,
+    ) -> None:
         super().__init__()
-        self.agent = Branch(channels, blocks, dim, kernels)
-        self.wall = Branch(channels, blocks, dim, kernels)
+        self.agent = Branch(channels, blocks, dim, kernels, bias=bias)
+        self.wall = Branch(channels, blocks, dim, kernels, bias=bias)
         self.dropout = dropout
 
     def combine(self, agent: Tensor, wall: Tensor, clock: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from jepa_fast.config import Kernels
 from jepa_fast.kernels.rollout import RolloutWeights, rollout
+from jepa_fast.model.biases import bias_or_zeros
 from jepa_fast.model.dropout import SITE_PREDICTOR, dropout_mask
 
 
@@ -25,14 +26,16 @@ class Predictor(nn.Module):
         residual: Literal["sum", "state"],
         activation: Literal["after_norm", "before_norm"],
         kernels: Kernels = "reference",
+        *,
+        bias: bool = True,
     ) -> None:
         super().__init__()
-        self.state_norm = nn.LayerNorm(dim, eps=1e-5)
-        self.action = nn.Linear(2, dim)
-        self.action_norm = nn.LayerNorm(dim, eps=1e-5)
-        self.expand = nn.Linear(dim, 4 * dim)
-        self.norm = nn.LayerNorm(4 * dim, eps=1e-5)
-        self.project = nn.Linear(4 * dim, dim)
+        self.state_norm = nn.LayerNorm(dim, eps=1e-5, bias=bias)
+        self.action = nn.Linear(2, dim, bias=bias)
+        self.action_norm = nn.LayerNorm(dim, eps=1e-5, bias=bias)
+        self.expand = nn.Linear(dim, 4 * dim, bias=bias)
+        self.norm = nn.LayerNorm(4 * dim, eps=1e-5, bias=bias)
+        self.project = nn.Linear(4 * dim, dim, bias=bias)
         self.dropout = dropout
         self.residual = residual
         self.activation = activation
@@ -51,12 +54,9 @@ class Predictor(nn.Module):
         return following
 
     def weights(self) -> RolloutWeights:
-        """All parameters, as the fused op takes them."""
-        return RolloutWeights(
-            self.state_norm.weight, self.state_norm.bias, self.action.weight, self.action.bias,
-            self.action_norm.weight, self.action_norm.bias, self.expand.weight, self.expand.bias, self.norm.weight,
-            self.norm.bias, self.project.weight, self.project.bias,
-        )  # fmt: skip
+        """All parameters, as the fused op takes them; zeros for biases that are not there."""
+        layers = self.state_norm, self.action, self.action_norm, self.expand, self.norm, self.project
+        return RolloutWeights(*(part for layer in layers for part in (layer.weight, bias_or_zeros(layer))))
 
     def forward(self, first: Tensor, actions: Tensor, clock: Tensor) -> Tensor:
         """Predicted states [B, T-1, D] from the first states [B, D] and actions [B, T-1, 2], feeding itself back."""

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from jepa_fast.model.biases import bias_or_zeros
 from jepa_fast.model.encoder import POOLED_SIDE, Branch, ConvNeXtBlock
 from jepa_fast.model.hidden_ops import hidden_pool, norm_mlp
 from jepa_fast.model.window_ops import compute_dtype, crop, depthwise, difference, pool
@@ -232,13 +233,14 @@ def _collapsed(images: Tensor, stem: Tensor, block: ConvNeXtBlock, padding: tupl
 def _update(z: Tensor, block: ConvNeXtBlock) -> Tensor:
     """What the block adds to its input, [N, h, w, C], from its convolved activations."""
     norm = block.norm
-    return norm_mlp(z, norm.weight, norm.bias, block.expand.weight, block.project.weight, norm.eps)
+    return norm_mlp(z, norm.weight, bias_or_zeros(norm), block.expand.weight, block.project.weight, norm.eps)
 
 
 def _project_pooled(z: Tensor, block: ConvNeXtBlock, rows: Tensor, columns: Tensor) -> Tensor:
     """The pooled `_update`, [N, 6, 6, C], projected after pooling."""
     norm = block.norm
-    pooled: Tensor = block.project(hidden_pool(z, norm.weight, norm.bias, block.expand.weight, rows, columns, norm.eps))
+    hidden = hidden_pool(z, norm.weight, bias_or_zeros(norm), block.expand.weight, rows, columns, norm.eps)
+    pooled: Tensor = block.project(hidden)
     return pooled
 
 

@@ -34,8 +34,10 @@ class World(nn.Module):
         super().__init__()
         self.config = config = config or ModelConfig()
         self.kernels = kernels
-        self.encoder = Encoder(config.channels, config.blocks, config.dim, config.dropout, kernels)
-        self.predictor = Predictor(config.dim, config.dropout, config.residual, config.activation, kernels)
+        self.encoder = Encoder(config.channels, config.blocks, config.dim, config.dropout, kernels, bias=config.bias)
+        self.predictor = Predictor(
+            config.dim, config.dropout, config.residual, config.activation, kernels, bias=config.bias
+        )
         self.register_buffer("dropout_clock", new_clock(), persistent=False)
 
     @classmethod
