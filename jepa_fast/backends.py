@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 
 from jepa_fast import extension
-from jepa_fast.config import Kernels, require
+from jepa_fast.config import AnyModelConfig, Kernels, ModelConfig, require
 from jepa_fast.kernels.vicreg import MOST_COLUMNS
 
 # bfloat16 on tensor cores begins here.
@@ -66,22 +66,25 @@ def why_no_triton(device: Literal["cpu", "cuda"]) -> str | None:
     return None
 
 
-def describe_ops(
-    kernels: Kernels, device: Literal["cpu", "cuda"], dim: int, channels: int | None = None
-) -> dict[str, str]:
-    """What each op of a run with `kernels` runs on, for the log; `channels` of an encoder in blocks."""
+def describe_ops(kernels: Kernels, device: Literal["cpu", "cuda"], model: AnyModelConfig) -> dict[str, str]:
+    """What each op of a run of `model` with `kernels` runs on, for the log."""
     # Imported here, because the ops ask this module as well.
     from jepa_fast.kernels.dwconv_norm import CHANNELS
     from jepa_fast.kernels.rollout import TRITON_DIMS
 
-    def triton(name: str, value: int, known: tuple[int, ...]) -> str:
+    def triton(**known: tuple[int, ...]) -> str:
         if kernels != "triton":
             return PLAIN
-        missing = why_no_triton(device)
-        if missing is None and value not in known:
-            missing = f"model.{name} is {value}, the kernel takes {', '.join(map(str, known))}"
+        reasons = [why_no_triton(device)]
+        for name, values in known.items():
+            if (value := getattr(model, name)) not in values:
+                reasons.append(f"model.{name} is {value}, the kernel takes {', '.join(map(str, values))}")
+        missing = next(filter(None, reasons), None)
         return "Triton kernel" if missing is None else f"{PLAIN}: {missing}"
 
-    compiled = kernels != "reference" and why_no_extension(device, dim) is None
-    ops = {"vicreg": f"compiled {device} kernel" if compiled else PLAIN, "rollout": triton("dim", dim, TRITON_DIMS)}
-    return ops if channels is None else ops | {"convnext_block": triton("channels", channels, CHANNELS)}
+    compiled = kernels != "reference" and why_no_extension(device, model.dim) is None
+    ops = {"vicreg": f"compiled {device} kernel" if compiled else PLAIN}
+    if isinstance(model, ModelConfig):
+        ops["rollout"] = triton(dim=TRITON_DIMS, history=(0,))
+        ops["convnext_block"] = triton(channels=CHANNELS)
+    return ops

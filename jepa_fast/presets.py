@@ -61,6 +61,16 @@ def no_bias() -> Recipe:
     return replace(baseline(), model=ModelConfig(bias=False))
 
 
+def no_norm_before_add() -> Recipe:
+    """The baseline with its branches' states added as they are: the first norm is that of the sum, in the predictor."""
+    return replace(baseline(), model=ModelConfig(norm_before_add=False))
+
+
+def dense_predictor() -> Recipe:
+    """The baseline whose predictor also reads the four states before, halved for every step of age."""
+    return replace(baseline(), model=ModelConfig(history=4, history_decay=0.5))
+
+
 def features20k() -> Recipe:
     """5,056 parameters on features read from pixels, one step at a time (docs/features20k.md).
 
@@ -82,6 +92,8 @@ PRESETS: dict[str, Callable[[], Recipe]] = {
     "demo": demo,
     "larger": larger,
     "no_bias": no_bias,
+    "no_norm_before_add": no_norm_before_add,
+    "dense_predictor": dense_predictor,
     "features20k": features20k,
 }
 DEFAULT_PRESET = "explorejepa_repo"

@@ -8,6 +8,7 @@ import torch
 
 from jepa_fast import backends, extension
 from jepa_fast.backends import choose_kernels, describe_ops
+from jepa_fast.config import FeatureModelConfig, ModelConfig
 from jepa_fast.errors import InputError
 
 
@@ -76,23 +77,25 @@ def test_states_too_wide_for_the_compiled_ops_leave_them_out(machine):
 
 
 @pytest.mark.parametrize(
-    ("kernels", "device", "dim", "expected"),
+    ("kernels", "device", "model", "expected"),
     [
-        ("triton", "cuda", 128, "Triton kernel"),
-        ("triton", "cuda", 100, "plain PyTorch: model.dim is 100, the kernel takes 16, 32, 64, 128"),
-        ("triton", "cpu", 128, "plain PyTorch: Triton kernels run on CUDA devices alone"),
-        ("fused", "cuda", 128, "plain PyTorch"),
+        ("triton", "cuda", {}, "Triton kernel"),
+        ("triton", "cuda", {"dim": 100}, "plain PyTorch: model.dim is 100, the kernel takes 16, 32, 64, 128"),
+        ("triton", "cuda", {"history": 4}, "plain PyTorch: model.history is 4, the kernel takes 0"),
+        ("triton", "cpu", {}, "plain PyTorch: Triton kernels run on CUDA devices alone"),
+        ("fused", "cuda", {}, "plain PyTorch"),
     ],
 )
-def test_the_log_says_what_the_rollout_runs_on(machine, kernels, device, dim, expected):
+def test_the_log_says_what_the_rollout_runs_on(machine, kernels, device, model, expected):
     machine()
-    assert describe_ops(kernels, device, dim)["rollout"] == expected
+    assert describe_ops(kernels, device, ModelConfig(**model))["rollout"] == expected
 
 
 def test_every_op_is_described(machine):
     machine()
-    assert describe_ops("fused", "cuda", 128)["vicreg"] == "compiled cuda kernel"
-    assert set(describe_ops("reference", "cuda", 128).values()) == {"plain PyTorch"}
+    assert describe_ops("fused", "cuda", ModelConfig())["vicreg"] == "compiled cuda kernel"
+    assert set(describe_ops("reference", "cuda", ModelConfig()).values()) == {"plain PyTorch"}
+    assert describe_ops("fused", "cuda", FeatureModelConfig()) == {"vicreg": "compiled cuda kernel"}
 
 
 @pytest.mark.parametrize(
@@ -105,4 +108,4 @@ def test_every_op_is_described(machine):
 )
 def test_the_log_says_what_the_blocks_run_on(machine, kernels, channels, expected):
     machine()
-    assert describe_ops(kernels, "cuda", 128, channels)["convnext_block"] == expected
+    assert describe_ops(kernels, "cuda", ModelConfig(channels=channels))["convnext_block"] == expected

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from jepa_fast import backends
-from jepa_fast.config import EnergyConfig, ModelConfig, RunConfig
+from jepa_fast.config import EnergyConfig, RunConfig
 from jepa_fast.data.batches import Batch
 from jepa_fast.data.manifest import FrameSpec
 from jepa_fast.model.build import build_world
@@ -50,9 +50,7 @@ class Forward(nn.Module):
             self.target_encoder = copy.deepcopy(self.world.encoder).requires_grad_(False).eval()
             self._encode_targets = self._compiled(BatchEncoder(self.target_encoder, spec, wall_bases, mode))
             self._kept = config.recipe.energy.ema_decay
-        model = config.recipe.model
-        channels = model.channels if isinstance(model, ModelConfig) else None
-        ops = backends.describe_ops(config.kernels, config.device, model.dim, channels)
+        ops = backends.describe_ops(config.kernels, config.device, config.recipe.model)
         if isinstance(self.world, World):
             for name, backend in ops.items():
                 logger.info("%s: %s", name, backend)

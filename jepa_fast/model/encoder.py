@@ -2,7 +2,7 @@
 
     stem    1x1 convolution, 1 -> C, no bias
     block   y = x + W2 gelu(W1 LN(dwconv7x7(x))), L of them
-    head    average pool to 6x6, linear to D, LayerNorm
+    head    average pool to 6x6, linear to D, LayerNorm (left out without `norm_before_add`)
 
 Source: Liu et al., A ConvNet for the 2020s, arXiv:2201.03545; without layer scale, stochastic depth and MLP biases.
 """
@@ -65,16 +65,23 @@ class ConvNeXtBlock(nn.Module):
 
 
 class Branch(nn.Module):
-    """One channel's encoder: images [N, 1, H, W] to normalised states [N, D], before dropout."""
+    """One channel's encoder: images [N, 1, H, W] to states [N, D], normalised unless told not to, before dropout."""
 
     def __init__(
-        self, channels: int, blocks: int, dim: int, kernels: Kernels = "reference", *, bias: bool = True
+        self,
+        channels: int,
+        blocks: int,
+        dim: int,
+        kernels: Kernels = "reference",
+        *,
+        bias: bool = True,
+        norm: bool = True,
     ) -> None:
         super().__init__()
         self.stem = nn.Conv2d(1, channels, 1, bias=False)
         self.blocks = nn.ModuleList(ConvNeXtBlock(channels, kernels, bias) for _ in range(blocks))
         self.fc = nn.Linear(channels * POOLED_SIDE**2, dim, bias=bias)
-        self.norm = nn.LayerNorm(dim, eps=1e-5, bias=bias)
+        self.norm = nn.LayerNorm(dim, eps=1e-5, bias=bias) if norm else nn.Identity()
 
     def head(self, pooled: Tensor) -> Tensor:
         """States [N, D] from pooled activations [N, C, 6, 6]."""
@@ -102,10 +109,11 @@ class Encoder(nn.Module):
         kernels: Kernels = "reference",
         *,
         bias: bool = True,
+        norm_before_add: bool = True,
     ) -> None:
         super().__init__()
-        self.agent = Branch(channels, blocks, dim, kernels, bias=bias)
-        self.wall = Branch(channels, blocks, dim, kernels, bias=bias)
+        self.agent = Branch(channels, blocks, dim, kernels, bias=bias, norm=norm_before_add)
+        self.wall = Branch(channels, blocks, dim, kernels, bias=bias, norm=norm_before_add)
         self.dropout = dropout
 
     def combine(self, agent: Tensor, wall: Tensor, clock: Tensor) -> Tensor:

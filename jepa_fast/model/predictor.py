@@ -1,5 +1,6 @@
 """The predictor: one MLP that moves a state by an action, applied to its own output step after step."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -17,6 +18,9 @@ class Predictor(nn.Module):
 
     The residual is r itself ("sum") or the normalised state LN(s) alone ("state"). With activation "before_norm" the
     hidden layer is LN(gelu(h)) in place of gelu(LN(h)).
+
+    With a history of k, W1 reads [r; d LN(s_1); ..; d^k LN(s_k)] in place of r: s_j the state j steps before s, the
+    encoding that a rollout starts from among them, d the decay. What would be before that is zero.
     """
 
     def __init__(
@@ -28,30 +32,45 @@ class Predictor(nn.Module):
         kernels: Kernels = "reference",
         *,
         bias: bool = True,
+        history: int = 0,
+        history_decay: float = 0.5,
     ) -> None:
         super().__init__()
         self.state_norm = nn.LayerNorm(dim, eps=1e-5, bias=bias)
         self.action = nn.Linear(2, dim, bias=bias)
         self.action_norm = nn.LayerNorm(dim, eps=1e-5, bias=bias)
-        self.expand = nn.Linear(dim, 4 * dim, bias=bias)
+        self.expand = nn.Linear(dim * (1 + history), 4 * dim, bias=bias)
         self.norm = nn.LayerNorm(4 * dim, eps=1e-5, bias=bias)
         self.project = nn.Linear(4 * dim, dim, bias=bias)
         self.dropout = dropout
         self.residual = residual
         self.activation = activation
+        self.history = history
+        self.history_decay = history_decay
         self.kernels = kernels
 
-    def step(self, state: Tensor, action: Tensor, mask: Tensor | None) -> Tensor:
-        """Next state [B, D] from state [B, D], action [B, 2] and a dropout mask [B, 4D] or none."""
+    def step(self, state: Tensor, action: Tensor, mask: Tensor | None, past: Sequence[Tensor] = ()) -> Tensor:
+        """Next state [B, D] from state [B, D], action [B, 2] and a dropout mask [B, 4D] or none.
+
+        `past` are the states before `state`, the latest first; of them, `history` are read.
+        """
         normed = self.state_norm(state)
         fused = normed + self.action_norm(self.action(action))
-        hidden = self.expand(fused)
+        hidden = self.expand(self._with_past(fused, past) if self.history else fused)
         hidden = F.gelu(self.norm(hidden)) if self.activation == "after_norm" else self.norm(F.gelu(hidden))
         if mask is not None:
             hidden = hidden * mask
         update: Tensor = self.project(hidden)
         following: Tensor = (fused if self.residual == "sum" else normed) + update
         return following
+
+    def _with_past(self, fused: Tensor, past: Sequence[Tensor]) -> Tensor:
+        """What W1 reads, [B, D (1 + k)]."""
+        parts = [fused]
+        for age, state in enumerate(past[: self.history], start=1):
+            parts.append(self.state_norm(state) * self.history_decay**age)
+        missing = self.expand.in_features - len(parts) * fused.shape[1]
+        return F.pad(torch.cat(parts, dim=1), (0, missing))
 
     def weights(self) -> RolloutWeights:
         """All parameters, as the fused op takes them; zeros for biases that are not there."""
@@ -61,7 +80,7 @@ class Predictor(nn.Module):
     def forward(self, first: Tensor, actions: Tensor, clock: Tensor) -> Tensor:
         """Predicted states [B, T-1, D] from the first states [B, D] and actions [B, T-1, 2], feeding itself back."""
         rate = self.dropout if self.training else 0.0
-        if self.kernels == "triton":
+        if self.kernels == "triton" and self.history == 0:
             return rollout(
                 first, actions, self.weights(), clock, dropout=rate, residual=self.residual, activation=self.activation
             )
@@ -69,8 +88,8 @@ class Predictor(nn.Module):
         masks: Tensor | None = None
         if rate > 0:
             masks = dropout_mask((batch, steps, self.expand.out_features), rate, clock, SITE_PREDICTOR)
-        state, states = first, []
+        states = [first]
         for t in range(steps):
-            state = self.step(state, actions[:, t], None if masks is None else masks[:, t])
-            states.append(state)
-        return torch.stack(states, dim=1)
+            past = states[-2 : -2 - self.history : -1]
+            states.append(self.step(states[-1], actions[:, t], None if masks is None else masks[:, t], past))
+        return torch.stack(states[1:], dim=1)

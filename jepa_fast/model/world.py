@@ -34,9 +34,24 @@ class World(nn.Module):
         super().__init__()
         self.config = config = config or ModelConfig()
         self.kernels = kernels
-        self.encoder = Encoder(config.channels, config.blocks, config.dim, config.dropout, kernels, bias=config.bias)
+        self.encoder = Encoder(
+            config.channels,
+            config.blocks,
+            config.dim,
+            config.dropout,
+            kernels,
+            bias=config.bias,
+            norm_before_add=config.norm_before_add,
+        )
         self.predictor = Predictor(
-            config.dim, config.dropout, config.residual, config.activation, kernels, bias=config.bias
+            config.dim,
+            config.dropout,
+            config.residual,
+            config.activation,
+            kernels,
+            bias=config.bias,
+            history=config.history,
+            history_decay=config.history_decay,
         )
         self.register_buffer("dropout_clock", new_clock(), persistent=False)
 

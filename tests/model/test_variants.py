@@ -1,9 +1,13 @@
 """Models that differ from the default one in one thing: that this is what they differ in."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+import torch.nn.functional as F
 
 from jepa_fast.config import ModelConfig
+from jepa_fast.errors import InputError
 from jepa_fast.model.encoder import Encoder
 from jepa_fast.model.shortcuts import Rewrites
 from jepa_fast.model.world import World
@@ -69,3 +73,91 @@ def test_the_fused_rollout_is_the_plain_one_without_biases():
         gradients.append([states.detach(), *(p.grad for p in world.predictor.parameters())])
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_without_norms_before_adding_a_state_is_the_sum_of_what_the_branches_linear_layers_give():
+    config = replace(preset("no_norm_before_add").model, channels=4, dim=8)
+    world = scramble(World(config)).eval()
+    assert not [name for name, _ in world.encoder.named_parameters() if name.startswith(("agent.norm", "wall.norm"))]
+    heads = []
+    for branch in (world.encoder.agent, world.encoder.wall):
+        branch.fc.register_forward_hook(lambda _, __, out: heads.append(out))
+    frames = torch.rand(2, 3, 2, 20, 20)
+    states = world.encoder(frames, world.dropout_clock)
+    assert torch.equal(states.flatten(0, 1), heads[0] + heads[1])
+    # With norms, how bright the walls are hardly matters.
+    frames[:, :, 1] *= 1e3
+    assert (world.encoder(frames, world.dropout_clock) - states).abs().max() > 10
+    normed = scramble(World(replace(config, norm_before_add=True))).eval()
+    assert normed.encoder(frames, normed.dropout_clock).abs().max() < 10
+
+
+def test_shortcuts_are_exact_without_norms_before_adding(drawn):
+    batch, spec, bases = drawn(3)
+    encoder = scramble(Encoder(16, 2, 32, 0.1, norm_before_add=False))
+    assert_equal_to_plain(encoder, batch, spec, bases, Rewrites())
+
+
+DENSE = ModelConfig(channels=2, blocks=1, dim=6, dropout=0.3, history=3, history_decay=0.5)
+
+
+def test_a_history_of_none_is_the_baseline_to_the_bit():
+    torch.manual_seed(0)
+    plain = World()
+    torch.manual_seed(0)
+    dense = World(replace(preset("dense_predictor").model, history=0))
+    frames, actions = torch.rand(2, 4, 2, 65, 65), torch.randn(2, 3, 2)
+    results = []
+    for world in (plain, dense):
+        predicted, encoded = world(frames, actions)
+        (predicted - encoded).square().sum().backward()
+        results.append([*world.parameters(), predicted, *(p.grad for p in world.parameters())])
+    assert list(plain.state_dict()) == list(dense.state_dict())
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*results, strict=True))
+
+
+def test_the_predictor_reads_its_last_states_each_weighed_by_its_age():
+    world = scramble(World(DENSE)).double().eval()
+    p, first, actions = world.predictor, torch.randn(4, 6).double(), torch.randn(4, 6, 2).double()
+    states = [first]
+    for t in range(6):
+        normed = [F.layer_norm(state, (6,), p.state_norm.weight, p.state_norm.bias) for state in reversed(states)]
+        fused = normed[0] + p.action_norm(p.action(actions[:, t]))
+        past = [0.5, 0.25, 0.125]
+        seen = [weight * state for weight, state in zip(past, normed[1:], strict=False)]
+        # Before the encoding that it starts from there is nothing.
+        seen += [torch.zeros_like(first)] * (3 - len(seen))
+        hidden = F.gelu(p.norm(p.expand(torch.cat([fused, *seen], dim=1))))
+        states.append(fused + p.project(hidden))
+    rolled = world.unroll(first, actions)
+    torch.testing.assert_close(rolled, torch.stack(states, dim=1), rtol=1e-12, atol=1e-12)
+
+
+def test_the_first_dense_prediction_is_that_of_a_predictor_without_history():
+    world, plain = scramble(World(DENSE)).eval(), World(replace(DENSE, history=0)).eval()
+    weights = world.predictor.state_dict()
+    plain.predictor.load_state_dict(weights | {"expand.weight": weights["expand.weight"][:, :6]})
+    first, actions = torch.randn(3, 6), torch.randn(3, 2, 2)
+    ours, theirs = (each.unroll(first, actions) for each in (world, plain))
+    torch.testing.assert_close(ours[:, 1], theirs[:, 1])
+    assert (ours[:, 2] - theirs[:, 2]).abs().max() > 1e-3
+
+
+def test_kernels_leave_a_dense_predictor_to_plain_pytorch():
+    plain, asked = (World(DENSE, kernels) for kernels in ("reference", "triton"))
+    asked.load_state_dict(plain.state_dict())
+    first, actions = torch.randn(3, 6), torch.randn(3, 5, 2)
+    ours, theirs = (world.predictor(first, actions, world.dropout_clock) for world in (asked, plain))
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"history": -1}, r"model\.history: got -1, expected zero or more"),
+        ({"history_decay": 0.0}, r"model\.history_decay: got 0\.0, expected a factor in \(0, 1\]"),
+    ],
+)
+def test_variants_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        ModelConfig(**settings)
