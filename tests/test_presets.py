@@ -32,7 +32,7 @@ def test_a_preset_trains_resumes_evaluates_and_exports(tmp_path, two_rooms, name
     assert train(config, whole) == 20
     create_run(cut, config)
     steps = training(config, cut, LoopOptions(checkpoint_minutes=0))
-    while next(steps) < 7:
+    while next(steps).done < 7:
         pass
     steps.close()
     assert load_checkpoint(cut)["step"] == 7

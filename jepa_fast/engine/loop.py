@@ -5,6 +5,7 @@ import logging
 import signal
 from collections.abc import Generator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -21,6 +22,7 @@ from jepa_fast.engine.profiling import Profiler
 from jepa_fast.engine.progress import Journal, metrics_of
 from jepa_fast.engine.step import Trainer
 from jepa_fast.errors import InputError, RunError
+from jepa_fast.model.build import AnyWorld
 
 logger = logging.getLogger(__name__)
 
@@ -33,13 +35,20 @@ def train(config: RunConfig, folder: Path, options: LoopOptions | None = None, r
         RunError: an energy that is not finite, states that collapsed, a disk that takes no more.
     """
     done = config.steps
-    for done in training(config, folder, options or LoopOptions(), ranks):  # noqa: B007
-        pass
+    for progress in training(config, folder, options or LoopOptions(), ranks):
+        done = progress.done
     return done
 
 
-def training(config: RunConfig, folder: Path, options: LoopOptions, ranks: Ranks = ALONE) -> Generator[int]:
-    """The loop, a step at a time: gives the number of steps done after each. Errors as in `train`."""
+class Progress(NamedTuple):
+    """Where a run stands after a step; the world is the one that goes on being trained."""
+
+    done: int  # steps
+    world: AnyWorld
+
+
+def training(config: RunConfig, folder: Path, options: LoopOptions, ranks: Ranks = ALONE) -> Generator[Progress]:
+    """The loop, a step at a time: gives the run's progress after each. Errors as in `train`."""
     split = open_split(Path(config.data) / "train")
     sampler = Sampler(split.count, config.batch_size // ranks.count, config.seed, ranks.count, ranks.rank)
     profiler = Profiler(options.profile if ranks.leads else "off", options.profile_window, folder)
@@ -77,7 +86,7 @@ def training(config: RunConfig, folder: Path, options: LoopOptions, ranks: Ranks
             if (due.save or collapse) and ranks.leads:
                 position = Position.of(sampler, split.fingerprint, *divmod(done, sampler.batches_per_epoch))
                 save_checkpoint(folder, done, {"position": position.to_json(), **trainer.state()})
-            yield done
+            yield Progress(done, trainer.world)
             if collapse:
                 raise ranks.ending(f"{collapse}; saved, go on with --resume {folder}")
             if due.end and done < config.steps:

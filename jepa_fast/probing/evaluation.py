@@ -1,6 +1,7 @@
 """The probing protocol: both probes, the floors and the error at every step, for every probe set of a data folder."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,16 @@ class _Probed:
         """Both probes' squared errors [N, T] on the rollouts of the validation split `name`."""
         official, converged = self.probes_for(name)
         return official.squared_errors(rollouts), converged.squared_errors(rollouts)
+
+
+def score(world: AnyWorld, data: Path, names: Sequence[str], probe_seed: int) -> dict[str, Scores]:
+    """The scores of `world` on these validation splits under `data`: as `evaluate` gives them, and nothing else.
+
+    Raises:
+        InputError: a split is missing or damaged.
+    """
+    probed = _Probed(world, data, probe_seed)
+    return {name: scores(*probed.errors(name, probed.rollouts(name))) for name in names}
 
 
 def evaluate(world: AnyWorld, data: Path, probe_seed: int = 0) -> Evaluation:

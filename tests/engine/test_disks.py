@@ -67,8 +67,8 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_the_one_before_sta
     folder = tmp_path / "run"
     create_run(folder, config)
     steps = training(config, folder, LoopOptions(checkpoint_minutes=0))
-    for done in steps:
-        if done == 4:
+    for progress in steps:
+        if progress.done == 4:
             break
     with trouble(checkpoint_folder(folder)), pytest.raises(RunError) as stopped:
         next(steps)
@@ -78,7 +78,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_the_one_before_sta
     names = sorted(path.name for path in checkpoint_folder(folder).iterdir())
     assert names == ["step-000000003.pt", "step-000000004.pt"]
     assert load_checkpoint(folder)["step"] == 4
-    assert list(training(config, folder, LoopOptions(resume=True)))[-1] == config.steps
+    assert list(training(config, folder, LoopOptions(resume=True)))[-1].done == config.steps
 
 
 def test_a_disk_that_is_full_ends_the_command_with_one_line(tmp_path, two_rooms, monkeypatch, capsys):

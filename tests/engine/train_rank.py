@@ -16,7 +16,7 @@ logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
 with joined("cpu") as ranks:
     for folder in folders:
         config = RunConfig.load(folder / "config.json")
-        for done in training(config, folder, LoopOptions(checkpoint_minutes=0), ranks):
-            if done == last_step:
+        for progress in training(config, folder, LoopOptions(checkpoint_minutes=0), ranks):
+            if progress.done == last_step:
                 break
         ranks.barrier()

@@ -19,7 +19,7 @@ from jepa_fast.errors import InputError
 from jepa_fast.evaluate import Arguments, main
 from jepa_fast.model.world import World
 from jepa_fast.probing import rollouts as rollouts_module
-from jepa_fast.probing.evaluation import PROBE_SETS, evaluate, rectangles
+from jepa_fast.probing.evaluation import PROBE_SETS, evaluate, rectangles, score
 from jepa_fast.probing.prober import converged_probe
 from jepa_fast.probing.results import Evaluation
 from jepa_fast.probing.rollouts import rollout_split
@@ -198,3 +198,9 @@ def make_run(folder, data):
     save_checkpoint(folder, 1, {"step": 1, "world": World(SMALL).state_dict()})
     assert asdict(RunConfig.load(folder / "config.json")) == asdict(config)
     return folder
+
+
+def test_the_light_score_is_that_of_the_evaluation(world, evaluation, two_rooms):
+    names = ["probe_wall/val", "probe_expert/val"]
+    found = score(world, two_rooms, names, probe_seed=0)
+    assert found == {result.name: result.trained for result in evaluation.probe_sets if result.name in names}
