@@ -190,13 +190,15 @@ class Recipe:
     """What is trained and how, apart from the data and the machine: a preset is a named Recipe.
 
     `batch_size` is in trajectories per step; the stages' epochs add up to the run. The one-step likelihood is of the
-    model on features alone, and has no regularisers for a stage to weigh.
+    model on features alone, and has no regularisers for a stage to weigh. With `flips` each trajectory is mirrored at
+    random along either axis, which is for worlds that are their own mirror images.
     """
 
     model: AnyModelConfig = field(default_factory=ModelConfig)
     energy: EnergyConfig | OneStepConfig = field(default_factory=EnergyConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     batch_size: int = 128
+    flips: bool = False
     stages: tuple[Stage, ...] = (Stage(50, 25.0, 25.0, 1.0), Stage(50, 30.0, 25.0, 1.0))
 
     def __post_init__(self) -> None:

@@ -85,6 +85,11 @@ def features20k() -> Recipe:
     )
 
 
+def flips() -> Recipe:
+    """The baseline on trajectories mirrored at random, left-right and upside down, with their actions."""
+    return replace(baseline(), flips=True)
+
+
 PRESETS: dict[str, Callable[[], Recipe]] = {
     "explorejepa_writeup": explorejepa_writeup,
     "explorejepa_repo": explorejepa_repo,
@@ -95,6 +100,7 @@ PRESETS: dict[str, Callable[[], Recipe]] = {
     "no_norm_before_add": no_norm_before_add,
     "dense_predictor": dense_predictor,
     "features20k": features20k,
+    "flips": flips,
 }
 DEFAULT_PRESET = "explorejepa_repo"
 

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -14,6 +15,7 @@ from jepa_fast.data.batches import Batch
 from jepa_fast.data.manifest import FrameSpec
 from jepa_fast.model.build import build_world
 from jepa_fast.model.encoder import Encoder
+from jepa_fast.model.flips import Flips
 from jepa_fast.model.objectives import Execution, Function, Span, Terms, choose_objective, no_span
 from jepa_fast.model.shortcuts import BatchEncoder
 from jepa_fast.model.world import World
@@ -42,6 +44,10 @@ class Forward(nn.Module):
         torch.manual_seed(config.seed)
         self.world = build_world(config.recipe.model, config.kernels).to(config.device)
         mode: Literal["auto", "off"] = "auto" if config.exact_shortcuts else "off"
+        self._flip: Callable[[Batch, Tensor], Batch] | None = None
+        if config.recipe.flips:
+            flips = Flips(spec, wall_bases)
+            self._flip, wall_bases = self._compiled(flips), flips.wall_bases
         self.encode = self.world.batch_encoder(spec, wall_bases, mode)
         self._encode = self._compiled(self.encode)
         self.target_encoder: Encoder | None = None
@@ -72,6 +78,8 @@ class Forward(nn.Module):
         """What the objective says of `batch`, weighted as `energy_weights` describes; predictions [B, T-1, D]."""
         clock = self.world.dropout_clock
         targets: Tensor | None = None
+        if self._flip is not None:
+            batch = self._flip(batch, clock)
         with self.autocast():
             with self.span("encode"):
                 encoded = self._encode(batch, clock)

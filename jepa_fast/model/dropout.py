@@ -8,10 +8,11 @@ counted over the rows of all processes, so that any number of them draws the mas
 import torch
 from torch import Tensor
 
-# Each place in the model that drops elements has a number of its own.
+# Each place that draws from the hash has a number of its own: where the model drops elements, and the flips of a batch.
 SITE_AGENT = 0
 SITE_WALL = 1
 SITE_PREDICTOR = 2
+SITE_FLIPS = 3
 
 _LOW32 = 0xFFFFFFFF
 

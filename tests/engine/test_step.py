@@ -61,7 +61,7 @@ def test_compiled_steps_have_the_losses_of_eager_ones(two_rooms, monkeypatch):
     That one is compared in bench_step.
     """
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
-    recipe = Recipe(model=SMALL, energy=EnergyConfig(targets="ema"))
+    recipe = Recipe(model=SMALL, energy=EnergyConfig(targets="ema"), flips=True)
     config = configuration(two_rooms, kernels="fused", recipe=recipe)
     torch.testing.assert_close(losses(replace(config, compile=True)), losses(config), rtol=2e-4, atol=1e-6)
 
@@ -78,10 +78,13 @@ def test_captured_steps_have_the_losses_of_eager_ones(two_rooms, compiled, kerne
     torch.testing.assert_close(eager, losses(replace(config, device="cpu")), rtol=2e-2, atol=1e-4)
 
 
-@pytest.mark.parametrize("targets", ["shared", "ema"])
+@pytest.mark.parametrize(
+    "recipe",
+    [Recipe(SMALL), Recipe(SMALL, EnergyConfig(targets="ema")), Recipe(SMALL, flips=True)],
+    ids=["shared", "ema", "flips"],
+)
 @pytest.mark.parametrize("kernels", ["reference", "fused"])
-def test_a_step_reads_nothing_back_and_leaves_its_result_in_place(two_rooms, targets, kernels):
-    recipe = Recipe(model=SMALL, energy=EnergyConfig(targets=targets))
+def test_a_step_reads_nothing_back_and_leaves_its_result_in_place(two_rooms, recipe, kernels):
     config = configuration(two_rooms, recipe=recipe, kernels=kernels)
     trainer, (first, *others) = trainer_for(config), batches(config)
     place = trainer.step(first).readings.data_ptr()
