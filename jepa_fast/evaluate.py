@@ -33,6 +33,8 @@ class Arguments:
     """Where to write the JSON. Default: evaluation.json in the run folder, or beside --weights."""
     seed: int = 0
     """Of the probes and of the untrained floor."""
+    floor: Literal["on", "off"] = "on"
+    """off: leave out the untrained floor, half of the work."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one."""
 
@@ -46,7 +48,7 @@ def main(arguments: Arguments) -> None:
     missing = why_no_triton(device)
     world, data, path = load_world(arguments, "triton" if missing is None else "reference")
     logger.info("encoder and predictor: %s", "Triton kernels" if missing is None else f"{PLAIN}, {missing}")
-    evaluation = evaluate(world.to(device), data, arguments.seed)
+    evaluation = evaluate(world.to(device), data, arguments.seed, floor=arguments.floor == "on")
     evaluation.save(path)
     print(evaluation.table())
     logger.info("%s", path)

@@ -97,7 +97,7 @@ def measure(seed: int, data: Path, run: Path) -> dict[str, Any]:
         "probe_sets": {
             result.name: {
                 "trained": vars(result.trained),
-                "untrained": vars(result.untrained),
+                "untrained": vars(result.untrained) if result.untrained is not None else None,
                 "true_locations": vars(floor),
                 "constant": result.constant,
             }

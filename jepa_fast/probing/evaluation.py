@@ -69,8 +69,10 @@ def score(world: AnyWorld, data: Path, names: Sequence[str], probe_seed: int) ->
     return {name: scores(*probed.errors(name, probed.rollouts(name))) for name in names}
 
 
-def evaluate(world: AnyWorld, data: Path, probe_seed: int = 0) -> Evaluation:
+def evaluate(world: AnyWorld, data: Path, probe_seed: int = 0, floor: bool = True) -> Evaluation:
     """Score `world` on every probe set under `data` whose two splits are there.
+
+    Without `floor` the untrained world beside it, half of the work, is left out.
 
     Raises:
         InputError: there is no complete probe set, or a split is damaged.
@@ -84,10 +86,12 @@ def evaluate(world: AnyWorld, data: Path, probe_seed: int = 0) -> Evaluation:
             names.append(name)
     if not names:
         raise InputError(f"{data}: no probe set; expected {' or '.join(PROBE_SETS)} with their training splits")
-    with torch.random.fork_rng():
-        torch.manual_seed(probe_seed)
-        fresh = build_world(world.config, world.kernels).to(next(world.parameters()).device)
-    trained, untrained = _Probed(world, data, probe_seed), _Probed(fresh, data, probe_seed)
+    trained, untrained = _Probed(world, data, probe_seed), None
+    if floor:
+        with torch.random.fork_rng():
+            torch.manual_seed(probe_seed)
+            fresh = build_world(world.config, world.kernels).to(next(world.parameters()).device)
+        untrained = _Probed(fresh, data, probe_seed)
     results, norm = [], None
     for name in names:
         rollouts = trained.rollouts(name)
@@ -100,7 +104,7 @@ def evaluate(world: AnyWorld, data: Path, probe_seed: int = 0) -> Evaluation:
             trajectories=split.count,
             probe_trajectories=probe_split.count,
             trained=scores(*errors),
-            untrained=scores(*untrained.errors(name, untrained.rollouts(name))),
+            untrained=scores(*untrained.errors(name, untrained.rollouts(name))) if untrained is not None else None,
             constant=constant_error(all_locations(probe_split), rollouts.locations),
             by_distance=errors_by_distance(distances_to_solid(split), *errors),
             image_size=(split.spec.width, split.spec.height),

@@ -8,6 +8,8 @@ from typing import Any
 from jepa_fast.errors import InputError
 
 EVALUATION = "evaluation.json"  # in a run folder
+# The two sets of the wall-to-agent error ratio.
+WALL, AGENT = "probe_wall/val", "probe_normal/val"
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class ProbeSetResult:
         trajectories: of the validation split.
         probe_trajectories: of the split that the probe is trained on.
         trained: the world's scores.
-        untrained: scores of the same architecture before training.
+        untrained: scores of the same architecture before training; None where this floor was left out.
         constant: error of predicting the mean location of the probe's training split.
         by_distance: errors of the trained world by the distance to the nearest solid pixel, nearest first.
         image_size: width and height of the frames in pixels.
@@ -77,7 +79,7 @@ class ProbeSetResult:
     trajectories: int
     probe_trajectories: int
     trained: Scores
-    untrained: Scores
+    untrained: Scores | None
     constant: float
     by_distance: list[DistanceBin]
     image_size: tuple[int, int]
@@ -95,9 +97,23 @@ class Evaluation:
     state_norm: float  # mean Euclidean norm of the predicted states of the first probe set
     probe_sets: list[ProbeSetResult]
 
+    @property
+    def wall_to_agent(self) -> dict[str, float]:
+        """The wall-to-agent error ratio under each probe: the error on probe_wall/val over that on probe_normal/val.
+
+        On probe_normal the agent mostly walks freely, on probe_wall it walks into the wall or through the door: the
+        ratio tells how much worse what the wall does is known than how the agent moves. Always guessing the middle
+        gives about 0.7, for the walls' agents lie closer together. Empty where one of the two sets is missing.
+        """
+        found = {result.name: result.trained for result in self.probe_sets}
+        if not {WALL, AGENT} <= found.keys():
+            return {}
+        wall, agent = found[WALL], found[AGENT]
+        return {"official": wall.official / agent.official, "converged": wall.converged / agent.converged}
+
     def save(self, path: Path) -> None:
-        """Write the evaluation as JSON."""
-        path.write_text(json.dumps(asdict(self)) + "\n")
+        """Write the evaluation as JSON, with the ratio for who reads it there."""
+        path.write_text(json.dumps(asdict(self) | {"wall_to_agent": self.wall_to_agent}) + "\n")
 
     @staticmethod
     def load(path: Path) -> "Evaluation":
@@ -108,6 +124,7 @@ class Evaluation:
         """
         try:
             fields = json.loads(path.read_text())
+            fields.pop("wall_to_agent", None)
             fields["probe_sets"] = [_probe_set(result) for result in fields["probe_sets"]]
             return Evaluation(**fields)
         except (json.JSONDecodeError, KeyError, TypeError) as error:
@@ -124,18 +141,25 @@ class Evaluation:
         )
         rows = [
             f"{result.name:<22}{result.trained.official:>10.3f}{result.trained.converged:>11.3f}"
-            f"{result.untrained.official:>11.3f}{result.untrained.converged:>13.3f}{result.constant:>10.1f}"
+            f"{_floor(result.untrained)}{result.constant:>10.1f}"
             for result in self.probe_sets
         ]
         steps = [f"{result.name:<22}{_some(result.trained.official_by_step)}" for result in self.probe_sets]
-        return "\n".join([head, columns, *rows, "\nOfficial error by step:", *steps])
+        ratios = ", ".join(f"{probe} {ratio:.2f}" for probe, ratio in self.wall_to_agent.items())
+        ratio = [f"\nWall-to-agent error ratio: {ratios}"] if ratios else []
+        return "\n".join([head, columns, *rows, *ratio, "\nOfficial error by step:", *steps])
 
 
 def _probe_set(fields: dict[str, Any]) -> ProbeSetResult:
-    fields["trained"], fields["untrained"] = Scores(**fields["trained"]), Scores(**fields["untrained"])
+    fields["trained"] = Scores(**fields["trained"])
+    fields["untrained"] = Scores(**fields["untrained"]) if fields["untrained"] is not None else None
     fields["by_distance"] = [DistanceBin(**one) for one in fields["by_distance"]]
     fields["examples"] = [Example(**example) for example in fields["examples"]]
     return ProbeSetResult(**fields)
+
+
+def _floor(untrained: Scores | None) -> str:
+    return f"{'-':>11}{'-':>13}" if untrained is None else f"{untrained.official:>11.3f}{untrained.converged:>13.3f}"
 
 
 def _some(by_step: list[float]) -> str:

@@ -53,15 +53,22 @@ def _verdicts(evaluation: Evaluation) -> list[str]:
     """A sentence per set: how far off, and what that is against the floors."""
     sentences = []
     for result in evaluation.probe_sets:
-        floor, error = result.untrained.converged, result.trained.converged
+        error = result.trained.converged
         sentence = f"{short(result.name)}: located to {root(error)} per axis"
-        if error < floor:
-            sentence += f", {number(math.sqrt(floor / error))} times closer than with an untrained encoder"
-        else:
-            sentence += f", no better than with an untrained encoder ({root(floor)})"
+        if result.untrained is not None:
+            floor = result.untrained.converged
+            if error < floor:
+                sentence += f", {number(math.sqrt(floor / error))} times closer than with an untrained encoder"
+            else:
+                sentence += f", no better than with an untrained encoder ({root(floor)})"
         constant = "worse than" if error > result.constant else "against"
-        sentence += f" and {constant} {root(result.constant)} for always guessing the middle."
-        sentences.append(sentence)
+        sentence += f"{'' if result.untrained is None else ' and'} {constant} {root(result.constant)} for always"
+        sentences.append(f"{sentence} guessing the middle.")
+    if ratio := evaluation.wall_to_agent:
+        sentences.append(
+            f"Wall-to-agent error ratio, the error on wall over that on normal: {number(ratio['converged'])} with the "
+            f"converged probe, {number(ratio['official'])} with the official one."
+        )
     return sentences
 
 
@@ -81,9 +88,9 @@ def _scores(evaluation: Evaluation) -> str:
         [
             short(result.name),
             f"{result.trained.converged:.3f}",
-            f"{result.untrained.converged:.3f}",
+            "-" if result.untrained is None else f"{result.untrained.converged:.3f}",
             f"{result.trained.official:.3f}",
-            f"{result.untrained.official:.3f}",
+            "-" if result.untrained is None else f"{result.untrained.official:.3f}",
             f"{result.constant:.1f}",
             f"{result.trajectories:,}",
         ]
@@ -97,7 +104,6 @@ def _by_step(result: ProbeSetResult) -> Figure:
     series = [
         Series("converged", steps, result.trained.converged_by_step, 1),
         Series("official", steps, result.trained.official_by_step, 2),
-        Series("untrained, converged", steps, result.untrained.converged_by_step, 8),
         Series("constant", [0, steps[-1]], [result.constant] * 2, 0, dashed=True),
     ]
     errors = result.trained.converged_by_step
@@ -106,11 +112,14 @@ def _by_step(result: ProbeSetResult) -> Figure:
         f"From {number(errors[0])} px² where the frame is seen to {number(errors[-1])} after {steps[-1]} predictions"
     )
     caption += "." if worst == steps[-1] else f", the most at step {worst} ({number(errors[worst])})."
-    beaten = [step for step in steps if errors[step] >= result.untrained.converged_by_step[step]]
-    if not beaten:
-        caption += " Better than the untrained encoder at every step."
-    else:
-        caption += f" No better than the untrained encoder at {len(beaten)} of {len(steps)} steps."
+    if result.untrained is not None:
+        floor = result.untrained.converged_by_step
+        series.append(Series("untrained, converged", steps, floor, 8))
+        beaten = [step for step in steps if errors[step] >= floor[step]]
+        if not beaten:
+            caption += " Better than the untrained encoder at every step."
+        else:
+            caption += f" No better than the untrained encoder at {len(beaten)} of {len(steps)} steps."
     return Figure(short(result.name), line_chart(series, "step", "error, px²", log=True), caption, key_of(series))
 
 

@@ -96,13 +96,15 @@ def _names(runs: Sequence[Run]) -> list[str]:
 
 def _table(runs: Sequence[Run], names: list[str]) -> str:
     sets = _sets(runs)
-    head = ["run", *(f"{short(name)}, px²" for name in sets)]
+    head = ["run", *(f"{short(name)}, px²" for name in sets), "wall / normal"]
     terms = _terms(runs)
     head += ["effective rank", *terms, "steps", "traj / s", "in steps"]
     rows = []
     for run, name in zip(runs, names, strict=True):
         found = {} if run.evaluation is None else {result.name: result for result in run.evaluation.probe_sets}
         scores = [f"{found[one].trained.converged:.3f}" if one in found else "-" for one in sets]
+        ratio = {} if run.evaluation is None else run.evaluation.wall_to_agent
+        scores.append(number(ratio["converged"]) if ratio else "-")
         rank = number(run.spectra[-1]["rank"]) if run.spectra else "-"
         last = run.metrics[-1] if run.metrics else {}
         shown = [number(last[term]) if term in last else "-" for term in terms]

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -59,6 +59,29 @@ def test_an_untrained_world_scores_as_the_untrained_floor(two_rooms):
     evaluation = evaluate(World(SMALL), two_rooms, probe_seed=5)
     for result in evaluation.probe_sets:
         assert result.trained == result.untrained
+
+
+def test_without_the_floor_the_scores_are_the_same(tmp_path, world, two_rooms, evaluation):
+    without = evaluate(world, two_rooms, floor=False)
+    assert [result.untrained for result in without.probe_sets] == [None] * 4
+    assert [result.trained for result in without.probe_sets] == [result.trained for result in evaluation.probe_sets]
+    without.save(tmp_path / "evaluation.json")
+    loaded = Evaluation.load(tmp_path / "evaluation.json")
+    assert [result.untrained for result in loaded.probe_sets] == [None] * 4
+    rows = [line.split() for line in without.table().splitlines() if line.startswith("probe_") and ":" not in line]
+    assert [row[3:5] for row in rows] == [["-", "-"]] * 4
+
+
+def test_the_wall_to_agent_ratio_is_wall_over_normal_and_is_stored(tmp_path, evaluation):
+    normal, wall = (result.trained for result in evaluation.probe_sets[:2])
+    expected = {"official": wall.official / normal.official, "converged": wall.converged / normal.converged}
+    assert evaluation.wall_to_agent == expected
+    evaluation.save(tmp_path / "evaluation.json")
+    assert json.loads((tmp_path / "evaluation.json").read_text())["wall_to_agent"] == expected
+    assert f"official {expected['official']:.2f}, converged {expected['converged']:.2f}" in evaluation.table()
+    alone = replace(evaluation, probe_sets=evaluation.probe_sets[1:])
+    assert alone.wall_to_agent == {}
+    assert "ratio" not in alone.table()
 
 
 def test_the_model_cannot_see_later_frames(world, two_rooms, monkeypatch):

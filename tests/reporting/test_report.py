@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -80,6 +81,15 @@ def make_run(folder, data, **changes):
     return folder
 
 
+def leaves(settings):
+    """How many values a configuration holds; lists of plain values count as one."""
+    if isinstance(settings, dict):
+        return sum(map(leaves, settings.values()))
+    if isinstance(settings, list) and settings and isinstance(settings[0], dict):
+        return sum(map(leaves, settings))
+    return 1
+
+
 @pytest.fixture(scope="module")
 def runs(two_rooms, tmp_path_factory):
     """A run that was evaluated, and another that was not."""
@@ -156,6 +166,21 @@ def test_scores_and_sentences_are_those_of_the_evaluation(page, runs):
     assert {attributes["viewbox"] for attributes in rooms} == {"0 0 65 65"}
 
 
+def test_the_report_tells_the_wall_to_agent_ratio_and_does_without_the_floor(page, runs, tmp_path):
+    evaluation = Evaluation.load(runs[0] / "evaluation.json")
+    said = f"on wall over that on normal: {number(evaluation.wall_to_agent['converged'])} with the converged probe"
+    assert said in page.text
+    folder = tmp_path / "first"
+    shutil.copytree(runs[0], folder)
+    results = [replace(result, untrained=None) for result in evaluation.probe_sets]
+    replace(evaluation, probe_sets=results).save(folder / "evaluation.json")
+    report.main(report.Arguments((folder,)))
+    without = Page(folder / "report.html")
+    assert said in without.text
+    assert "with an untrained encoder" in page.text
+    assert "untrained encoder" not in without.text
+
+
 def test_a_sentence_names_what_the_spectrum_says(page, runs):
     last = [json.loads(line) for line in (runs[0] / "spectra.jsonl").read_text().splitlines()][-1]
     below = sum(value < 0.5 for value in last["std"])
@@ -206,7 +231,8 @@ def test_comparison_lists_what_differs_and_overlays_every_curve(runs, tmp_path, 
     report.main(report.Arguments(runs, out=tmp_path / "both.html"))
     assert capsys.readouterr().out == f"{tmp_path / 'both.html'}\n"
     page = Page(tmp_path / "both.html")
-    assert "2 of 37 settings differ." in page.text
+    settings = leaves(json.loads((runs[0] / "config.json").read_text()))
+    assert f"2 of {settings} settings differ." in page.text
     assert "<tr><td>steps</td><td>30</td><td>20</td></tr>" in page.source
     assert "<tr><td>seed</td><td>3</td><td>4</td></tr>" in page.source
     assert "second: This run has not been evaluated." in page.text
