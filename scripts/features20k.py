@@ -11,13 +11,9 @@ same encoder. Results go to records/features20k/, and from there into docs/featu
 
 import argparse
 import json
-import os
-import resource
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +25,13 @@ import torch
 
 import jepa_fast
 from jepa_fast.data.shards import open_split
-from jepa_fast.engine.record import read_metrics
 from jepa_fast.model.feature_world import FeatureWorld
 from jepa_fast.probing.evaluation import PROBE_SETS
 from jepa_fast.probing.prober import converged_probe, official_probe
-from jepa_fast.probing.results import Evaluation, Scores
+from jepa_fast.probing.results import Scores
 from jepa_fast.probing.rollouts import Rollouts, all_locations
+from jepa_fast.studying.process import Command, Cost
+from jepa_fast.studying.record import record_of, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "records" / "features20k"
@@ -54,11 +51,11 @@ def main() -> None:
     if not arguments.draw:
         RECORDS.mkdir(parents=True, exist_ok=True)
         if not arguments.data.exists():
-            timed("jepa_fast.generate", "--out", arguments.data)
+            succeed("jepa_fast.generate", "--out", arguments.data)
         for seed in arguments.seeds:
             path = RECORDS / f"seed-{seed}.json"
             if not path.exists():
-                write(path, measure(seed, arguments.data, arguments.out / f"seed-{seed}"))
+                write_json(path, measure(seed, arguments.data, arguments.out / f"seed-{seed}"))
     results = records()
     print(tables(results))
     before, _, rest = PAGE.read_text().partition(BEGIN)
@@ -74,48 +71,29 @@ def records() -> list[dict[str, Any]]:
 def measure(seed: int, data: Path, run: Path) -> dict[str, Any]:
     """What one seed gives."""
     flags: list[str | Path] = ["--preset", "features20k", "--seed", str(seed), "--data.path", data, "--out", run]
-    wall_s, processor_s = timed("jepa_fast.train", *flags)
-    timed("jepa_fast.evaluate", run, "--seed", str(PROBE_SEED + seed))
-    evaluation = Evaluation.load(run / "evaluation.json")
+    training = succeed("jepa_fast.train", *flags)
+    succeed("jepa_fast.evaluate", run, "--seed", str(PROBE_SEED + seed))
     world = jepa_fast.load(run)
     assert isinstance(world, FeatureWorld)
-    metrics = read_metrics(run)
-    environment, config = (json.loads((run / name).read_text()) for name in ("environment.json", "config.json"))
-    # Where things lay on the machine is nobody's business.
-    del environment["command"], config["data"]
-    return {
-        "seed": seed,
-        "probe_seed": PROBE_SEED + seed,
-        "parameters": evaluation.parameters,
-        "steps": metrics[-1]["step"],
-        "epochs": metrics[-1]["epoch"],
-        "train_wall_s": wall_s,
-        "train_processor_s": processor_s,
-        "load_average_after": os.getloadavg()[2],
-        "environment": environment,
-        "config": config,
-        "probe_sets": {
-            result.name: {
-                "trained": vars(result.trained),
-                "untrained": vars(result.untrained) if result.untrained is not None else None,
-                "true_locations": vars(floor),
-                "constant": result.constant,
-            }
-            for result, floor in zip(evaluation.probe_sets, floors(world, data, PROBE_SEED + seed), strict=True)
-        },
-        "metrics": [line for line in metrics if line["step"] % 250 == 0],
-    }
+    record = asdict(record_of(run, training, PROBE_SEED + seed))
+    for name, floor in floors(world, data, PROBE_SEED + seed).items():
+        record["probe_sets"][name]["true_locations"] = vars(floor)
+    return record
 
 
-def timed(command: str, *flags: str | Path) -> tuple[float, float]:
-    """Run a command of the package: its wall-clock and its processor seconds."""
-    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    subprocess.run([sys.executable, "-m", command, *flags], check=True, cwd=ROOT)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.monotonic() - start, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+def succeed(module: str, *flags: str | Path) -> Cost:
+    """Run a command of the package to its end: what it cost.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    cost = Command(module, *flags).wait()
+    if cost.status != 0:
+        raise SystemExit(cost.status)
+    return cost
 
 
-def floors(world: FeatureWorld, data: Path, probe_seed: int) -> list[Scores]:
+def floors(world: FeatureWorld, data: Path, probe_seed: int) -> dict[str, Scores]:
     """Both probes' scores on true locations, lifted by the world's encoder: what a perfect predictor would get."""
 
     def lifted(name: str) -> Rollouts:
@@ -125,29 +103,15 @@ def floors(world: FeatureWorld, data: Path, probe_seed: int) -> list[Scores]:
             return Rollouts(world.encoder((locations - half) / half), locations)
 
     probes: dict[str, Any] = {}
-    scores = []
+    scores = {}
     for name, source in PROBE_SETS.items():
         if source not in probes:
             train = lifted(source)
             probes[source] = official_probe(train, probe_seed), converged_probe(train, probe_seed)
         official, converged = (probe.squared_errors(lifted(name)) for probe in probes[source])
         means = official.mean().item(), converged.mean().item()
-        scores.append(Scores(*means, official.mean(0).tolist(), converged.mean(0).tolist()))
+        scores[name] = Scores(*means, official.mean(0).tolist(), converged.mean(0).tolist())
     return scores
-
-
-def write(path: Path, result: dict[str, Any]) -> None:
-    """Numbers to five digits, lists of numbers on one line: small, and diffs that can be read."""
-
-    def rounded(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: rounded(one) for key, one in value.items()}
-        if isinstance(value, list):
-            return [rounded(one) for one in value]
-        return float(f"{value:.5g}") if isinstance(value, float) else value
-
-    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in rounded(result).items()]
-    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def tables(results: list[dict[str, Any]]) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jepa_fast.config import EnergyConfig
+from jepa_fast.config import OneStepConfig, Recipe
 from jepa_fast.data.batches import Batch
 from jepa_fast.data.host import gather
 from jepa_fast.data.sampler import Sampler
@@ -74,6 +74,14 @@ def load_failure(path: Path) -> Failure:
     return Failure(kept["readings"], kept["state"], Batch(**kept["batch"]))
 
 
+def is_collapsed(recipe: Recipe, spread: float, rankme: float, dim: int) -> bool:
+    """Whether states of `dim` dimensions have collapsed, whose mean standard deviation is `spread` times their size."""
+    # A linear encoder of two coordinates with columns of fixed length has rank 2 and nowhere to collapse to.
+    if isinstance(recipe.energy, OneStepConfig):
+        return False
+    return spread < LEAST_SPREAD or rankme < max(2.0, LEAST_RANKME * dim)
+
+
 class CollapseWatch:
     """Looks at encodings of the same trajectories in evaluation mode, where no dropout noise hides a collapse.
 
@@ -83,8 +91,6 @@ class CollapseWatch:
 
     def __init__(self, forward: Forward, split: Split, on_collapse: Literal["warn", "stop"]) -> None:
         self._forward, self._on_collapse = forward, on_collapse
-        # A linear encoder of two coordinates with columns of fixed length has rank 2 and nowhere to collapse to.
-        self._judges = isinstance(forward.config.recipe.energy, EnergyConfig)
         self._low = 0
         count = min(TRAJECTORIES, split.count)
         batch = gather(split, np.linspace(0, split.count - 1, count).astype(np.int64))
@@ -96,10 +102,8 @@ class CollapseWatch:
 
     def judge(self, done: int, seen: Spectrum) -> str | None:
         """Strike at the PATIENCE-th look in a row that finds a collapse: warn, or say why the run has to stop."""
-        if not self._judges:
-            return None
         spread = float(seen.std.mean()) / seen.size
-        if spread >= LEAST_SPREAD and seen.rankme >= max(2.0, LEAST_RANKME * len(seen.std)):
+        if not is_collapsed(self._forward.config.recipe, spread, seen.rankme, len(seen.std)):
             if self._low >= PATIENCE:
                 logger.info("step %d: states spread again, RankMe %.1f", done, seen.rankme)
             self._low = 0
