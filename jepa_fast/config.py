@@ -29,6 +29,8 @@ class ModelConfig:
         residual: what the predictor's MLP is added to: "sum" = LN(s) + LN(Wa a + ba), "state" = LN(s).
         activation: where the predictor's GELU stands: "after_norm" = gelu(LN(h)), "before_norm" = LN(gelu(h)).
         bias: whether layers have one, LayerNorms included; without, no input gives the state zero.
+        head: what a branch reads off its last activations: means over 6 x 6 cells ("pool"), or for each channel the
+            coordinates expected under a softmax over all pixels ("softargmax").
         norm_before_add: whether a branch's state is normalised before branches are added.
         history: k, how many states before the present one the predictor reads beside it.
         history_decay: what a past state is multiplied by for every step of its age.
@@ -41,6 +43,7 @@ class ModelConfig:
     residual: Literal["sum", "state"] = "sum"
     activation: Literal["after_norm", "before_norm"] = "after_norm"
     bias: bool = True
+    head: Literal["pool", "softargmax"] = "pool"
     norm_before_add: bool = True
     history: int = 0
     history_decay: float = 0.5
@@ -53,6 +56,7 @@ class ModelConfig:
         require(self.residual in ("sum", "state"), "model.residual", self.residual, "'sum' or 'state'")
         places = ("after_norm", "before_norm")
         require(self.activation in places, "model.activation", self.activation, "'after_norm' or 'before_norm'")
+        require(self.head in ("pool", "softargmax"), "model.head", self.head, "'pool' or 'softargmax'")
         require(self.history >= 0, "model.history", self.history, "zero or more")
         require(0 < self.history_decay <= 1, "model.history_decay", self.history_decay, "a factor in (0, 1]")
 

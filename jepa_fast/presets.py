@@ -71,6 +71,11 @@ def dense_predictor() -> Recipe:
     return replace(baseline(), model=ModelConfig(history=4, history_decay=0.5))
 
 
+def softargmax() -> Recipe:
+    """The baseline with branches that read off where things are, not how much there is in 6 x 6 cells."""
+    return replace(baseline(), model=ModelConfig(head="softargmax"))
+
+
 def features20k() -> Recipe:
     """5,056 parameters on features read from pixels, one step at a time (docs/features20k.md).
 
@@ -99,6 +104,7 @@ PRESETS: dict[str, Callable[[], Recipe]] = {
     "no_bias": no_bias,
     "no_norm_before_add": no_norm_before_add,
     "dense_predictor": dense_predictor,
+    "softargmax": softargmax,
     "features20k": features20k,
     "flips": flips,
 }

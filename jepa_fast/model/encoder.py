@@ -2,14 +2,17 @@
 
     stem    1x1 convolution, 1 -> C, no bias
     block   y = x + W2 gelu(W1 LN(dwconv7x7(x))), L of them
-    head    average pool to 6x6, linear to D, LayerNorm (left out without `norm_before_add`)
+    head    average pool to 6x6 ("pool") or, of each channel, where it is largest ("softargmax"); linear to D, LayerNorm
+            (left out without `norm_before_add`)
 
 Source: Liu et al., A ConvNet for the 2020s, arXiv:2201.03545; without layer scale, stochastic depth and MLP biases.
 """
 
 import functools
 import logging
+from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -18,8 +21,11 @@ from jepa_fast.kernels.convnext_block import convnext_block
 from jepa_fast.kernels.dwconv_norm import CHANNELS
 from jepa_fast.model.biases import bias_or_zeros
 from jepa_fast.model.dropout import SITE_AGENT, SITE_WALL, dropout_mask
+from jepa_fast.model.softargmax import soft_argmax
 
 POOLED_SIDE = 6
+# Of softmaxes at first. Fresh activations are of some tenths: by themselves they hardly move a mean of 4225 pixels.
+SHARPNESS = 10.0
 
 logger = logging.getLogger(__name__)
 
@@ -76,16 +82,18 @@ class Branch(nn.Module):
         *,
         bias: bool = True,
         norm: bool = True,
+        head: Literal["pool", "softargmax"] = "pool",
     ) -> None:
         super().__init__()
         self.stem = nn.Conv2d(1, channels, 1, bias=False)
         self.blocks = nn.ModuleList(ConvNeXtBlock(channels, kernels, bias) for _ in range(blocks))
-        self.fc = nn.Linear(channels * POOLED_SIDE**2, dim, bias=bias)
+        self.sharpness = nn.Parameter(torch.full((channels,), SHARPNESS)) if head == "softargmax" else None
+        self.fc = nn.Linear(channels * (POOLED_SIDE**2 if head == "pool" else 2), dim, bias=bias)
         self.norm = nn.LayerNorm(dim, eps=1e-5, bias=bias) if norm else nn.Identity()
 
-    def head(self, pooled: Tensor) -> Tensor:
-        """States [N, D] from pooled activations [N, C, 6, 6]."""
-        out: Tensor = self.norm(self.fc(pooled.flatten(1)))
+    def head(self, read: Tensor) -> Tensor:
+        """States [N, D] from pooled activations [N, C, 6, 6] or coordinates [N, C, 2]."""
+        out: Tensor = self.norm(self.fc(read.flatten(1)))
         return out
 
     def forward(self, images: Tensor) -> Tensor:
@@ -94,7 +102,19 @@ class Branch(nn.Module):
         x = (images.permute(0, 2, 3, 1) * self.stem.weight.view(-1)).permute(0, 3, 1, 2)
         for block in self.blocks:
             x = block(x)
-        return self.head(F.adaptive_avg_pool2d(x, POOLED_SIDE))
+        return self.head(F.adaptive_avg_pool2d(x, POOLED_SIDE) if self.sharpness is None else locate(x, self.sharpness))
+
+
+def locate(x: Tensor, sharpness: Tensor) -> Tensor:
+    """Expected coordinates (x, y) [N, C, 2], -1 to 1 from edge to edge, under softmaxes of sharpness [C] times x."""
+    found = soft_argmax(x * sharpness[:, None, None])
+    height, width = x.shape[2:]
+    return torch.stack([centred(found[..., 0], width), centred(found[..., 1], height)], dim=-1)
+
+
+def centred(pixels: Tensor, size: int) -> Tensor:
+    """Coordinates along an axis of so many pixels, as fractions of half of it from its middle."""
+    return (pixels - (size - 1) / 2) / (max(size - 1, 1) / 2)
 
 
 class Encoder(nn.Module):
@@ -110,10 +130,11 @@ class Encoder(nn.Module):
         *,
         bias: bool = True,
         norm_before_add: bool = True,
+        head: Literal["pool", "softargmax"] = "pool",
     ) -> None:
         super().__init__()
-        self.agent = Branch(channels, blocks, dim, kernels, bias=bias, norm=norm_before_add)
-        self.wall = Branch(channels, blocks, dim, kernels, bias=bias, norm=norm_before_add)
+        self.agent = Branch(channels, blocks, dim, kernels, bias=bias, norm=norm_before_add, head=head)
+        self.wall = Branch(channels, blocks, dim, kernels, bias=bias, norm=norm_before_add, head=head)
         self.dropout = dropout
 
     def combine(self, agent: Tensor, wall: Tensor, clock: Tensor) -> Tensor:

@@ -21,7 +21,8 @@ from torch import Tensor
 from jepa_fast.data.batches import Batch, expand_dots, expand_frames, expand_walls
 from jepa_fast.data.shards import FrameSpec
 from jepa_fast.model.encoder import Branch, Encoder
-from jepa_fast.model.windows import REACH, Bases, ReceptiveWindowEncoder
+from jepa_fast.model.placement import REACH
+from jepa_fast.model.windows import Bases, ReceptiveWindowEncoder
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ class World(nn.Module):
             kernels,
             bias=config.bias,
             norm_before_add=config.norm_before_add,
+            head=config.head,
         )
         self.predictor = Predictor(
             config.dim,

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 
 from jepa_fast.model import hidden_ops
 from jepa_fast.model.hidden_ops import hidden_pool, norm_mlp
+from jepa_fast.model.window_heads import pooling_matrix
 from jepa_fast.model.window_ops import crop, depthwise, difference, pool
-from jepa_fast.model.windows import pooling_matrix
 
 EPS = 1e-5
 
