@@ -72,7 +72,7 @@ def describe_ops(kernels: Kernels, device: Literal["cpu", "cuda"], model: AnyMod
     from jepa_fast.kernels.dwconv_norm import CHANNELS
     from jepa_fast.kernels.rollout import TRITON_DIMS
 
-    def triton(**known: tuple[int, ...]) -> str:
+    def triton(**known: tuple[int | str, ...]) -> str:
         if kernels != "triton":
             return PLAIN
         reasons = [why_no_triton(device)]
@@ -85,6 +85,6 @@ def describe_ops(kernels: Kernels, device: Literal["cpu", "cuda"], model: AnyMod
     compiled = kernels != "reference" and why_no_extension(device, model.dim) is None
     ops = {"vicreg": f"compiled {device} kernel" if compiled else PLAIN}
     if isinstance(model, ModelConfig):
-        ops["rollout"] = triton(dim=TRITON_DIMS, history=(0,))
+        ops["rollout"] = triton(dim=TRITON_DIMS, history=(0,), wall=("added",))
         ops["convnext_block"] = triton(channels=CHANNELS)
     return ops

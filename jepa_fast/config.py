@@ -34,6 +34,9 @@ class ModelConfig:
         norm_before_add: whether a branch's state is normalised before branches are added.
         history: k, how many states before the present one the predictor reads beside it.
         history_decay: what a past state is multiplied by for every step of its age.
+        wall: "added" = a state is the sum of both branches' outputs, "apart" = the agent's alone, and the wall's output
+            of frame 0 is carried beside it, unchanged, for the predictor to read. That predictor is another one, which
+            residual, activation, bias and history do not describe.
     """
 
     channels: int = 16
@@ -47,6 +50,7 @@ class ModelConfig:
     norm_before_add: bool = True
     history: int = 0
     history_decay: float = 0.5
+    wall: Literal["added", "apart"] = "added"
 
     def __post_init__(self) -> None:
         require(self.channels >= 1, "model.channels", self.channels, "at least 1")
@@ -59,6 +63,11 @@ class ModelConfig:
         require(self.head in ("pool", "softargmax"), "model.head", self.head, "'pool' or 'softargmax'")
         require(self.history >= 0, "model.history", self.history, "zero or more")
         require(0 < self.history_decay <= 1, "model.history_decay", self.history_decay, "a factor in (0, 1]")
+        require(self.wall in ("added", "apart"), "model.wall", self.wall, "'added' or 'apart'")
+        if self.wall == "apart":
+            for name in ("residual", "activation", "bias", "history"):
+                given, default = getattr(self, name), getattr(type(self), name)
+                require(given == default, f"model.{name}", given, f"{default!r}, with model.wall 'apart'")
 
 
 @dataclass(frozen=True)
@@ -117,6 +126,8 @@ class EnergyConfig:
         eps: added to the variance under the square root.
         targets: encodings predicted against: with gradient, without, or from an exponential moving average encoder.
         ema_decay: decay per step of that average; used with targets = "ema" only.
+        horizon: steps that the predictor is fed its own output for, before it starts from an encoding again; a divisor
+            of T-1. None: T-1, one rollout from frame 0.
     """
 
     sides: Literal["predicted", "both"] = "predicted"
@@ -126,11 +137,13 @@ class EnergyConfig:
     eps: float = 1e-4
     targets: Literal["shared", "stop_gradient", "ema"] = "shared"
     ema_decay: float = 0.996
+    horizon: int | None = None
 
     def __post_init__(self) -> None:
         require(self.gamma > 0, "energy.gamma", self.gamma, "a positive number")
         require(self.eps > 0, "energy.eps", self.eps, "a positive number")
         require(0 <= self.ema_decay < 1, "energy.ema_decay", self.ema_decay, "a decay in [0, 1)")
+        require(self.horizon is None or self.horizon >= 1, "energy.horizon", self.horizon, "at least 1 step, or None")
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,7 @@ def test_states_too_wide_for_the_compiled_ops_leave_them_out(machine):
         ("triton", "cuda", {}, "Triton kernel"),
         ("triton", "cuda", {"dim": 100}, "plain PyTorch: model.dim is 100, the kernel takes 16, 32, 64, 128"),
         ("triton", "cuda", {"history": 4}, "plain PyTorch: model.history is 4, the kernel takes 0"),
+        ("triton", "cuda", {"wall": "apart"}, "plain PyTorch: model.wall is apart, the kernel takes added"),
         ("triton", "cpu", {}, "plain PyTorch: Triton kernels run on CUDA devices alone"),
         ("fused", "cuda", {}, "plain PyTorch"),
     ],

@@ -85,7 +85,7 @@ class Forward(nn.Module):
                 encoded = self._encode(batch, clock)
                 if self.target_encoder is not None:
                     with torch.no_grad():
-                        targets = self._encode_targets(batch, clock)[:, 1:]
+                        targets = self._encode_targets(batch, clock)[:, 1:, : self.world.config.dim]
             return self.objective(encoded, batch.actions, clock, weights, targets)
 
     @torch.no_grad()

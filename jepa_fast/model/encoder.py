@@ -1,4 +1,4 @@
-"""The encoder: one ConvNeXt branch for the agent's channel, one for the walls', their states added.
+"""The encoder: one ConvNeXt branch for the agent's channel, one for the walls', their states added or side by side.
 
     stem    1x1 convolution, 1 -> C, no bias
     block   y = x + W2 gelu(W1 LN(dwconv7x7(x))), L of them
@@ -118,7 +118,11 @@ def centred(pixels: Tensor, size: int) -> Tensor:
 
 
 class Encoder(nn.Module):
-    """Frames to states: agent branch + wall branch, each with dropout on its output."""
+    """Frames to encodings: agent branch and wall branch, each with dropout on its output.
+
+    They are added, or with wall "apart" stand side by side, [agent; wall] of 2 D numbers. The wall is then that of
+    frame 0, encoded once, in all frames of a trajectory.
+    """
 
     def __init__(
         self,
@@ -131,22 +135,30 @@ class Encoder(nn.Module):
         bias: bool = True,
         norm_before_add: bool = True,
         head: Literal["pool", "softargmax"] = "pool",
+        wall: Literal["added", "apart"] = "added",
     ) -> None:
         super().__init__()
         self.agent = Branch(channels, blocks, dim, kernels, bias=bias, norm=norm_before_add, head=head)
         self.wall = Branch(channels, blocks, dim, kernels, bias=bias, norm=norm_before_add, head=head)
         self.dropout = dropout
+        self.is_apart = wall == "apart"
 
     def combine(self, agent: Tensor, wall: Tensor, clock: Tensor) -> Tensor:
-        """States [B, T, D] of both branches' outputs [B, T, D]; masks are drawn per frame."""
+        """Encodings [B, T, D] or [B, T, 2 D] of agents [B, T, D] and walls, [B, T, D], or [B, 1, D] for all T frames.
+
+        Masks are drawn per frame, those of a wall apart per trajectory.
+        """
+        if not self.is_apart:
+            wall = wall.expand_as(agent)
         if self.training and self.dropout > 0:
             agent = agent * dropout_mask(tuple(agent.shape), self.dropout, clock, SITE_AGENT)
             wall = wall * dropout_mask(tuple(wall.shape), self.dropout, clock, SITE_WALL)
-        return agent + wall
+        return torch.cat([agent, wall.expand_as(agent)], dim=-1) if self.is_apart else agent + wall
 
     def forward(self, frames: Tensor, clock: Tensor) -> Tensor:
-        """States [B, T, D] of frames [B, T, 2, H, W]; `clock` int64 [3] is the dropout clock."""
+        """Encodings [B, T, D] or [B, T, 2 D] of frames [B, T, 2, H, W]; `clock` int64 [3] is the dropout clock."""
         batch, steps, _, height, width = frames.shape
         agent = self.agent(frames[:, :, 0].reshape(batch * steps, 1, height, width))
-        wall = self.wall(frames[:, :, 1].reshape(batch * steps, 1, height, width))
-        return self.combine(agent.view(batch, steps, -1), wall.view(batch, steps, -1), clock)
+        walls = frames[:, :1, 1] if self.is_apart else frames[:, :, 1]
+        wall = self.wall(walls.reshape(-1, 1, height, width))
+        return self.combine(agent.view(batch, steps, -1), wall.view(batch, walls.shape[1], -1), clock)

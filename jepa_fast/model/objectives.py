@@ -59,10 +59,10 @@ class Objective(Protocol):
 
 
 class RolloutEnergy:
-    """The energy of a rollout that sees frame 0 and the actions."""
+    """The energy of rollouts: one from frame 0 and the actions, or with a horizon one from every so many frames."""
 
     def __init__(self, world: World, config: EnergyConfig, fused: bool, execution: Execution) -> None:
-        self.config, self.span = config, execution.span
+        self.config, self.span, self.dim = config, execution.span, world.config.dim
         self.roll_out = execution.compiled(world.predictor)
         self.energy = fused_energy if fused else energy
         if execution.group is None:
@@ -73,11 +73,32 @@ class RolloutEnergy:
     def __call__(
         self, encoded: Tensor, actions: Tensor, clock: Tensor, weights: Tensor, targets: Tensor | None
     ) -> tuple[Energy, Tensor]:
-        """The energy's terms; `weights` are of invariance, variance and covariance."""
+        """The energy's terms; `weights` are of invariance, variance and covariance.
+
+        Raises:
+            ValueError: the horizon does not divide the number of steps.
+        """
         with self.span("rollout"):
-            predicted = self.roll_out(encoded[:, 0], actions, clock)
+            predicted = self._predict(encoded, actions, clock)
+        # What follows the state in an encoding is carried, not predicted.
+        encoded = encoded[:, 1:, : self.dim]
         with self.span("energy"):
-            return self.energy(predicted, encoded[:, 1:], weights, self.config, targets), predicted.detach()
+            return self.energy(predicted, encoded, weights, self.config, targets), predicted.detach()
+
+    def _predict(self, encoded: Tensor, actions: Tensor, clock: Tensor) -> Tensor:
+        """Predictions [B, T-1, D] of frames 1..T-1."""
+        if self.config.horizon is None:
+            predicted: Tensor = self.roll_out(encoded[:, 0], actions, clock)
+            return predicted
+        batch, steps, _ = actions.shape
+        rollouts, rest = divmod(steps, self.config.horizon)
+        if rest:
+            raise ValueError(f"energy.horizon: got {self.config.horizon}, expected a divisor of {steps} steps")
+        first = encoded[:, : -1 : self.config.horizon].flatten(0, 1)
+        # Each trajectory is so many rows of the dropout masks.
+        clock = torch.stack([clock[0], clock[1], clock[2] * rollouts])
+        predicted = self.roll_out(first, actions.reshape(batch * rollouts, -1, 2), clock)
+        return predicted.reshape(batch, steps, -1)
 
 
 class OneStepLikelihood:

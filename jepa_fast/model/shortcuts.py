@@ -73,17 +73,18 @@ class BatchEncoder:
         self._wall = self._window_encoder(encoder.wall)
 
     def __call__(self, batch: Batch, clock: Tensor) -> Tensor:
-        """States [B, T, D] of a batch; T is the batch's own, so that a rollout can bring frame 0 alone."""
+        """What `Encoder` gives of a batch; T is the batch's own, so that a rollout can bring frame 0 alone."""
         count, frames = batch.dots.shape[:2]
         spec = replace(self.spec, frames=frames)
         dtype = self.encoder.agent.stem.weight.dtype
         if self.mode == "off":
             return self.encoder(expand_frames(batch, spec).to(dtype), clock)  # type: ignore[no-any-return]
+        if self.encoder.is_apart and batch.walls.dim() == 4:
+            batch = batch._replace(walls=batch.walls[:, 0])
         plan = self.plan(batch)
         agent = self._encode_agent(batch, spec, plan)
         wall = self._encode_wall(batch, spec, plan)
-        wall = wall.view(count, -1, wall.shape[-1]).expand(-1, frames, -1)
-        return self.encoder.combine(agent.view(count, frames, -1), wall, clock)
+        return self.encoder.combine(agent.view(count, frames, -1), wall.view(count, -1, wall.shape[-1]), clock)
 
     def plan(self, batch: Batch) -> Plan:
         """The cheapest exact routes for a batch: a function of its shapes alone."""
