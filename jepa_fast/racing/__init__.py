@@ -1,0 +1,1 @@
+"""Time to quality: fixed thresholds, a clock that stops once they are met, records and their checker."""
