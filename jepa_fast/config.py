@@ -166,13 +166,35 @@ class OneStepConfig:
         require(self.last_width > 0, "energy.last_width", self.last_width, "a positive number")
 
 
-def read_energy_config(fields: dict[str, Any]) -> EnergyConfig | OneStepConfig:
+@dataclass(frozen=True)
+class ContrastConfig:
+    """Options of the contrastive energy, InfoNCE.
+
+    Attributes:
+        kind: tells it from EnergyConfig where it is stored.
+        temperature: mean squared difference per dimension by which the own encoding has to be closer than another.
+    """
+
+    kind: Literal["infonce"] = "infonce"
+    temperature: float = 0.1
+
+    def __post_init__(self) -> None:
+        require(self.kind == "infonce", "energy.kind", self.kind, "'infonce'")
+        require(self.temperature > 0, "energy.temperature", self.temperature, "a positive number")
+
+
+AnyEnergyConfig = EnergyConfig | OneStepConfig | ContrastConfig
+
+
+def read_energy_config(fields: dict[str, Any]) -> AnyEnergyConfig:
     """What is minimised, from its JSON; one without a kind is the VICReg energy.
 
     Raises:
         TypeError: unknown fields.
     """
-    return OneStepConfig(**fields) if fields.get("kind") == "one_step" else EnergyConfig(**fields)
+    kinds: dict[str, type[OneStepConfig] | type[ContrastConfig]]
+    kinds = {"one_step": OneStepConfig, "infonce": ContrastConfig}
+    return kinds[fields["kind"]](**fields) if "kind" in fields else EnergyConfig(**fields)
 
 
 @dataclass(frozen=True)
@@ -212,7 +234,7 @@ class Recipe:
     """
 
     model: AnyModelConfig = field(default_factory=ModelConfig)
-    energy: EnergyConfig | OneStepConfig = field(default_factory=EnergyConfig)
+    energy: AnyEnergyConfig = field(default_factory=EnergyConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     batch_size: int = 128
     flips: bool = False
@@ -221,15 +243,18 @@ class Recipe:
     def __post_init__(self) -> None:
         if isinstance(self.model, FeatureModelConfig) != isinstance(self.energy, OneStepConfig):
             raise InputError("recipe: a features model and the one_step energy go together")
-        if isinstance(self.energy, OneStepConfig):
+        if not isinstance(self.energy, EnergyConfig):
             alone = all(stage.variance == stage.covariance == 0 for stage in self.stages)
-            require(alone, "recipe.stages", self.stages, "no variance, no covariance with the one_step energy")
+            expected = f"no variance, no covariance with the {self.energy.kind} energy"
+            require(alone, "recipe.stages", self.stages, expected)
 
     @property
     def terms(self) -> tuple[str, ...]:
         """Names of what is logged of a step beside its total."""
         if isinstance(self.energy, OneStepConfig):
             return ("surprise", "invariance", "moving")
+        if isinstance(self.energy, ContrastConfig):
+            return ("contrast", "invariance", "found")
         return ("invariance", "variance", "covariance")
 
     @property

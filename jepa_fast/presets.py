@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from jepa_fast.config import (
+    ContrastConfig,
     EnergyConfig,
     FeatureModelConfig,
     ModelConfig,
@@ -95,6 +96,11 @@ def flips() -> Recipe:
     return replace(baseline(), flips=True)
 
 
+def infonce() -> Recipe:
+    """The baseline with a contrastive energy, InfoNCE, in place of VICReg's three terms."""
+    return replace(baseline(), energy=ContrastConfig(), stages=(Stage(1, 1.0, 0.0, 0.0),))
+
+
 PRESETS: dict[str, Callable[[], Recipe]] = {
     "explorejepa_writeup": explorejepa_writeup,
     "explorejepa_repo": explorejepa_repo,
@@ -107,6 +113,7 @@ PRESETS: dict[str, Callable[[], Recipe]] = {
     "softargmax": softargmax,
     "features20k": features20k,
     "flips": flips,
+    "infonce": infonce,
 }
 DEFAULT_PRESET = "explorejepa_repo"
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from jepa_fast import backends
-from jepa_fast.config import EnergyConfig, RunConfig
+from jepa_fast.config import ContrastConfig, EnergyConfig, RunConfig
 from jepa_fast.data.batches import Batch
 from jepa_fast.data.manifest import FrameSpec
 from jepa_fast.model.build import build_world
@@ -57,6 +57,10 @@ class Forward(nn.Module):
             self._encode_targets = self._compiled(BatchEncoder(self.target_encoder, spec, wall_bases, mode))
             self._kept = config.recipe.energy.ema_decay
         ops = backends.describe_ops(config.kernels, config.device, config.recipe.model)
+        fused = ops["vicreg"] != backends.PLAIN
+        if isinstance(config.recipe.energy, ContrastConfig):
+            del ops["vicreg"]
+            ops["infonce"] = backends.PLAIN
         if isinstance(self.world, World):
             for name, backend in ops.items():
                 logger.info("%s: %s", name, backend)
@@ -65,7 +69,7 @@ class Forward(nn.Module):
         if config.compile and group is not None:
             logger.info("compile: encoder and predictor; what %d processes exchange runs as it is", group.size())
         execution = Execution(self._compiled, span, group)
-        self.objective = choose_objective(self.world, config.recipe.energy, ops["vicreg"] != backends.PLAIN, execution)
+        self.objective = choose_objective(self.world, config.recipe.energy, fused, execution)
 
     def _compiled(self, function: Function) -> Function:
         return torch.compile(function, dynamic=False) if self.config.compile else function  # type: ignore[return-value]

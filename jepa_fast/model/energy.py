@@ -60,7 +60,7 @@ def energy(
         if predicted.dtype != torch.float64:
             predicted, encoded, targets = predicted.float(), encoded.float(), targets.float()
         if process_group is not None:
-            predicted, encoded, targets = (_gathered(side, process_group) for side in (predicted, encoded, targets))
+            predicted, encoded, targets = (gathered(side, process_group) for side in (predicted, encoded, targets))
         invariance = F.mse_loss(predicted, targets)
         variance, covariance = regularisers(predicted, config)
         if config.sides == "both":
@@ -126,12 +126,13 @@ class _Gather(torch.autograd.Function):
 
 def mean_over_processes(values: Tensor, group: dist.ProcessGroup) -> Tensor:
     """The mean over all processes of values [N] that each has; its gradient on each is exact for the process's own."""
-    return _gathered(values[None], group).mean(dim=0)
+    return gathered(values[None], group).mean(dim=0)
 
 
-def _gathered(rows: Tensor, group: dist.ProcessGroup) -> Tensor:
-    gathered: Tensor = _Gather.apply(rows, group)  # type: ignore[no-untyped-call]
-    return gathered
+def gathered(rows: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Rows [N, ...] of all processes, in the order of their ranks; its gradient is that of this process's own rows."""
+    whole: Tensor = _Gather.apply(rows, group)  # type: ignore[no-untyped-call]
+    return whole
 
 
 def fused_energy(

@@ -1,6 +1,6 @@
 """What a training step minimises, given encodings and actions.
 
-RolloutEnergy       the VICReg energy of a rollout from frame 0 against the encodings
+RolloutEnergy       the VICReg or a contrastive energy of a rollout from frame 0 against the encodings
 OneStepLikelihood   how likely each encoding is, given the one before and the action
 """
 
@@ -14,8 +14,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from jepa_fast.config import EnergyConfig, OneStepConfig
+from jepa_fast.config import AnyEnergyConfig, ContrastConfig, EnergyConfig, OneStepConfig
 from jepa_fast.model.build import AnyWorld
+from jepa_fast.model.contrast import ContrastTerms, contrast
 from jepa_fast.model.energy import Energy, energy, fused_energy, mean_over_processes
 from jepa_fast.model.feature_world import FeatureWorld, StayOrMove
 from jepa_fast.model.world import World
@@ -46,7 +47,7 @@ class OneStepTerms(NamedTuple):
     moving: Tensor  # mean probability of having moved
 
 
-Terms = Energy | OneStepTerms
+Terms = Energy | OneStepTerms | ContrastTerms
 
 
 class Objective(Protocol):
@@ -59,12 +60,15 @@ class Objective(Protocol):
 
 
 class RolloutEnergy:
-    """The energy of rollouts: one from frame 0 and the actions, or with a horizon one from every so many frames."""
+    """The energy of rollouts, VICReg's or a contrastive one: from frame 0, or with a horizon every so many frames."""
 
-    def __init__(self, world: World, config: EnergyConfig, fused: bool, execution: Execution) -> None:
+    def __init__(self, world: World, config: EnergyConfig | ContrastConfig, fused: bool, execution: Execution) -> None:
         self.config, self.span, self.dim = config, execution.span, world.config.dim
+        self.horizon = config.horizon if isinstance(config, EnergyConfig) else None
         self.roll_out = execution.compiled(world.predictor)
-        self.energy = fused_energy if fused else energy
+        self.energy: Callable[..., Terms] = fused_energy if fused else energy
+        if isinstance(config, ContrastConfig):
+            self.energy = contrast
         if execution.group is None:
             self.energy = execution.compiled(self.energy)
         else:
@@ -72,8 +76,8 @@ class RolloutEnergy:
 
     def __call__(
         self, encoded: Tensor, actions: Tensor, clock: Tensor, weights: Tensor, targets: Tensor | None
-    ) -> tuple[Energy, Tensor]:
-        """The energy's terms; `weights` are of invariance, variance and covariance.
+    ) -> tuple[Terms, Tensor]:
+        """The energy's terms; `weights` are of invariance, variance and covariance, or of the contrast and zeros.
 
         Raises:
             ValueError: the horizon does not divide the number of steps.
@@ -87,14 +91,14 @@ class RolloutEnergy:
 
     def _predict(self, encoded: Tensor, actions: Tensor, clock: Tensor) -> Tensor:
         """Predictions [B, T-1, D] of frames 1..T-1."""
-        if self.config.horizon is None:
+        if self.horizon is None:
             predicted: Tensor = self.roll_out(encoded[:, 0], actions, clock)
             return predicted
         batch, steps, _ = actions.shape
-        rollouts, rest = divmod(steps, self.config.horizon)
+        rollouts, rest = divmod(steps, self.horizon)
         if rest:
-            raise ValueError(f"energy.horizon: got {self.config.horizon}, expected a divisor of {steps} steps")
-        first = encoded[:, : -1 : self.config.horizon].flatten(0, 1)
+            raise ValueError(f"energy.horizon: got {self.horizon}, expected a divisor of {steps} steps")
+        first = encoded[:, : -1 : self.horizon].flatten(0, 1)
         # Each trajectory is so many rows of the dropout masks.
         clock = torch.stack([clock[0], clock[1], clock[2] * rollouts])
         predicted = self.roll_out(first, actions.reshape(batch * rollouts, -1, 2), clock)
@@ -136,11 +140,11 @@ def one_step_surprise(predicted: StayOrMove, following: Tensor, width: Tensor) -
 
 
 def choose_objective(
-    world: AnyWorld, config: EnergyConfig | OneStepConfig, fused: bool, execution: Execution | None = None
+    world: AnyWorld, config: AnyEnergyConfig, fused: bool, execution: Execution | None = None
 ) -> Objective:
     """The objective that `config` asks for; `fused` takes the compiled energy."""
     execution = execution or Execution()
     if isinstance(world, FeatureWorld):
         return OneStepLikelihood(world, execution)
-    assert isinstance(config, EnergyConfig)
+    assert not isinstance(config, OneStepConfig)
     return RolloutEnergy(world, config, fused, execution)

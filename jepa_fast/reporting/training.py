@@ -5,7 +5,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import accumulate
 
-from jepa_fast.config import EnergyConfig, OneStepConfig
+from jepa_fast.config import ContrastConfig, EnergyConfig, OneStepConfig
 from jepa_fast.reporting.charts import COLORS, Band, Series, line_chart
 from jepa_fast.reporting.page import Figure, Section, key_of
 from jepa_fast.reporting.run import Run, thinned
@@ -47,6 +47,9 @@ def _stages(run: Run) -> str:
     if isinstance(recipe.energy, OneStepConfig):
         widths = f"{number(recipe.energy.first_width)} px to {number(recipe.energy.last_width)} px"
         return f"{done}. What is minimised: the surprise at each next encoding, given the one before, {widths} wide."
+    if isinstance(recipe.energy, ContrastConfig):
+        among = f"among those of other trajectories and other steps, at temperature {number(recipe.energy.temperature)}"
+        return f"{done}. What is minimised: the surprise at each prediction's own encoding, {among}."
     ends = accumulate(stage.epochs for stage in recipe.stages)
     parts = [
         f"{number(stage.invariance)} invariance + {number(stage.variance)} variance + {number(stage.covariance)} "

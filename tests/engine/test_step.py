@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from jepa_fast.config import EnergyConfig, ModelConfig, Recipe, RunConfig
+from jepa_fast.config import ContrastConfig, EnergyConfig, ModelConfig, Recipe, RunConfig, Stage
 from jepa_fast.data.host import gather, wall_bases
 from jepa_fast.data.sampler import Sampler
 from jepa_fast.data.shards import open_split
 from jepa_fast.engine.step import Trainer
 
 SMALL = ModelConfig(channels=4, blocks=1, dim=16)
+CONTRASTIVE = Recipe(SMALL, ContrastConfig(), stages=(Stage(1, 1.0, 0.0, 0.0),))
 STEPS = 8
 needs_cuda = pytest.mark.gpu
 
@@ -80,8 +81,8 @@ def test_captured_steps_have_the_losses_of_eager_ones(two_rooms, compiled, kerne
 
 @pytest.mark.parametrize(
     "recipe",
-    [Recipe(SMALL), Recipe(SMALL, EnergyConfig(targets="ema")), Recipe(SMALL, flips=True)],
-    ids=["shared", "ema", "flips"],
+    [Recipe(SMALL), Recipe(SMALL, EnergyConfig(targets="ema")), Recipe(SMALL, flips=True), CONTRASTIVE],
+    ids=["shared", "ema", "flips", "infonce"],
 )
 @pytest.mark.parametrize("kernels", ["reference", "fused"])
 def test_a_step_reads_nothing_back_and_leaves_its_result_in_place(two_rooms, recipe, kernels):

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from jepa_fast.model.contrast import contrast
 from jepa_fast.model.energy import energy, fused_energy
 from jepa_fast.model.feature_world import FeatureWorld
 from jepa_fast.model.objectives import Execution, OneStepLikelihood
@@ -25,6 +26,10 @@ def main() -> None:
             terms = compute(predicted, encoded, job["weights"], config, targets, dist.group.WORLD)
             terms.total.backward()
             results[name, case] = torch.stack(terms).detach(), predicted.grad, encoded.grad
+    predicted, encoded = (side.chunk(2)[rank].clone().requires_grad_() for side in job["states"][:2])
+    found = contrast(predicted, encoded, job["weights"], job["contrast"], process_group=dist.group.WORLD)
+    found.total.backward()
+    results["contrast"] = torch.stack(found).detach(), predicted.grad, encoded.grad
     encoded, actions, width = job["one_step"]
     torch.manual_seed(0)
     world = FeatureWorld(job["world"]).double()

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import jepa_fast
-from jepa_fast.config import EnergyConfig, FeatureModelConfig
+from jepa_fast.config import ContrastConfig, EnergyConfig, FeatureModelConfig
+from jepa_fast.model.contrast import contrast
 from jepa_fast.model.energy import energy
 from jepa_fast.model.feature_world import FeatureWorld
 from jepa_fast.model.objectives import Execution, OneStepLikelihood
@@ -22,6 +23,7 @@ CASES = {
     "first, stop-gradient": EnergyConfig(steps="first", sides="both", targets="stop_gradient"),
     "ema": EnergyConfig(targets="ema", sides="both"),
 }
+CONTRAST = ContrastConfig(temperature=0.5)
 WORLD = FeatureModelConfig(dim=4, wall_hidden=6)
 WEIGHTS = torch.tensor([25.0, 15.0, 2.0], dtype=torch.float64)
 
@@ -45,6 +47,7 @@ def one_step():
 def results(states, one_step, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     job = {"states": states, "cases": CASES, "weights": WEIGHTS, "world": WORLD, "one_step": one_step}
+    job["contrast"] = CONTRAST
     torch.save(job, folder / "job.pt")
     program = Path(__file__).with_name("energy_rank.py")
     processes = [
@@ -79,6 +82,17 @@ def test_processes_give_the_energy_and_the_gradients_of_one(states, results, nam
             assert parts == [None, None]
         else:
             torch.testing.assert_close(torch.cat(parts), side.grad, rtol=1e-10, atol=1e-15)
+
+
+def test_processes_give_the_contrast_and_the_gradients_of_one(states, results):
+    sides = [side.clone().requires_grad_() for side in states[:2]]
+    terms = contrast(*sides, WEIGHTS, CONTRAST)
+    terms.total.backward()
+    for theirs, _, _ in (rank["contrast"] for rank in results):
+        torch.testing.assert_close(theirs, torch.stack(terms).detach(), rtol=1e-12, atol=0)
+    for index, side in enumerate(sides, start=1):
+        parts = [rank["contrast"][index] for rank in results]
+        torch.testing.assert_close(torch.cat(parts), side.grad, rtol=1e-10, atol=1e-14)
 
 
 def test_processes_give_the_one_step_terms_and_gradients_of_one(one_step, results):
