@@ -31,6 +31,7 @@ class ModelConfig:
         bias: whether layers have one, LayerNorms included; without, no input gives the state zero.
         head: what a branch reads off its last activations: means over 6 x 6 cells ("pool"), or for each channel the
             coordinates expected under a softmax over all pixels ("softargmax").
+        fusion: whether a third branch reads both channels, its state added to the others'; not with wall "apart".
         norm_before_add: whether a branch's state is normalised before branches are added.
         history: k, how many states before the present one the predictor reads beside it.
         history_decay: what a past state is multiplied by for every step of its age.
@@ -47,6 +48,7 @@ class ModelConfig:
     activation: Literal["after_norm", "before_norm"] = "after_norm"
     bias: bool = True
     head: Literal["pool", "softargmax"] = "pool"
+    fusion: bool = False
     norm_before_add: bool = True
     history: int = 0
     history_decay: float = 0.5
@@ -65,7 +67,7 @@ class ModelConfig:
         require(0 < self.history_decay <= 1, "model.history_decay", self.history_decay, "a factor in (0, 1]")
         require(self.wall in ("added", "apart"), "model.wall", self.wall, "'added' or 'apart'")
         if self.wall == "apart":
-            for name in ("residual", "activation", "bias", "history"):
+            for name in ("residual", "activation", "bias", "history", "fusion"):
                 given, default = getattr(self, name), getattr(type(self), name)
                 require(given == default, f"model.{name}", given, f"{default!r}, with model.wall 'apart'")
 

@@ -77,6 +77,11 @@ def softargmax() -> Recipe:
     return replace(baseline(), model=ModelConfig(head="softargmax"))
 
 
+def fusion() -> Recipe:
+    """The baseline with a third branch that reads both channels at once, 373,216 parameters."""
+    return replace(baseline(), model=ModelConfig(fusion=True))
+
+
 def features20k() -> Recipe:
     """5,056 parameters on features read from pixels, one step at a time (docs/features20k.md).
 
@@ -111,6 +116,7 @@ PRESETS: dict[str, Callable[[], Recipe]] = {
     "no_norm_before_add": no_norm_before_add,
     "dense_predictor": dense_predictor,
     "softargmax": softargmax,
+    "fusion": fusion,
     "features20k": features20k,
     "flips": flips,
     "infonce": infonce,

@@ -12,6 +12,7 @@ from torch import Tensor
 SITE_AGENT = 0
 SITE_WALL = 1
 SITE_PREDICTOR = 2
+SITE_FUSION = 3
 SITE_FLIPS = 3
 
 _LOW32 = 0xFFFFFFFF

@@ -1,6 +1,8 @@
 """The encoder: one ConvNeXt branch for the agent's channel, one for the walls', their states added or side by side.
 
-    stem    1x1 convolution, 1 -> C, no bias
+With `fusion` a third branch reads both channels, and its state is added as well.
+
+    stem    1x1 convolution, 1 -> C, 2 -> C for both channels, no bias
     block   y = x + W2 gelu(W1 LN(dwconv7x7(x))), L of them
     head    average pool to 6x6 ("pool") or, of each channel, where it is largest ("softargmax"); linear to D, LayerNorm
             (left out without `norm_before_add`)
@@ -20,7 +22,7 @@ from jepa_fast.config import Kernels
 from jepa_fast.kernels.convnext_block import convnext_block
 from jepa_fast.kernels.dwconv_norm import CHANNELS
 from jepa_fast.model.biases import bias_or_zeros
-from jepa_fast.model.dropout import SITE_AGENT, SITE_WALL, dropout_mask
+from jepa_fast.model.dropout import SITE_AGENT, SITE_FUSION, SITE_WALL, dropout_mask
 from jepa_fast.model.softargmax import soft_argmax
 
 POOLED_SIDE = 6
@@ -71,7 +73,7 @@ class ConvNeXtBlock(nn.Module):
 
 
 class Branch(nn.Module):
-    """One channel's encoder: images [N, 1, H, W] to states [N, D], normalised unless told not to, before dropout."""
+    """Images [N, I, H, W] of one channel or more to states [N, D], normalised unless told not to, before dropout."""
 
     def __init__(
         self,
@@ -83,9 +85,10 @@ class Branch(nn.Module):
         bias: bool = True,
         norm: bool = True,
         head: Literal["pool", "softargmax"] = "pool",
+        inputs: int = 1,
     ) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(1, channels, 1, bias=False)
+        self.stem = nn.Conv2d(inputs, channels, 1, bias=False)
         self.blocks = nn.ModuleList(ConvNeXtBlock(channels, kernels, bias) for _ in range(blocks))
         self.sharpness = nn.Parameter(torch.full((channels,), SHARPNESS)) if head == "softargmax" else None
         self.fc = nn.Linear(channels * (POOLED_SIDE**2 if head == "pool" else 2), dim, bias=bias)
@@ -99,7 +102,9 @@ class Branch(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """States [N, D]."""
         # Elementwise, so that the result is channels last whatever the layout of the images.
-        x = (images.permute(0, 2, 3, 1) * self.stem.weight.view(-1)).permute(0, 3, 1, 2)
+        pixels, stem = images.permute(0, 2, 3, 1), self.stem.weight.flatten(1)
+        parts = (pixels[..., each : each + 1] * stem[:, each] for each in range(self.stem.in_channels))
+        x = functools.reduce(torch.add, parts).permute(0, 3, 1, 2)
         for block in self.blocks:
             x = block(x)
         return self.head(F.adaptive_avg_pool2d(x, POOLED_SIDE) if self.sharpness is None else locate(x, self.sharpness))
@@ -118,7 +123,7 @@ def centred(pixels: Tensor, size: int) -> Tensor:
 
 
 class Encoder(nn.Module):
-    """Frames to encodings: agent branch and wall branch, each with dropout on its output.
+    """Frames to encodings: agent branch, wall branch, with `fusion` one of both, each with dropout on its output.
 
     They are added, or with wall "apart" stand side by side, [agent; wall] of 2 D numbers. The wall is then that of
     frame 0, encoded once, in all frames of a trajectory.
@@ -135,25 +140,32 @@ class Encoder(nn.Module):
         bias: bool = True,
         norm_before_add: bool = True,
         head: Literal["pool", "softargmax"] = "pool",
+        fusion: bool = False,
         wall: Literal["added", "apart"] = "added",
     ) -> None:
         super().__init__()
-        self.agent = Branch(channels, blocks, dim, kernels, bias=bias, norm=norm_before_add, head=head)
-        self.wall = Branch(channels, blocks, dim, kernels, bias=bias, norm=norm_before_add, head=head)
+        branch = functools.partial(Branch, channels, blocks, dim, kernels, bias=bias, norm=norm_before_add, head=head)
+        self.agent = branch()
+        self.wall = branch()
+        self.fusion = branch(inputs=2) if fusion else None
         self.dropout = dropout
         self.is_apart = wall == "apart"
 
-    def combine(self, agent: Tensor, wall: Tensor, clock: Tensor) -> Tensor:
+    def combine(self, agent: Tensor, wall: Tensor, clock: Tensor, fusion: Tensor | None = None) -> Tensor:
         """Encodings [B, T, D] or [B, T, 2 D] of agents [B, T, D] and walls, [B, T, D], or [B, 1, D] for all T frames.
 
-        Masks are drawn per frame, those of a wall apart per trajectory.
+        `fusion` [B, T, D] is added too. Masks are drawn per frame, those of a wall apart per trajectory.
         """
         if not self.is_apart:
             wall = wall.expand_as(agent)
         if self.training and self.dropout > 0:
             agent = agent * dropout_mask(tuple(agent.shape), self.dropout, clock, SITE_AGENT)
             wall = wall * dropout_mask(tuple(wall.shape), self.dropout, clock, SITE_WALL)
-        return torch.cat([agent, wall.expand_as(agent)], dim=-1) if self.is_apart else agent + wall
+            if fusion is not None:
+                fusion = fusion * dropout_mask(tuple(fusion.shape), self.dropout, clock, SITE_FUSION)
+        if self.is_apart:
+            return torch.cat([agent, wall.expand_as(agent)], dim=-1)
+        return agent + wall if fusion is None else agent + wall + fusion
 
     def forward(self, frames: Tensor, clock: Tensor) -> Tensor:
         """Encodings [B, T, D] or [B, T, 2 D] of frames [B, T, 2, H, W]; `clock` int64 [3] is the dropout clock."""
@@ -161,4 +173,7 @@ class Encoder(nn.Module):
         agent = self.agent(frames[:, :, 0].reshape(batch * steps, 1, height, width))
         walls = frames[:, :1, 1] if self.is_apart else frames[:, :, 1]
         wall = self.wall(walls.reshape(-1, 1, height, width))
-        return self.combine(agent.view(batch, steps, -1), wall.view(batch, walls.shape[1], -1), clock)
+        fusion: Tensor | None = None
+        if self.fusion is not None:
+            fusion = self.fusion(frames.flatten(0, 1)).view(batch, steps, -1)
+        return self.combine(agent.view(batch, steps, -1), wall.view(batch, walls.shape[1], -1), clock, fusion)

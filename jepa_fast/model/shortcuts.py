@@ -6,6 +6,8 @@
             once     one whole image per trajectory, its state shared by all frames
             windows  the data set's base images, and per trajectory the window in which it differs from its base
             nested   one image of what all bases share, per base the window in which it differs, then as windows
+    fusion  dense    every frame as a whole image of both channels
+            windows  per trajectory an image of its wall alone, got as the wall's are, and the window around each dot
 
 Routes are chosen by counted work. Which of them are exact is the packer's word: it stores a dot window only for frames
 that are black outside it, a wall once only if it never changes, a wall group only if the wall equals its base outside
@@ -42,6 +44,7 @@ class Plan(NamedTuple):
     wall: Literal["dense", "once", "windows", "nested"]
     flops: int
     plain_flops: int
+    fusion: Literal["dense", "windows"] | None
 
 
 class BatchEncoder:
@@ -71,6 +74,8 @@ class BatchEncoder:
         self.nesting = None if wall_bases is None else _find_nesting(wall_bases)
         self._agent = self._window_encoder(encoder.agent)
         self._wall = self._window_encoder(encoder.wall)
+        if encoder.fusion is not None:
+            self._fused_agent, self._fused_wall = (self._window_encoder(encoder.fusion, channel) for channel in (0, 1))
 
     def __call__(self, batch: Batch, clock: Tensor) -> Tensor:
         """What `Encoder` gives of a batch; T is the batch's own, so that a rollout can bring frame 0 alone."""
@@ -84,7 +89,11 @@ class BatchEncoder:
         plan = self.plan(batch)
         agent = self._encode_agent(batch, spec, plan)
         wall = self._encode_wall(batch, spec, plan)
-        return self.encoder.combine(agent.view(count, frames, -1), wall.view(count, -1, wall.shape[-1]), clock)
+        fusion: Tensor | None = None
+        if self.encoder.fusion is not None:
+            fusion = self._encode_fusion(self.encoder.fusion, batch, spec, plan).view(count, frames, -1)
+        wall = wall.view(count, -1, wall.shape[-1])
+        return self.encoder.combine(agent.view(count, frames, -1), wall, clock, fusion)
 
     def plan(self, batch: Batch) -> Plan:
         """The cheapest exact routes for a batch: a function of its shapes alone."""
@@ -111,10 +120,17 @@ class BatchEncoder:
                     wall["nested"] = whole + self.wall_bases.shape[0] * nested + windows
 
         best_agent, best_wall = min(agent, key=agent.__getitem__), min(wall, key=wall.__getitem__)
+        pixels, plain_pixels = agent[best_agent] + wall[best_wall], 2 * count * frames * whole
+        best_fusion: Literal["dense", "windows"] | None = None
+        if self.encoder.fusion is not None:
+            dense = count * frames * whole
+            # Of the agent's route all but its base, which here are the walls.
+            windows = agent["windows"] - whole + wall[best_wall] if "windows" in agent else dense
+            best_fusion = "windows" if windows < dense and best_wall != "dense" else "dense"
+            pixels, plain_pixels = pixels + (windows if best_fusion == "windows" else dense), plain_pixels + dense
         channels = self.encoder.agent.stem.out_channels
         per_pixel = 2 * channels * (49 + 8 * channels)
-        flops = per_pixel * (agent[best_agent] + wall[best_wall])
-        return Plan(best_agent, best_wall, flops, per_pixel * 2 * count * frames * whole)
+        return Plan(best_agent, best_wall, per_pixel * pixels, per_pixel * plain_pixels, best_fusion)
 
     def explain(self, batch: Batch) -> str:
         """One line for the log: what a batch like this is encoded by, and why."""
@@ -130,7 +146,8 @@ class BatchEncoder:
         elif batch.wall_groups is None or self.wall_bases is None:
             reasons.append("walls are packed without bases")
         because = f" ({'; '.join(reasons)})" if reasons else ""
-        return f"encoder: agent {plan.agent}, wall {plan.wall}{because}: {share:.1f}% of the plain encoder's FLOPs"
+        routes = f"agent {plan.agent}, wall {plan.wall}" + (f", fusion {plan.fusion}" if plan.fusion else "")
+        return f"encoder: {routes}{because}: {share:.1f}% of the plain encoder's FLOPs"
 
     def _encode_agent(self, batch: Batch, spec: FrameSpec, plan: Plan) -> Tensor:
         """Agent states [B * T, D]."""
@@ -147,19 +164,38 @@ class BatchEncoder:
             return self._dense(self._wall, expand_walls(batch).flatten(0, 1))
         if plan.wall == "once":
             return self._dense(self._wall, batch.walls)
+        return self._wall(self._wall_bases(self._wall, plan), *self._wall_windows(batch, spec))
+
+    def _encode_fusion(self, branch: Branch, batch: Batch, spec: FrameSpec, plan: Plan) -> Tensor:
+        """States [B * T, D] of both channels: every wall is a base of its own, in which the dot is what differs."""
+        if plan.fusion == "dense":
+            return branch(self._pixels(torch.stack([expand_dots(batch, spec), expand_walls(batch)], 2).flatten(0, 1)))  # type: ignore[no-any-return]
+        assert batch.corners is not None
+        count, frames = batch.dots.shape[:2]
+        encoder = self._fused_wall
+        if plan.wall == "once":
+            walls = encoder.bases(self._pixels(batch.walls))
+        else:
+            walls = encoder.refine(self._wall_bases(encoder, plan), *self._wall_windows(batch, spec))
+        bases = walls._replace(images=torch.zeros_like(walls.images))
+        groups = torch.arange(count, device=batch.dots.device).repeat_interleave(frames)
+        return self._fused_agent(bases, self._pixels(batch.dots.flatten(0, 1)), batch.corners.flatten(0, 1), groups)
+
+    def _wall_windows(self, batch: Batch, spec: FrameSpec) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The windows in which walls differ from their bases, their corners, and the bases."""
         assert batch.wall_corners is not None
         assert spec.wall_window is not None
         windows = self._pixels(_cut(batch.walls, batch.wall_corners, (spec.wall_window, spec.wall_window)))
-        return self._wall(self._wall_bases(plan), windows, batch.wall_corners, batch.wall_groups)
+        return windows, batch.wall_corners, batch.wall_groups
 
-    def _wall_bases(self, plan: Plan) -> Bases:
+    def _wall_bases(self, encoder: ReceptiveWindowEncoder, plan: Plan) -> Bases:
         """The data set's base images, encoded."""
         assert self.wall_bases is not None
         if plan.wall == "windows":
-            return self._wall.bases(self._pixels(self.wall_bases))
+            return encoder.bases(self._pixels(self.wall_bases))
         assert self.nesting is not None
-        shared = self._wall.bases(self._pixels(self.nesting.shared))
-        return self._wall.refine(shared, self._pixels(self.nesting.windows), self.nesting.corners)
+        shared = encoder.bases(self._pixels(self.nesting.shared))
+        return encoder.refine(shared, self._pixels(self.nesting.windows), self.nesting.corners)
 
     def _dense(self, encoder: ReceptiveWindowEncoder, images: Tensor) -> Tensor:
         return encoder.dense(self._pixels(images))
@@ -168,8 +204,8 @@ class BatchEncoder:
         """uint8 to the values that the model sees, rounded exactly as `expand_frames` rounds them."""
         return (images.to(torch.float32) * self.spec.scale).to(self.encoder.agent.stem.weight.dtype)
 
-    def _window_encoder(self, branch: Branch) -> ReceptiveWindowEncoder:
-        return ReceptiveWindowEncoder(branch, self.rewrites.stem_collapse, self.rewrites.early_pool)
+    def _window_encoder(self, branch: Branch, channel: int = 0) -> ReceptiveWindowEncoder:
+        return ReceptiveWindowEncoder(branch, self.rewrites.stem_collapse, self.rewrites.early_pool, channel)
 
 
 class _Nesting(NamedTuple):

@@ -51,8 +51,14 @@ class ReceptiveWindowEncoder:
     The caller vouches that image n equals base groups[n] outside its window; nothing here can see the images.
     """
 
-    def __init__(self, branch: Branch, stem_collapse: bool = True, early_pool: bool = True) -> None:
+    def __init__(self, branch: Branch, stem_collapse: bool = True, early_pool: bool = True, channel: int = 0) -> None:
+        """`channel` is the one that images, windows and differences are of, for a branch that has several.
+
+        Whole images are black in the others. Bases may have come from elsewhere with anything in the others, which then
+        is the same in all images over them; their own images are those of this channel.
+        """
         self.branch = branch
+        self.channel = channel
         self.stem_collapse = stem_collapse
         self.head = window_head(branch)
         self.early_pool = early_pool and isinstance(self.head, Pooling)
@@ -92,12 +98,16 @@ class ReceptiveWindowEncoder:
         ]
         return Bases(images, tuple(z for z, _ in pasted), tuple(update for _, update in pasted), kept)
 
+    def _stem(self) -> Tensor:
+        """What a pixel is multiplied by, [C]."""
+        return self.branch.stem.weight[:, self.channel].flatten()
+
     def _blocks(self) -> list[ConvNeXtBlock]:
         return [block for block in self.branch.blocks if isinstance(block, ConvNeXtBlock)]
 
     def _encode_whole(self, images: Tensor, keep: bool) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Convolved activations and updates of each block, and what is kept of the output; else what the head reads."""
-        stem = self.branch.stem.weight.view(-1)
+        stem = self._stem()
         x = images[..., None] * stem
         kept_convolved, kept_updates = [], []
         blocks = self._blocks()
@@ -126,7 +136,7 @@ class ReceptiveWindowEncoder:
         self, bases: Bases, windows: Tensor, place: Placement, keep: bool = False
     ) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """As `_encode_whole`, with activations and updates on the windows."""
-        stem = self.branch.stem.weight.view(-1)
+        stem = self._stem()
         pixels = windows - place.crop(bases.images[..., None], 0)[..., 0]
         delta = pixels[..., None] * stem
         kept_convolved, kept_updates = [], []

@@ -44,6 +44,7 @@ class World(nn.Module):
             bias=config.bias,
             norm_before_add=config.norm_before_add,
             head=config.head,
+            fusion=config.fusion,
             wall=config.wall,
         )
         self.predictor: Predictor | ApartPredictor

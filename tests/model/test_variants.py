@@ -155,6 +155,7 @@ def test_kernels_leave_a_dense_predictor_to_plain_pytorch():
     ("settings", "message"),
     [
         ({"history": -1}, r"model\.history: got -1, expected zero or more"),
+        ({"fusion": True, "wall": "apart"}, r"model\.fusion: got True, expected False, with model\.wall 'apart'"),
         ({"history_decay": 0.0}, r"model\.history_decay: got 0\.0, expected a factor in \(0, 1\]"),
     ],
 )
