@@ -16,6 +16,7 @@ from jepa_fast.data.shards import open_split
 from jepa_fast.engine.step import Trainer
 
 SMALL = ModelConfig(channels=4, blocks=1, dim=16)
+VARIED = replace(SMALL, bias=False, head="softargmax", fusion=True, norm_before_add=False, history=2)
 CONTRASTIVE = Recipe(SMALL, ContrastConfig(), stages=(Stage(1, 1.0, 0.0, 0.0),))
 STEPS = 8
 needs_cuda = pytest.mark.gpu
@@ -81,8 +82,8 @@ def test_captured_steps_have_the_losses_of_eager_ones(two_rooms, compiled, kerne
 
 @pytest.mark.parametrize(
     "recipe",
-    [Recipe(SMALL), Recipe(SMALL, EnergyConfig(targets="ema")), Recipe(SMALL, flips=True), CONTRASTIVE],
-    ids=["shared", "ema", "flips", "infonce"],
+    [Recipe(SMALL), Recipe(SMALL, EnergyConfig(targets="ema")), Recipe(SMALL, flips=True), CONTRASTIVE, Recipe(VARIED)],
+    ids=["shared", "ema", "flips", "infonce", "varied model"],
 )
 @pytest.mark.parametrize("kernels", ["reference", "fused"])
 def test_a_step_reads_nothing_back_and_leaves_its_result_in_place(two_rooms, recipe, kernels):
