@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from jepa_fast.config import ModelConfig
+from jepa_fast.config import ModelConfig, read_model_config
 from jepa_fast.errors import InputError
 from jepa_fast.model.encoder import Encoder
 from jepa_fast.model.shortcuts import Rewrites
@@ -149,6 +149,23 @@ def test_kernels_leave_a_dense_predictor_to_plain_pytorch():
     first, actions = torch.randn(3, 6), torch.randn(3, 5, 2)
     ours, theirs = (world.predictor(first, actions, world.dropout_clock) for world in (asked, plain))
     assert torch.equal(ours, theirs)
+
+
+def test_a_configuration_stored_before_there_were_variants_is_of_the_default_model():
+    stored = {"channels": 16, "blocks": 2, "dim": 128, "dropout": 0.1, "residual": "sum", "activation": "after_norm"}
+    assert read_model_config(stored) == ModelConfig()
+    # Names and shapes of its weights, as a run folder of then holds them.
+    names = [name for name, _ in World(read_model_config(stored)).named_parameters()]
+    branch = ["stem.weight"]
+    for block in range(2):
+        layers = ("dwconv.weight", "norm.weight", "norm.bias", "expand.weight", "project.weight")
+        branch += [f"blocks.{block}.{layer}" for layer in layers]
+    branch += ["fc.weight", "fc.bias", "norm.weight", "norm.bias"]
+    layers = ("state_norm", "action", "action_norm", "expand", "norm", "project")
+    assert names == [
+        *(f"encoder.{which}.{name}" for which in ("agent", "wall") for name in branch),
+        *(f"predictor.{layer}.{kind}" for layer in layers for kind in ("weight", "bias")),
+    ]
 
 
 @pytest.mark.parametrize(

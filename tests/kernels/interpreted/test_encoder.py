@@ -1,5 +1,6 @@
 """The encoder's fused path as a whole, every kernel of it: windows cut, convolved, subtracted from."""
 
+import pytest
 import torch
 
 from jepa_fast.kernels import convnext_block
@@ -16,11 +17,14 @@ def states_and_gradients(encoder, batch, spec, bases, mode):
     return states.detach(), {name: weight.grad for name, weight in encoder.named_parameters()}
 
 
-def test_windows_match_the_plain_encoder_in_float64(monkeypatch, error):
-    batch, spec, bases = draw_batch(3, trajectories=1, frames=2, size=(20, 25), window=3)
+@pytest.mark.parametrize(
+    ("options", "trajectories"), [({}, 1), ({"fusion": True, "head": "softargmax", "bias": False}, 2)]
+)
+def test_windows_match_the_plain_encoder_in_float64(monkeypatch, error, options, trajectories):
+    batch, spec, bases = draw_batch(3, trajectories=trajectories, frames=2, size=(20, 25), window=3)
     torch.manual_seed(0)
-    plain = Encoder(16, 1, 16, 0.1).double()
-    fused = Encoder(16, 1, 16, 0.1, "triton")
+    plain = Encoder(16, 1, 16, 0.1, **options).double()
+    fused = Encoder(16, 1, 16, 0.1, "triton", **options)
     fused.load_state_dict(plain.state_dict())
     assert BatchEncoder(fused, spec, bases).plan(batch)[:2] == ("windows", "once")
     truth, exact = states_and_gradients(plain, batch, spec, bases, "off")
