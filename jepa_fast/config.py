@@ -104,7 +104,43 @@ class FeatureModelConfig:
         require(self.reach > 0, "model.reach", self.reach, "a positive number")
 
 
-AnyModelConfig = ModelConfig | FeatureModelConfig
+@dataclass(frozen=True)
+class PixelModelConfig:
+    """Shape of the world model that learns from pixels and predicts one step. The defaults give 24,082 parameters.
+
+    Attributes:
+        kind: tells it from ModelConfig where it is stored.
+        dim: D, size of a state.
+        frame: side of the square frames in pixels.
+        white: value of the brightest pixels, which the model sees as 1.
+        spread: length of a state that stands for a point half a frame from the centre.
+        channels: between the encoder's two convolutions.
+        kernel: side of both in pixels.
+        lattice: side of each of the two lattices of points through which the gate looks at the wall, in pixels.
+        hidden: width of the gate's both hidden layers.
+    """
+
+    kind: Literal["pixels"] = "pixels"
+    dim: int = 128
+    frame: int = 65
+    white: float = 0.0942
+    spread: float = 20.0
+    channels: int = 8
+    kernel: int = 3
+    lattice: int = 5
+    hidden: int = 128
+
+    def __post_init__(self) -> None:
+        require(self.kind == "pixels", "model.kind", self.kind, "'pixels'")
+        require(self.dim >= 2, "model.dim", self.dim, "at least 2")
+        require(self.frame >= 2, "model.frame", self.frame, "at least 2 pixels")
+        for name in ("white", "spread"):
+            require(getattr(self, name) > 0, f"model.{name}", getattr(self, name), "a positive number")
+        for name in ("channels", "kernel", "lattice", "hidden"):
+            require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
+
+
+AnyModelConfig = ModelConfig | FeatureModelConfig | PixelModelConfig
 
 
 def read_model_config(fields: dict[str, Any]) -> AnyModelConfig:
@@ -113,7 +149,8 @@ def read_model_config(fields: dict[str, Any]) -> AnyModelConfig:
     Raises:
         TypeError: unknown fields.
     """
-    return FeatureModelConfig(**fields) if fields.get("kind") == "features" else ModelConfig(**fields)
+    kinds: dict[str | None, type[AnyModelConfig]] = {"features": FeatureModelConfig, "pixels": PixelModelConfig}
+    return kinds.get(fields.get("kind"), ModelConfig)(**fields)
 
 
 @dataclass(frozen=True)
@@ -230,9 +267,10 @@ class OptimizerConfig:
 class Recipe:
     """What is trained and how, apart from the data and the machine: a preset is a named Recipe.
 
-    `batch_size` is in trajectories per step; the stages' epochs add up to the run. The one-step likelihood is of the
-    model on features alone, and has no regularisers for a stage to weigh. With `flips` each trajectory is mirrored at
-    random along either axis, which is for worlds that are their own mirror images.
+    `batch_size` is in trajectories per step; the stages' epochs add up to the run. The one-step likelihood is
+    of the models on features and on pixels alone; on features nothing can collapse, and a stage has no regularisers to
+    weigh. With `flips` each trajectory is mirrored at random along either axis, which is for worlds that are their own
+    mirror images.
     """
 
     model: AnyModelConfig = field(default_factory=ModelConfig)
@@ -243,20 +281,22 @@ class Recipe:
     stages: tuple[Stage, ...] = (Stage(50, 25.0, 25.0, 1.0), Stage(50, 30.0, 25.0, 1.0))
 
     def __post_init__(self) -> None:
-        if isinstance(self.model, FeatureModelConfig) != isinstance(self.energy, OneStepConfig):
-            raise InputError("recipe: a features model and the one_step energy go together")
-        if not isinstance(self.energy, EnergyConfig):
+        if isinstance(self.model, ModelConfig) == isinstance(self.energy, OneStepConfig):
+            raise InputError("recipe: a features or a pixels model and the one_step energy go together")
+        if isinstance(self.energy, ContrastConfig) or isinstance(self.model, FeatureModelConfig):
             alone = all(stage.variance == stage.covariance == 0 for stage in self.stages)
-            expected = f"no variance, no covariance with the {self.energy.kind} energy"
-            require(alone, "recipe.stages", self.stages, expected)
+            what = f"the {self.energy.kind} energy" if isinstance(self.energy, ContrastConfig) else "a features model"
+            require(alone, "recipe.stages", self.stages, f"no variance, no covariance with {what}")
 
     @property
     def terms(self) -> tuple[str, ...]:
         """Names of what is logged of a step beside its total."""
-        if isinstance(self.energy, OneStepConfig):
+        if isinstance(self.model, FeatureModelConfig):
             return ("surprise", "invariance", "moving")
         if isinstance(self.energy, ContrastConfig):
             return ("contrast", "invariance", "found")
+        if isinstance(self.model, PixelModelConfig):
+            return ("surprise", "invariance", "moving", "variance", "covariance")
         return ("invariance", "variance", "covariance")
 
     @property

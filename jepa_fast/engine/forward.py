@@ -65,7 +65,7 @@ class Forward(nn.Module):
             for name, backend in ops.items():
                 logger.info("%s: %s", name, backend)
         else:
-            logger.info("model on features: %s", backends.PLAIN)
+            logger.info("one-step model: %s", backends.PLAIN)
         if config.compile and group is not None:
             logger.info("compile: encoder and predictor; what %d processes exchange runs as it is", group.size())
         execution = Execution(self._compiled, span, group)

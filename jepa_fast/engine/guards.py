@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jepa_fast.config import OneStepConfig, Recipe
+from jepa_fast.config import FeatureModelConfig, PixelModelConfig, Recipe
 from jepa_fast.data.batches import Batch
 from jepa_fast.data.host import gather
 from jepa_fast.data.sampler import Sampler
@@ -19,6 +20,7 @@ from jepa_fast.engine.checkpoint import State, write_whole
 from jepa_fast.engine.distributed import Ranks
 from jepa_fast.engine.forward import Forward
 from jepa_fast.engine.step import StepResult, Trainer
+from jepa_fast.model.one_step_world import states_of
 from jepa_fast.probing.collapse import Spectrum, spectrum
 
 logger = logging.getLogger(__name__)
@@ -74,12 +76,15 @@ def load_failure(path: Path) -> Failure:
     return Failure(kept["readings"], kept["state"], Batch(**kept["batch"]))
 
 
-def is_collapsed(recipe: Recipe, spread: float, rankme: float, dim: int) -> bool:
-    """Whether states of `dim` dimensions have collapsed, whose mean standard deviation is `spread` times their size."""
+def is_collapsed(recipe: Recipe, std: Sequence[float], size: float, rankme: float) -> bool:
+    """Whether states with these standard deviations, root mean square and RankMe have collapsed."""
     # A linear encoder of two coordinates with columns of fixed length has rank 2 and nowhere to collapse to.
-    if isinstance(recipe.energy, OneStepConfig):
+    if isinstance(recipe.model, FeatureModelConfig):
         return False
-    return spread < LEAST_SPREAD or rankme < max(2.0, LEAST_RANKME * dim)
+    if isinstance(recipe.model, PixelModelConfig):
+        # Of rank 2 as well; what its coordinates can do is to come close to one point, whose state may be of any size.
+        return math.hypot(*std) < LEAST_SPREAD * recipe.model.spread
+    return sum(std) / len(std) < LEAST_SPREAD * size or rankme < max(2.0, LEAST_RANKME * len(std))
 
 
 class CollapseWatch:
@@ -102,8 +107,7 @@ class CollapseWatch:
 
     def judge(self, done: int, seen: Spectrum) -> str | None:
         """Strike at the PATIENCE-th look in a row that finds a collapse: warn, or say why the run has to stop."""
-        spread = float(seen.std.mean()) / seen.size
-        if not is_collapsed(self._forward.config.recipe, spread, seen.rankme, len(seen.std)):
+        if not is_collapsed(self._forward.config.recipe, seen.std.tolist(), seen.size, seen.rankme):
             if self._low >= PATIENCE:
                 logger.info("step %d: states spread again, RankMe %.1f", done, seen.rankme)
             self._low = 0
@@ -111,6 +115,7 @@ class CollapseWatch:
         self._low += 1
         if self._low != PATIENCE:
             return None
+        spread = float(seen.std.mean()) / seen.size
         collapse = (
             f"step {done}: states have collapsed: encodings of different frames vary by {100 * spread:.1f}% of their "
             f"size, RankMe {seen.rankme:.1f} and effective rank {seen.rank:.1f} of {len(seen.std)} dimensions"
@@ -125,7 +130,6 @@ class CollapseWatch:
         world = self._forward.world.eval()
         try:
             with self._forward.autocast():
-                # What follows the state in an encoding is carried, not learned.
-                return self._forward.encode(self._batch, world.dropout_clock)[..., : world.config.dim]
+                return states_of(self._forward.encode(self._batch, world.dropout_clock), world.config.dim)
         finally:
             world.train()

@@ -19,7 +19,8 @@ def schedule_table(steps: int, recipe: Recipe) -> Tensor:
 
 
 def energy_weights(steps: int, recipe: Recipe) -> np.ndarray:
-    """What the objective takes in each step, [steps, .]: weights of the three terms, or of the surprise and its width.
+    """What the objective takes in each step, [steps, .]: weights of the three terms; or of the surprise, its width, and
+    the weights of variance and covariance.
 
     Stages share the steps in proportion to their epochs; the width, in pixels, falls geometrically over the run.
     """
@@ -29,5 +30,5 @@ def energy_weights(steps: int, recipe: Recipe) -> np.ndarray:
     weights = np.array([(stage.invariance, stage.variance, stage.covariance) for stage in recipe.stages])[stages]
     if isinstance(recipe.energy, OneStepConfig):
         first, last = recipe.energy.first_width, recipe.energy.last_width
-        return np.column_stack([weights[:, 0], first * (last / first) ** (number / steps)])
+        return np.column_stack([weights[:, 0], first * (last / first) ** (number / steps), weights[:, 1:]])
     return weights

@@ -1,12 +1,15 @@
 """The world model that a configuration describes."""
 
-from jepa_fast.config import AnyModelConfig, FeatureModelConfig, Kernels
+from jepa_fast.config import AnyModelConfig, FeatureModelConfig, Kernels, PixelModelConfig
 from jepa_fast.model.feature_world import FeatureWorld
+from jepa_fast.model.pixel_world import PixelWorld
 from jepa_fast.model.world import World
 
-AnyWorld = World | FeatureWorld
+AnyWorld = World | FeatureWorld | PixelWorld
 
 
 def build_world(config: AnyModelConfig, kernels: Kernels = "reference") -> AnyWorld:
-    """A world with fresh weights, drawn from torch's global generator; on features, all is plain PyTorch."""
-    return FeatureWorld(config) if isinstance(config, FeatureModelConfig) else World(config, kernels)
+    """A world with fresh weights, drawn from torch's global generator; one-step worlds are all plain PyTorch."""
+    if isinstance(config, FeatureModelConfig):
+        return FeatureWorld(config)
+    return PixelWorld(config) if isinstance(config, PixelModelConfig) else World(config, kernels)

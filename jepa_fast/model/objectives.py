@@ -17,8 +17,8 @@ from torch import Tensor
 from jepa_fast.config import AnyEnergyConfig, ContrastConfig, EnergyConfig, OneStepConfig
 from jepa_fast.model.build import AnyWorld
 from jepa_fast.model.contrast import ContrastTerms, contrast
-from jepa_fast.model.energy import Energy, energy, fused_energy, mean_over_processes
-from jepa_fast.model.feature_world import FeatureWorld, StayOrMove
+from jepa_fast.model.energy import Energy, energy, fused_energy, gathered, mean_over_processes, regularisers
+from jepa_fast.model.one_step_world import AnyEncoded, Encoded, OneStepWorld, StayOrMove
 from jepa_fast.model.world import World
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -47,16 +47,27 @@ class OneStepTerms(NamedTuple):
     moving: Tensor  # mean probability of having moved
 
 
-Terms = Energy | OneStepTerms | ContrastTerms
+class RegularisedTerms(NamedTuple):
+    """What `OneStepTerms` holds, the total with the regularisers' share, and these two, unweighted."""
+
+    total: Tensor
+    surprise: Tensor
+    invariance: Tensor
+    moving: Tensor
+    variance: Tensor
+    covariance: Tensor
+
+
+Terms = Energy | OneStepTerms | RegularisedTerms | ContrastTerms
 
 
 class Objective(Protocol):
     """Terms, of which `total` is minimised, and the predicted states [B, T-1, D], detached."""
 
     def __call__(
-        self, encoded: Tensor, actions: Tensor, clock: Tensor, weights: Tensor, targets: Tensor | None
+        self, encoded: AnyEncoded, actions: Tensor, clock: Tensor, weights: Tensor, targets: Tensor | None
     ) -> tuple[Terms, Tensor]:
-        """From encodings [B, T, .], actions [B, T-1, 2], and the weights that `energy_weights` gives for the step."""
+        """From encodings of [B, T] frames, actions [B, T-1, 2], and what `energy_weights` gives for the step."""
 
 
 class RolloutEnergy:
@@ -75,13 +86,14 @@ class RolloutEnergy:
             self.energy = functools.partial(self.energy, process_group=execution.group)
 
     def __call__(
-        self, encoded: Tensor, actions: Tensor, clock: Tensor, weights: Tensor, targets: Tensor | None
+        self, encoded: AnyEncoded, actions: Tensor, clock: Tensor, weights: Tensor, targets: Tensor | None
     ) -> tuple[Terms, Tensor]:
         """The energy's terms; `weights` are of invariance, variance and covariance, or of the contrast and zeros.
 
         Raises:
             ValueError: the horizon does not divide the number of steps.
         """
+        assert isinstance(encoded, Tensor)
         with self.span("rollout"):
             predicted = self._predict(encoded, actions, clock)
         # What follows the state in an encoding is carried, not predicted.
@@ -106,19 +118,25 @@ class RolloutEnergy:
 
 
 class OneStepLikelihood:
-    """-log[g N(z', z + A a, s^2) + (1 - g) N(z', z, s^2)] without the constants of N; z' the next frame's encoding."""
+    """-log[g N(z', z + A a, s^2) + (1 - g) N(z', z, s^2)] without the constants of N; z' the next frame's encoding.
 
-    def __init__(self, world: FeatureWorld, execution: Execution) -> None:
+    Where the encoder is learned as a whole, the variance and the covariance term of the energy keep positions apart.
+    They are taken of the positions that states stand for, in half frames: of a lifted state all but two dimensions'
+    variance would be missing whatever the encoder does.
+    """
+
+    def __init__(self, world: OneStepWorld, execution: Execution) -> None:
         self.world, self.span, self.group = world, execution.span, execution.group
         self.predict = execution.compiled(world.predict)
 
     def __call__(
-        self, encoded: Tensor, actions: Tensor, clock: Tensor, weights: Tensor, targets: Tensor | None
-    ) -> tuple[OneStepTerms, Tensor]:
-        """The likelihood's terms; `weights` are of the surprise, and the width s in pixels."""
+        self, encoded: AnyEncoded, actions: Tensor, clock: Tensor, weights: Tensor, targets: Tensor | None
+    ) -> tuple[OneStepTerms | RegularisedTerms, Tensor]:
+        """The terms; `weights` are of the surprise, the width s in pixels, the weights of variance and covariance."""
+        assert isinstance(encoded, Encoded)
         with self.span("rollout"):
-            predicted = self.predict(encoded[:, :-1], actions)
-        following = encoded[:, 1:, : self.world.config.dim]
+            predicted = self.predict(encoded.frames(slice(-1)), actions)
+        following = encoded.states[:, 1:]
         with self.span("energy"):
             surprise = one_step_surprise(predicted, following, weights[1] * self.world.pixel).mean()
             with torch.no_grad():
@@ -127,7 +145,15 @@ class OneStepLikelihood:
             terms = torch.stack([surprise, *watched])
             if self.group is not None:
                 terms = mean_over_processes(terms, self.group)
-        return OneStepTerms(weights[0] * terms[0], *terms.unbind()), states
+            if not self.world.can_collapse:
+                return OneStepTerms(weights[0] * terms[0], *terms.unbind()), states
+            with torch.autocast(actions.device.type, enabled=False):
+                positions = self.world.lift.positions(encoded.states)
+                if self.group is not None:
+                    positions = gathered(positions, self.group)
+                spread = torch.stack(regularisers(positions, EnergyConfig()))
+            total = weights[0] * terms[0] + (weights[2:] * spread).sum()
+        return RegularisedTerms(total, *terms.unbind(), *spread.unbind()), states
 
 
 def one_step_surprise(predicted: StayOrMove, following: Tensor, width: Tensor) -> Tensor:
@@ -144,7 +170,7 @@ def choose_objective(
 ) -> Objective:
     """The objective that `config` asks for; `fused` takes the compiled energy."""
     execution = execution or Execution()
-    if isinstance(world, FeatureWorld):
+    if isinstance(world, OneStepWorld):
         return OneStepLikelihood(world, execution)
     assert not isinstance(config, OneStepConfig)
     return RolloutEnergy(world, config, fused, execution)

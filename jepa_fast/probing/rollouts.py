@@ -10,6 +10,7 @@ from tqdm import tqdm
 from jepa_fast.data.host import evaluation_batches, wall_bases
 from jepa_fast.data.shards import Split
 from jepa_fast.model.build import AnyWorld
+from jepa_fast.model.one_step_world import AnyEncoded, OneStepWorld
 
 
 class Rollouts(NamedTuple):
@@ -35,8 +36,17 @@ def rollout_split(world: AnyWorld, split: Split, name: str, batch_size: int = 25
     with tqdm(total=split.count, desc=f"rollout {name}", unit="traj", leave=False, dynamic_ncols=True) as bar:
         for batch in evaluation_batches(split, batch_size):
             moved = batch.to(device)
-            first = encode(moved.frames(slice(1)), world.dropout_clock)[:, 0]
-            states.append(world.unroll(first, moved.actions).float().cpu())
+            first = encode(moved.frames(slice(1)), world.dropout_clock)
+            states.append(_unroll(world, first, moved.actions).float().cpu())
             bar.update(len(batch.indices))
     world.train(training)
     return Rollouts(torch.cat(states), all_locations(split))
+
+
+def _unroll(world: AnyWorld, first: AnyEncoded, actions: Tensor) -> Tensor:
+    """States [B, T, D] from one encoded frame [B, 1]."""
+    if isinstance(world, OneStepWorld):
+        assert not isinstance(first, Tensor)
+        return world.unroll(first, actions)
+    assert isinstance(first, Tensor)
+    return world.unroll(first[:, 0], actions)

@@ -5,7 +5,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import accumulate
 
-from jepa_fast.config import ContrastConfig, EnergyConfig, OneStepConfig
+from jepa_fast.config import ContrastConfig, EnergyConfig, OneStepConfig, PixelModelConfig
 from jepa_fast.reporting.charts import COLORS, Band, Series, line_chart
 from jepa_fast.reporting.page import Figure, Section, key_of
 from jepa_fast.reporting.run import Run, thinned
@@ -44,16 +44,26 @@ def _stages(run: Run) -> str:
     """The stages' weights, and where one ends."""
     recipe = run.config.recipe
     done = f"{run.steps:,} of {run.config.steps:,} steps are done"
+    ends = [
+        f"{run.config.steps * epochs // recipe.epochs:,}"
+        for epochs in accumulate(stage.epochs for stage in recipe.stages)
+    ]
     if isinstance(recipe.energy, OneStepConfig):
         widths = f"{number(recipe.energy.first_width)} px to {number(recipe.energy.last_width)} px"
-        return f"{done}. What is minimised: the surprise at each next encoding, given the one before, {widths} wide."
+        surprise = f"the surprise at each next encoding, given the one before, {widths} wide"
+        if not isinstance(recipe.model, PixelModelConfig):
+            return f"{done}. What is minimised: {surprise}."
+        parts = [
+            f"{number(stage.variance)} variance + {number(stage.covariance)} covariance of positions up to step {end}"
+            for stage, end in zip(recipe.stages, ends, strict=True)
+        ]
+        return f"{done}. What is minimised: {surprise}, and {', then '.join(parts)}."
     if isinstance(recipe.energy, ContrastConfig):
         among = f"among those of other trajectories and other steps, at temperature {number(recipe.energy.temperature)}"
         return f"{done}. What is minimised: the surprise at each prediction's own encoding, {among}."
-    ends = accumulate(stage.epochs for stage in recipe.stages)
     parts = [
         f"{number(stage.invariance)} invariance + {number(stage.variance)} variance + {number(stage.covariance)} "
-        f"covariance up to step {run.config.steps * end // recipe.epochs:,}"
+        f"covariance up to step {end}"
         for stage, end in zip(recipe.stages, ends, strict=True)
     ]
     return f"{done}. What is minimised: {', then '.join(parts)}."

@@ -159,8 +159,7 @@ def _collapse(run: Path, config: RunConfig) -> Collapse | None:
         return None
     last = spectra[-1]
     std: list[float] = last["std"]
-    spread = sum(std) / len(std) / last["size"] if last["size"] > 0 else 0.0
-    collapsed = is_collapsed(config.recipe, spread, last["rankme"], len(std))
+    collapsed = is_collapsed(config.recipe, std, last["size"], last["rankme"])
     return Collapse(
         last["step"], min(std), median(std), last["size"], last["rank"], last["rankme"], len(std), collapsed
     )

@@ -14,6 +14,7 @@ from jepa_fast.data.host import gather, wall_bases
 from jepa_fast.data.sampler import Sampler
 from jepa_fast.data.shards import open_split
 from jepa_fast.engine.step import Trainer
+from jepa_fast.presets import features20k, pixels300k
 
 SMALL = ModelConfig(channels=4, blocks=1, dim=16)
 VARIED = replace(SMALL, bias=False, head="softargmax", fusion=True, norm_before_add=False, history=2)
@@ -82,8 +83,16 @@ def test_captured_steps_have_the_losses_of_eager_ones(two_rooms, compiled, kerne
 
 @pytest.mark.parametrize(
     "recipe",
-    [Recipe(SMALL), Recipe(SMALL, EnergyConfig(targets="ema")), Recipe(SMALL, flips=True), CONTRASTIVE, Recipe(VARIED)],
-    ids=["shared", "ema", "flips", "infonce", "varied model"],
+    [
+        Recipe(SMALL),
+        Recipe(SMALL, EnergyConfig(targets="ema")),
+        Recipe(SMALL, flips=True),
+        CONTRASTIVE,
+        Recipe(VARIED),
+        features20k(),
+        pixels300k(),
+    ],
+    ids=["shared", "ema", "flips", "infonce", "varied model", "features20k", "pixels300k"],
 )
 @pytest.mark.parametrize("kernels", ["reference", "fused"])
 def test_a_step_reads_nothing_back_and_leaves_its_result_in_place(two_rooms, recipe, kernels):

@@ -6,10 +6,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from jepa_fast.model.build import build_world
 from jepa_fast.model.contrast import contrast
 from jepa_fast.model.energy import energy, fused_energy
-from jepa_fast.model.feature_world import FeatureWorld
 from jepa_fast.model.objectives import Execution, OneStepLikelihood
+from jepa_fast.model.one_step_world import Encoded
 
 
 def main() -> None:
@@ -30,13 +31,15 @@ def main() -> None:
     found = contrast(predicted, encoded, job["weights"], job["contrast"], process_group=dist.group.WORLD)
     found.total.backward()
     results["contrast"] = torch.stack(found).detach(), predicted.grad, encoded.grad
-    encoded, actions, width = job["one_step"]
-    torch.manual_seed(0)
-    world = FeatureWorld(job["world"]).double()
-    objective = OneStepLikelihood(world, Execution(group=dist.group.WORLD))
-    terms, _ = objective(encoded.chunk(2)[rank], actions.chunk(2)[rank], world.dropout_clock, width, None)
-    terms.total.backward()
-    results["one step"] = torch.stack(terms).detach(), [parameter.grad for parameter in world.predictor.parameters()]
+    for name, (config, encoded, actions, weights) in job["one_step"].items():
+        torch.manual_seed(0)
+        world = build_world(config).double()
+        objective = OneStepLikelihood(world, Execution(group=dist.group.WORLD))
+        own = Encoded(*(part.chunk(2)[rank] for part in encoded))
+        terms, _ = objective(own, actions.chunk(2)[rank], world.dropout_clock, weights, None)
+        terms.total.backward()
+        gradients = {key: parameter.grad for key, parameter in world.named_parameters()}
+        results["one step", name] = torch.stack(terms).detach(), gradients
     torch.save(results, folder / f"rank{rank}.pt")
 
 

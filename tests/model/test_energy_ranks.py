@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import jepa_fast
-from jepa_fast.config import ContrastConfig, EnergyConfig, FeatureModelConfig
+from jepa_fast.config import ContrastConfig, EnergyConfig, FeatureModelConfig, PixelModelConfig
+from jepa_fast.model.build import build_world
 from jepa_fast.model.contrast import contrast
 from jepa_fast.model.energy import energy
-from jepa_fast.model.feature_world import FeatureWorld
 from jepa_fast.model.objectives import Execution, OneStepLikelihood
+from jepa_fast.model.one_step_world import Encoded
 
 ROOT = Path(jepa_fast.__file__).parents[1]
 CASES = {
@@ -24,7 +25,11 @@ CASES = {
     "ema": EnergyConfig(targets="ema", sides="both"),
 }
 CONTRAST = ContrastConfig(temperature=0.5)
-WORLD = FeatureModelConfig(dim=4, wall_hidden=6)
+# The models of the one-step task, and what of a room their encodings carry.
+ONE_STEP = {
+    "features": (FeatureModelConfig(dim=4, wall_hidden=6), (2, 2, 2)),
+    "pixels": (PixelModelConfig(dim=4, frame=9, lattice=3, hidden=6), (9, 9)),
+}
 WEIGHTS = torch.tensor([25.0, 15.0, 2.0], dtype=torch.float64)
 
 
@@ -37,16 +42,23 @@ def states():
 
 @pytest.fixture(scope="module")
 def one_step():
-    """Encodings [6, 5, 4 + 8], actions, and the weights of the one-step task."""
+    """By model: its configuration, encodings of 6 trajectories, actions, and the weights of the task."""
     generator = torch.Generator().manual_seed(1)
-    encoded = torch.randn(6, 5, 12, generator=generator, dtype=torch.float64)
-    return encoded, torch.randn(6, 4, 2, generator=generator, dtype=torch.float64), torch.tensor([2.0, 5.0])
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    weights = torch.tensor([2.0, 5.0, 3.0, 7.0], dtype=torch.float64)
+    return {
+        name: (config, Encoded(5 * draw(6, 5, 4), draw(6, *room)), draw(6, 4, 2), weights)
+        for name, (config, room) in ONE_STEP.items()
+    }
 
 
 @pytest.fixture(scope="module")
 def results(states, one_step, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    job = {"states": states, "cases": CASES, "weights": WEIGHTS, "world": WORLD, "one_step": one_step}
+    job = {"states": states, "cases": CASES, "weights": WEIGHTS, "one_step": one_step}
     job["contrast"] = CONTRAST
     torch.save(job, folder / "job.pt")
     program = Path(__file__).with_name("energy_rank.py")
@@ -95,13 +107,21 @@ def test_processes_give_the_contrast_and_the_gradients_of_one(states, results):
         torch.testing.assert_close(torch.cat(parts), side.grad, rtol=1e-10, atol=1e-14)
 
 
-def test_processes_give_the_one_step_terms_and_gradients_of_one(one_step, results):
-    encoded, actions, weights = one_step
+@pytest.mark.parametrize("name", ONE_STEP)
+def test_processes_give_the_one_step_terms_and_gradients_of_one(one_step, results, name):
+    config, encoded, actions, weights = one_step[name]
     torch.manual_seed(0)
-    world = FeatureWorld(WORLD).double()
+    world = build_world(config).double()
     terms, _ = OneStepLikelihood(world, Execution())(encoded, actions, world.dropout_clock, weights, None)
     terms.total.backward()
-    for theirs, _ in (rank["one step"] for rank in results):
+    ours = dict(world.named_parameters())
+    for theirs, _ in (rank["one step", name] for rank in results):
         torch.testing.assert_close(theirs, torch.stack(terms).detach(), rtol=1e-10, atol=0)
-    for parameter, *parts in zip(world.predictor.parameters(), *(rank["one step"][1] for rank in results), strict=True):
-        torch.testing.assert_close(sum(parts), parameter.grad, rtol=1e-9, atol=1e-12)
+    for key, parameter in ours.items():
+        parts = [rank["one step", name][1][key] for rank in results]
+        if parameter.grad is None:
+            # The convolutions: here encodings come from nowhere.
+            assert parts == [None, None]
+        else:
+            torch.testing.assert_close(sum(parts), parameter.grad, rtol=1e-9, atol=1e-12)
+    assert ours["predictor.action.weight"].grad.abs().max() > 0
