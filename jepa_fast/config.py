@@ -33,6 +33,7 @@ class ModelConfig:
             coordinates expected under a softmax over all pixels ("softargmax").
         fusion: whether a third branch reads both channels, its state added to the others'; not with wall "apart".
         norm_before_add: whether a branch's state is normalised before branches are added.
+        norm_after_add: whether their sum is normalised; not with wall "apart".
         history: k, how many states before the present one the predictor reads beside it.
         history_decay: what a past state is multiplied by for every step of its age.
         wall: "added" = a state is the sum of both branches' outputs, "apart" = the agent's alone, and the wall's output
@@ -50,6 +51,7 @@ class ModelConfig:
     head: Literal["pool", "softargmax"] = "pool"
     fusion: bool = False
     norm_before_add: bool = True
+    norm_after_add: bool = False
     history: int = 0
     history_decay: float = 0.5
     wall: Literal["added", "apart"] = "added"
@@ -67,7 +69,7 @@ class ModelConfig:
         require(0 < self.history_decay <= 1, "model.history_decay", self.history_decay, "a factor in (0, 1]")
         require(self.wall in ("added", "apart"), "model.wall", self.wall, "'added' or 'apart'")
         if self.wall == "apart":
-            for name in ("residual", "activation", "bias", "history", "fusion"):
+            for name in ("residual", "activation", "bias", "history", "fusion", "norm_after_add"):
                 given, default = getattr(self, name), getattr(type(self), name)
                 require(given == default, f"model.{name}", given, f"{default!r}, with model.wall 'apart'")
 

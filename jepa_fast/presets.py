@@ -68,6 +68,11 @@ def no_norm_before_add() -> Recipe:
     return replace(baseline(), model=ModelConfig(norm_before_add=False))
 
 
+def norm_after_add() -> Recipe:
+    """The baseline with one norm of the branches' sum in place of one of each branch."""
+    return replace(baseline(), model=ModelConfig(norm_before_add=False, norm_after_add=True))
+
+
 def dense_predictor() -> Recipe:
     """The baseline whose predictor also reads the four states before, halved for every step of age."""
     return replace(baseline(), model=ModelConfig(history=4, history_decay=0.5))
@@ -130,6 +135,7 @@ PRESETS: dict[str, Callable[[], Recipe]] = {
     "larger": larger,
     "no_bias": no_bias,
     "no_norm_before_add": no_norm_before_add,
+    "norm_after_add": norm_after_add,
     "dense_predictor": dense_predictor,
     "softargmax": softargmax,
     "fusion": fusion,

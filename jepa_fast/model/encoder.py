@@ -139,6 +139,7 @@ class Encoder(nn.Module):
         *,
         bias: bool = True,
         norm_before_add: bool = True,
+        norm_after_add: bool = False,
         head: Literal["pool", "softargmax"] = "pool",
         fusion: bool = False,
         wall: Literal["added", "apart"] = "added",
@@ -148,6 +149,7 @@ class Encoder(nn.Module):
         self.agent = branch()
         self.wall = branch()
         self.fusion = branch(inputs=2) if fusion else None
+        self.norm = nn.LayerNorm(dim, eps=1e-5, bias=bias) if norm_after_add else nn.Identity()
         self.dropout = dropout
         self.is_apart = wall == "apart"
 
@@ -165,7 +167,8 @@ class Encoder(nn.Module):
                 fusion = fusion * dropout_mask(tuple(fusion.shape), self.dropout, clock, SITE_FUSION)
         if self.is_apart:
             return torch.cat([agent, wall.expand_as(agent)], dim=-1)
-        return agent + wall if fusion is None else agent + wall + fusion
+        states: Tensor = self.norm(agent + wall if fusion is None else agent + wall + fusion)
+        return states
 
     def forward(self, frames: Tensor, clock: Tensor) -> Tensor:
         """Encodings [B, T, D] or [B, T, 2 D] of frames [B, T, 2, H, W]; `clock` int64 [3] is the dropout clock."""

@@ -43,6 +43,7 @@ class World(nn.Module):
             kernels,
             bias=config.bias,
             norm_before_add=config.norm_before_add,
+            norm_after_add=config.norm_after_add,
             head=config.head,
             fusion=config.fusion,
             wall=config.wall,

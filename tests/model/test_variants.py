@@ -98,6 +98,20 @@ def test_shortcuts_are_exact_without_norms_before_adding(drawn):
     assert_equal_to_plain(encoder, batch, spec, bases, Rewrites())
 
 
+def test_a_norm_after_adding_is_of_the_sum_alone(drawn):
+    config = replace(preset("norm_after_add").model, channels=4, dim=8)
+    world, bare = scramble(World(config)).eval(), World(replace(config, norm_after_add=False)).eval()
+    weights = world.state_dict()
+    assert set(weights) - set(bare.state_dict()) == {"encoder.norm.weight", "encoder.norm.bias"}
+    bare.load_state_dict({name: weights[name] for name in bare.state_dict()})
+    frames = torch.rand(2, 3, 2, 20, 20)
+    summed = bare.encoder(frames, bare.dropout_clock)
+    expected = F.layer_norm(summed, (8,), weights["encoder.norm.weight"], weights["encoder.norm.bias"])
+    assert torch.equal(world.encoder(frames, world.dropout_clock), expected)
+    batch, spec, bases = drawn(3)
+    assert_equal_to_plain(scramble(World(config)).encoder, batch, spec, bases, Rewrites())
+
+
 DENSE = ModelConfig(channels=2, blocks=1, dim=6, dropout=0.3, history=3, history_decay=0.5)
 
 
