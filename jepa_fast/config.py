@@ -7,14 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jepa_fast.errors import InputError
+from jepa_fast.errors import require as require
+from jepa_fast.stages import Plateau, read_stage
+from jepa_fast.stages import Stage as Stage
 
 Kernels = Literal["triton", "fused", "reference"]
-
-
-def require(condition: bool, argument: str, got: object, expected: str) -> None:
-    """Raise InputError naming the argument, what came and what was expected, unless `condition` holds."""
-    if not condition:
-        raise InputError(f"{argument}: got {got!r}, expected {expected}")
 
 
 @dataclass(frozen=True)
@@ -239,19 +236,6 @@ def read_energy_config(fields: dict[str, Any]) -> AnyEnergyConfig:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A stretch of training with fixed weights of the three terms; `epochs` is its share of the run."""
-
-    epochs: int
-    invariance: float
-    variance: float
-    covariance: float
-
-    def __post_init__(self) -> None:
-        require(self.epochs >= 1, "stage.epochs", self.epochs, "at least 1")
-
-
-@dataclass(frozen=True)
 class OptimizerConfig:
     """Adam with L2 weight decay, cosine to zero per step over the whole run, gradient norm clipped."""
 
@@ -289,6 +273,13 @@ class Recipe:
             alone = all(stage.variance == stage.covariance == 0 for stage in self.stages)
             what = f"the {self.energy.kind} energy" if isinstance(self.energy, ContrastConfig) else "a features model"
             require(alone, "recipe.stages", self.stages, f"no variance, no covariance with {what}")
+        for stage in self.stages:
+            if isinstance(stage.until, Plateau):
+                known = ("total", *self.terms)
+                require(stage.until.term in known, "stage.until.term", stage.until.term, f"one of {', '.join(known)}")
+        if any(stage.stop_gradient for stage in self.stages):
+            is_shared = isinstance(self.energy, EnergyConfig) and self.energy.targets == "shared"
+            require(is_shared, "stage.stop_gradient", True, "False unless the energy is VICReg's with shared targets")
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -302,7 +293,7 @@ class Recipe:
         return ("invariance", "variance", "covariance")
 
     @property
-    def epochs(self) -> int:
+    def epochs(self) -> float:
         """Epochs over all stages."""
         return sum(stage.epochs for stage in self.stages)
 
@@ -387,7 +378,7 @@ class RunConfig:
         try:
             fields = json.loads(path.read_text())
             recipe = fields.pop("recipe")
-            recipe["stages"] = tuple(Stage(**stage) for stage in recipe["stages"])
+            recipe["stages"] = tuple(read_stage(stage) for stage in recipe["stages"])
             recipe["model"], recipe["energy"] = read_model_config(recipe["model"]), read_energy_config(recipe["energy"])
             recipe["optimizer"] = OptimizerConfig(**recipe["optimizer"])
             return RunConfig(recipe=Recipe(**recipe), **fields)

@@ -1,4 +1,4 @@
-"""The one exception that means: the user's input is at fault, not the program."""
+"""The exceptions that users meet: their input is at fault, or the run cannot go on; both without a traceback."""
 
 
 class InputError(ValueError):
@@ -7,6 +7,12 @@ class InputError(ValueError):
     Commands print it without a traceback and exit with status 2. Anything else that escapes is a bug of ours and keeps
     its traceback.
     """
+
+
+def require(condition: bool, argument: str, got: object, expected: str) -> None:
+    """Raise InputError naming the argument, what came and what was expected, unless `condition` holds."""
+    if not condition:
+        raise InputError(f"{argument}: got {got!r}, expected {expected}")
 
 
 class RunError(RuntimeError):

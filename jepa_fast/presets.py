@@ -127,6 +127,21 @@ def infonce() -> Recipe:
     return replace(baseline(), energy=ContrastConfig(), stages=(Stage(1, 1.0, 0.0, 0.0),))
 
 
+def staged() -> Recipe:
+    """The baseline in three stages: states are spread, then predicted, then predicted with the agent's encoder frozen.
+
+    The order is that of the best public run on this task; shares and triggers are ours.
+    """
+    return replace(
+        baseline(),
+        stages=(
+            Stage(0.125, invariance=0.0, variance=25.0, covariance=1.0),
+            Stage(0.625, invariance=25.0, variance=0.0, covariance=0.0),
+            Stage(0.25, invariance=25.0, variance=0.0, covariance=0.0, frozen=("encoder.agent",)),
+        ),
+    )
+
+
 PRESETS: dict[str, Callable[[], Recipe]] = {
     "explorejepa_writeup": explorejepa_writeup,
     "explorejepa_repo": explorejepa_repo,
@@ -143,6 +158,7 @@ PRESETS: dict[str, Callable[[], Recipe]] = {
     "pixels300k": pixels300k,
     "flips": flips,
     "infonce": infonce,
+    "staged": staged,
 }
 DEFAULT_PRESET = "explorejepa_repo"
 

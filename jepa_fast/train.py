@@ -164,7 +164,7 @@ def resolve(arguments: Arguments, device: Literal["cpu", "cuda"], data: Path) ->
         preset=name,
         recipe=recipe,
         seed=arguments.seed or 0,
-        steps=epochs * (count // batch_size) if arguments.steps is None else arguments.steps,
+        steps=round(epochs * (count // batch_size)) if arguments.steps is None else arguments.steps,
         batch_size=batch_size,
         amp=arguments.amp or "off",
         compile=_switch(arguments.compile, device == "cuda"),

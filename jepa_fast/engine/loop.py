@@ -78,11 +78,15 @@ def training(config: RunConfig, folder: Path, options: LoopOptions, ranks: Ranks
                 readings = finite_readings(trainer, result, sampler, split, folder, ranks)
             if due.reading:
                 where = {"epoch": done / sampler.batches_per_epoch, "learning_rate": trainer.rate(done - 1)}
+                where["stage"] = trainer.stages.number(done - 1) + 1
                 journal.tell(metrics_of(done, readings, result.states) | where)
-            collapse: str | None = None
+            collapse, spectrum = None, None
             if due.look:
                 journal.tell_spectrum(done, spectrum := watch.look())
                 collapse = watch.judge(done, spectrum)
+            if due.planned.reading and trainer.stages.waits(done):
+                rank = spectrum.rank if spectrum is not None and due.planned.look else None
+                _judge_stage(trainer, ranks, done, done / sampler.batches_per_epoch, readings, rank)
             if (due.save or collapse) and ranks.leads:
                 position = Position.of(sampler, split.fingerprint, *divmod(done, sampler.batches_per_epoch))
                 save_checkpoint(folder, done, {"position": position.to_json(), **trainer.state()})
@@ -105,6 +109,16 @@ def _restore(trainer: Trainer, sampler: Sampler, split: Split, folder: Path) -> 
     except (KeyError, TypeError, RuntimeError) as error:
         raise InputError(f"{folder}: its checkpoint is not of the model in its config.json ({error})") from error
     return done
+
+
+def _judge_stage(
+    trainer: Trainer, ranks: Ranks, done: int, epoch: float, readings: dict[str, float], rank: float | None
+) -> None:
+    """End the stage under way if its trigger fires: rank 0 judges, for all processes."""
+    stages = trainer.stages
+    if ranks.share(lambda: stages.judge(done, epoch, readings, rank)):
+        trainer.end_stage(done)
+        logger.info("step %d: %s; stage %d begins", done, stages.reason(done - 1), stages.number(done) + 1)
 
 
 @contextlib.contextmanager

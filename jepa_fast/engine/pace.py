@@ -38,6 +38,13 @@ class StopSignal:
         self.received = signal.Signals(number)
 
 
+class Planned(NamedTuple):
+    """What follows a step whether or not the run is ever interrupted."""
+
+    reading: bool
+    look: bool
+
+
 class Due(NamedTuple):
     """What follows a step."""
 
@@ -45,6 +52,7 @@ class Due(NamedTuple):
     look: bool  # the collapse watch looks
     save: bool  # a checkpoint is written
     end: bool  # the run ends here, done or stopped
+    planned: Planned  # what of it does not depend on where the run is interrupted
 
 
 class Pace:
@@ -69,7 +77,8 @@ class Pace:
         end = finished or stopped
         if save or end:
             self._saved_at = time.monotonic()
-        return Due(reading or end, end or (reading and look_is_due(done, self._steps, self._every)), save or end, end)
+        planned = Planned(reading, reading and look_is_due(done, self._steps, self._every))
+        return Due(reading or end, planned.look or end, save or end, end, planned)
 
 
 def look_is_due(done: int, steps: int, every: int) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -12,8 +13,10 @@ from jepa_fast.data.manifest import FrameSpec
 from jepa_fast.engine.checkpoint import State
 from jepa_fast.engine.distributed import ALONE, Ranks, averaging
 from jepa_fast.engine.forward import Forward
+from jepa_fast.engine.freezing import FreezingAdam
 from jepa_fast.engine.graph import CapturedStep
 from jepa_fast.engine.schedule import schedule_table
+from jepa_fast.engine.stages import StageClock
 from jepa_fast.model.objectives import Span, no_span
 
 # Steps before the capture; DistributedDataParallel settles its buckets in the first ten.
@@ -31,8 +34,9 @@ class Trainer:
     """The world, its optimiser and, with EMA targets, the averaged encoder; `step` advances all of them.
 
     Every step is a pure function of (state, batch): no generator is consumed, nothing is read back. The number of the
-    next step is in the state, on the device, where the step looks up its learning rate and energy weights; batches are
-    copied into tensors that stay in place. So the step can be captured, and is the same code where it is not.
+    next step is in the state, on the device, where the step looks up its learning rate, its energy weights and what
+    stands still in it; batches are copied into tensors that stay in place. So the step can be captured, and is the same
+    code where it is not.
 
     A step whose energy or gradient is not finite changes nothing, and neither does any step after it: `failed` is then
     raised, the readings stay those of that step, and the state is the one it began with.
@@ -56,18 +60,11 @@ class Trainer:
             self._forward = averaging(self.forward, ranks.group)
         self.clock = self.world.dropout_clock
         self.clock.copy_(torch.tensor([config.seed, 0, ranks.rank * config.batch_size // ranks.count]))
-        self._schedule = schedule_table(config.steps, config.recipe).to(self.device)
         self._rate = torch.zeros((), device=self.device)
-        self.optimizer = torch.optim.Adam(
-            self.world.parameters(),
-            lr=self._rate,
-            weight_decay=config.recipe.optimizer.weight_decay,
-            fused=True,
-            capturable=self.device.type == "cuda",
-        )
+        self.optimizer = FreezingAdam(self.world, config.recipe, self._rate)
+        self.stages = StageClock(config.recipe, config.steps)
+        self._schedule = self._table().to(self.device)
         self.failed = torch.zeros((), device=self.device)  # 0 or 1
-        # The fused update skips itself where this is 1, as it does under gradient scaling.
-        self.optimizer.found_inf = self.failed  # type: ignore[attr-defined]
         self.names = ("total", *config.recipe.terms, "gradient_norm")  # of the readings
         self._readings = torch.zeros(len(self.names), device=self.device)
         self._batch: Batch | None = None
@@ -87,22 +84,37 @@ class Trainer:
         """The step on the batch in place: device work alone, from tensors that stay in place into such tensors."""
         assert self._batch is not None
         scheduled = self._schedule.index_select(0, self.clock[1:2])[0]
+        parts = len(self.optimizer.parts)
+        weights, frozen = scheduled[1:-parts], scheduled[-parts:]
         self._rate.copy_(scheduled[0])
-        self.optimizer.zero_grad(set_to_none=True)
-        terms, states = self._forward(self._batch, scheduled[1:])
+        self.optimizer.zero_grad()
+        terms, states = self._forward(self._batch, weights)
         with self._span("backward"):
             # The energy is that of all processes, and gradients are averaged over them where their sum is wanted.
             torch.autograd.backward(terms.total * self._ranks.count)
         with self._span("optimiser"), torch.no_grad():
+            self.optimizer.mask(frozen)
             norm = nn.utils.clip_grad_norm_(self.world.parameters(), self.config.recipe.optimizer.clip_norm)
             readings = torch.stack([*terms, norm]).to(torch.float32)
             self._readings.copy_(torch.where(self.failed > 0, self._readings, readings))
             self.failed.copy_(torch.maximum(self.failed, 1 - readings.isfinite().all().to(torch.float32)))
-            self.optimizer.step()
+            self.optimizer.step(frozen, self.failed)
             alive = 1 - self.failed
             self.forward.average(alive)
             self.clock[1].add_(alive.to(torch.int64))
         return StepResult(self._readings, states)
+
+    def end_stage(self, done: int) -> None:
+        """Let the next stage begin after `done` steps, in place (waits for the device)."""
+        self.stages.end_stage(done)
+        self._schedule.copy_(self._table())
+
+    def _table(self) -> Tensor:
+        """What each step takes, float32 [steps, .]: what `schedule_table` gives, then which parts stand still."""
+        stages = torch.from_numpy(self.stages.numbers(np.arange(self.config.steps)))
+        return torch.cat(
+            [schedule_table(self.config.steps, self.config.recipe, self.stages), self.optimizer.frozen[stages]], dim=1
+        )
 
     def rate(self, number: int) -> float:
         """The learning rate of step `number`, 0 is the first."""
@@ -115,6 +127,7 @@ class Trainer:
             "world": self.world.state_dict(),
             "target_encoder": None if self.target_encoder is None else self.target_encoder.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "stages": self.stages.state(),
             "generators": {
                 "cpu": torch.get_rng_state(),
                 "cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
@@ -131,9 +144,9 @@ class Trainer:
         if self.target_encoder is not None:
             self.target_encoder.load_state_dict(state["target_encoder"])
         self.optimizer.load_state_dict(state["optimizer"])
-        for group in self.optimizer.param_groups:
-            # Loading puts copies in their place, and flags of the device that the state was saved on.
-            group["lr"], group["capturable"] = self._rate, self.device.type == "cuda"
+        if "stages" in state:  # checkpoints that are older than triggers have none
+            self.stages.restore(state["stages"])
+            self._schedule.copy_(self._table())
         self.clock[1] = state["step"]
         torch.set_rng_state(state["generators"]["cpu"])
         if self.device.type == "cuda" and state["generators"]["cuda"] is not None:

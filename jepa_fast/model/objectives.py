@@ -7,6 +7,7 @@ OneStepLikelihood   how likely each encoding is, given the one before and the ac
 import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -77,6 +78,8 @@ class RolloutEnergy:
         self.config, self.span, self.dim = config, execution.span, world.config.dim
         self.horizon = config.horizon if isinstance(config, EnergyConfig) else None
         self.roll_out = execution.compiled(world.predictor)
+        # To the energy, targets of an averaged encoder are tensors like any others that it is handed.
+        self._handed_in = replace(config, targets="ema") if isinstance(config, EnergyConfig) else None
         self.energy: Callable[..., Terms] = fused_energy if fused else energy
         if isinstance(config, ContrastConfig):
             self.energy = contrast
@@ -90,6 +93,8 @@ class RolloutEnergy:
     ) -> tuple[Terms, Tensor]:
         """The energy's terms; `weights` are of invariance, variance and covariance, or of the contrast and zeros.
 
+        A fourth is the share of their gradient that encodings get as targets.
+
         Raises:
             ValueError: the horizon does not divide the number of steps.
         """
@@ -98,8 +103,12 @@ class RolloutEnergy:
             predicted = self._predict(encoded, actions, clock)
         # What follows the state in an encoding is carried, not predicted.
         encoded = encoded[:, 1:, : self.dim]
+        config = self.config
         with self.span("energy"):
-            return self.energy(predicted, encoded, weights, self.config, targets), predicted.detach()
+            if len(weights) == 4:
+                assert self._handed_in is not None
+                targets, config = share_of_gradient(encoded, weights[3]), self._handed_in
+            return self.energy(predicted, encoded, weights[:3], config, targets), predicted.detach()
 
     def _predict(self, encoded: Tensor, actions: Tensor, clock: Tensor) -> Tensor:
         """Predictions [B, T-1, D] of frames 1..T-1."""
@@ -115,6 +124,26 @@ class RolloutEnergy:
         clock = torch.stack([clock[0], clock[1], clock[2] * rollouts])
         predicted = self.roll_out(first, actions.reshape(batch * rollouts, -1, 2), clock)
         return predicted.reshape(batch, steps, -1)
+
+
+class _ShareOfGradient(torch.autograd.Function):
+    """The identity, whose gradient is multiplied by a scalar."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, share: Tensor) -> Tensor:
+        ctx.save_for_backward(share)
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (share,) = ctx.saved_tensors
+        return gradients[0] * share, None
+
+
+def share_of_gradient(values: Tensor, share: Tensor) -> Tensor:
+    """`values`, whose gradient is multiplied by the scalar `share`: 0 is a stop-gradient that a device decides on."""
+    out: Tensor = _ShareOfGradient.apply(values, share)  # type: ignore[no-untyped-call]
+    return out
 
 
 class OneStepLikelihood:

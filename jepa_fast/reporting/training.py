@@ -5,7 +5,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import accumulate
 
-from jepa_fast.config import ContrastConfig, EnergyConfig, OneStepConfig, PixelModelConfig
+from jepa_fast.config import ContrastConfig, EnergyConfig, OneStepConfig, PixelModelConfig, Stage
 from jepa_fast.reporting.charts import COLORS, Band, Series, line_chart
 from jepa_fast.reporting.page import Figure, Section, key_of
 from jepa_fast.reporting.run import Run, thinned
@@ -44,29 +44,43 @@ def _stages(run: Run) -> str:
     """The stages' weights, and where one ends."""
     recipe = run.config.recipe
     done = f"{run.steps:,} of {run.config.steps:,} steps are done"
-    ends = [
-        f"{run.config.steps * epochs // recipe.epochs:,}"
-        for epochs in accumulate(stage.epochs for stage in recipe.stages)
-    ]
+    ends = _ends(run)
     if isinstance(recipe.energy, OneStepConfig):
         widths = f"{number(recipe.energy.first_width)} px to {number(recipe.energy.last_width)} px"
         surprise = f"the surprise at each next encoding, given the one before, {widths} wide"
         if not isinstance(recipe.model, PixelModelConfig):
             return f"{done}. What is minimised: {surprise}."
         parts = [
-            f"{number(stage.variance)} variance + {number(stage.covariance)} covariance of positions up to step {end}"
+            f"{number(stage.variance)} variance + {number(stage.covariance)} covariance of positions"
+            f"{_kept(stage)} {end}"
             for stage, end in zip(recipe.stages, ends, strict=True)
         ]
         return f"{done}. What is minimised: {surprise}, and {', then '.join(parts)}."
     if isinstance(recipe.energy, ContrastConfig):
-        among = f"among those of other trajectories and other steps, at temperature {number(recipe.energy.temperature)}"
+        among = f"among those of all trajectories at its step, at temperature {number(recipe.energy.temperature)}"
         return f"{done}. What is minimised: the surprise at each prediction's own encoding, {among}."
     parts = [
         f"{number(stage.invariance)} invariance + {number(stage.variance)} variance + {number(stage.covariance)} "
-        f"covariance up to step {end}"
+        f"covariance{_kept(stage)} {end}"
         for stage, end in zip(recipe.stages, ends, strict=True)
     ]
     return f"{done}. What is minimised: {', then '.join(parts)}."
+
+
+def _kept(stage: Stage) -> str:
+    """What a stage keeps from learning."""
+    stopped = ", targets without gradient," if stage.stop_gradient else ""
+    return stopped + (f" with {listed(stage.frozen)} frozen" if stage.frozen else "")
+
+
+def _ends(run: Run) -> list[str]:
+    """Up to which step each stage goes: as planned, or where a trigger may end one, as far as readings show."""
+    stages = run.config.recipe.stages
+    if all(stage.until is None for stage in stages):
+        epochs = accumulate(stage.epochs for stage in stages)
+        return [f"up to step {int(run.config.steps * end // run.config.recipe.epochs):,}" for end in epochs]
+    last = {int(line["stage"]): int(line["step"]) for line in run.metrics}
+    return [f"up to step {last[i]:,}" if i in last else "later" for i in range(1, len(stages) + 1)]
 
 
 def _terms(run: Run) -> Figure:

@@ -18,6 +18,7 @@ from jepa_fast.engine.checkpoint import checkpoint_folder, load_checkpoint
 from jepa_fast.engine.loop import train
 from jepa_fast.engine.record import read_metrics
 from jepa_fast.runs import create_run
+from jepa_fast.stages import EpochReached
 
 ROOT = Path(jepa_fast.__file__).parents[1]
 SMALL = ModelConfig(channels=4, blocks=1, dim=16, dropout=0.3)
@@ -27,6 +28,16 @@ RUNS = {
     "each, both, ema": {
         "recipe": Recipe(model=SMALL, energy=EnergyConfig(sides="both", steps="each", targets="ema")),
         "kernels": "fused",
+    },
+    # The first stage ends at the reading after step 10, in both processes.
+    "staged": {
+        "recipe": Recipe(
+            model=SMALL,
+            stages=(
+                Stage(9, 25.0, 25.0, 1.0, until=EpochReached(1.5)),
+                Stage(1, 25.0, 5.0, 1.0, ("encoder.agent",), stop_gradient=True),
+            ),
+        ),
     },
 }
 TOLERANCE = 1e-5
@@ -88,6 +99,7 @@ def test_two_processes_then_one_train_the_weights_of_one(two_rooms, folders, tmp
     train(config, tmp_path / "one")
     ours, expected = (load_checkpoint(path)["world"] for path in (folder, tmp_path / "one"))
     assert distance(ours, expected) < TOLERANCE
+    assert load_checkpoint(folder)["stages"] == load_checkpoint(tmp_path / "one")["stages"]
     assert read_metrics(folder)[0]["step"] == 10
     total = read_metrics(folder)[0]["total"]
     assert total == pytest.approx(read_metrics(tmp_path / "one")[0]["total"], rel=TOLERANCE)

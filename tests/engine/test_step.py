@@ -159,7 +159,7 @@ def test_under_bf16_statistics_energy_and_optimiser_state_are_float32(two_rooms)
     assert seen["terms"] == [torch.float32] * 4
     assert statistics.found["mse_loss"] == statistics.found["sqrt"] == {torch.float32}
     assert result.readings.dtype == torch.float32
-    for state in trainer.optimizer.state.values():
+    for state in trainer.optimizer.parts[0].adam.state.values():
         assert {value.dtype for value in state.values()} == {torch.float32}
     assert {parameter.dtype for parameter in trainer.world.parameters()} == {torch.float32}
     assert {parameter.grad.dtype for parameter in trainer.world.parameters()} == {torch.float32}

@@ -23,6 +23,7 @@ from jepa_fast.evaluate import main as evaluate
 from jepa_fast.probing.results import Evaluation
 from jepa_fast.reporting.words import number
 from jepa_fast.runs import create_run
+from jepa_fast.stages import EpochReached
 
 ROOT = Path(jepa_fast.__file__).parents[1]
 SETS = ["normal", "wall", "wall_other", "expert"]
@@ -271,3 +272,22 @@ def test_bad_input_is_one_line(tmp_path, runs):
     assert (
         done.stderr == f"error: {tmp_path}/absent/config.json: no such file; expected a run folder with config.json\n"
     )
+
+
+def test_a_report_says_where_stages_ended_and_what_they_froze(tmp_path, two_rooms):
+    """The first stage ends at the reading after an epoch and a half of six steps each, not at its share."""
+    stages = (
+        Stage(9, 0.0, 25.0, 1.0, until=EpochReached(1.5)),
+        Stage(1, 25.0, 0.0, 0.0, ("encoder.agent", "encoder.wall"), stop_gradient=True),
+    )
+    recipe = Recipe(model=ModelConfig(channels=2, blocks=1, dim=8), stages=stages)
+    config = RunConfig(
+        preset="test", recipe=recipe, seed=0, steps=20, batch_size=8, amp="off", compile=False, device="cpu",
+        data=str(two_rooms), loader="host", kernels="reference", exact_shortcuts=True,
+    )  # fmt: skip
+    create_run(tmp_path / "run", config)
+    train(config, tmp_path / "run")
+    report.main(report.Arguments((tmp_path / "run",)))
+    text = Page(tmp_path / "run" / "report.html").text
+    assert "0 invariance + 25 variance + 1 covariance up to step 10, then 25 invariance + 0 variance" in text
+    assert "targets without gradient, with encoder.agent and encoder.wall frozen up to step 20" in text
