@@ -19,7 +19,7 @@ RUNGS: dict[str, tuple[float, float, float]] = {
 }
 
 # A run is checked so often, the last time at its end.
-CHECKS = 4
+CHECKS = 3
 # Probe seeds are these plus the seed of the training: of a seed's checks, and of its confirmations.
 CHECK_SEED, CONFIRMATION_SEED = 1000, 2000
 
