@@ -96,6 +96,7 @@ def run(arguments: Arguments) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     # Made beside its place and moved there when it is whole: an interrupted race leaves nothing.
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as folder:
+        environment = environment_of(first, Path(folder))
         warm_up(first)
         outcomes = [race(one, Path(folder) / f"run-{one.seed}", checks, thresholds) for one in configs]
         log = [event for outcome in outcomes for event in outcome.log]
@@ -110,7 +111,7 @@ def run(arguments: Arguments) -> None:
             seeds=list(arguments.seeds),
             checks=checks,
             warm_up_steps=WARM_UP_STEPS,
-            environment=environment_of(first, Path(folder)),
+            environment=environment,
             results=results,
             summary=summary_of(results),
             log=log,
