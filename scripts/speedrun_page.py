@@ -1,0 +1,132 @@
+"""Write what the records of races say into docs/speedrun.md and README.md, and draw the figure.
+
+    python scripts/speedrun_page.py
+
+Every record in records/speedrun is checked first, as `python -m jepa_fast.speedrun --check` does.
+"""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+from jepa_fast.racing.records import Event, Record, problems
+from jepa_fast.racing.rungs import PROBES, RUNGS, SETS
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORDS = ROOT / "records" / "speedrun"
+PAGE, README = ROOT / "docs" / "speedrun.md", ROOT / "README.md"
+FIGURE = ROOT / "docs" / "images" / "speedrun.png"
+BEGIN, END = "<!-- records: scripts/speedrun_page.py -->\n", "<!-- end of records -->\n"
+COLORS = dict(zip(SETS, ("#1b9e77", "#d95f02", "#7570b3"), strict=True))
+
+
+def main() -> None:
+    """Check, write, draw."""
+    shown = records()
+    for name, record in shown.items():
+        if found := problems(record):
+            raise SystemExit(f"{RECORDS / name}: {'; '.join(found)}")
+    for page, text in ((PAGE, table(shown)), (README, short_table(shown))):
+        before, _, rest = page.read_text().partition(BEGIN)
+        page.write_text(before + BEGIN + text + END + rest.partition(END)[2])
+    print(table(shown))
+    draw(shown)
+
+
+def records() -> dict[str, Record]:
+    """All records by the name of their folder, the easiest rung first, then the fastest."""
+    found = {path.parent.name: Record.load(path.parent) for path in RECORDS.glob("*/record.json")}
+
+    def order(name: str) -> tuple[str, float, str]:
+        record = found[name]
+        return record.rung, record.summary["mean_processor_s"] or float("inf"), name
+
+    return {name: found[name] for name in sorted(found, key=order)}
+
+
+def time_of(record: Record, name: str) -> str:
+    """Mean seconds and those of each seed; where a seed did not meet the rung, there is no mean."""
+    each = ", ".join(f"{one[name]:.2f}{'' if one['met'] else ' not met'}" for one in record.results)
+    mean = record.summary[f"mean_{name}"]
+    return f"- ({each})" if mean is None else f"**{mean:.2f}** ({each})"
+
+
+def table(shown: dict[str, Record]) -> str:
+    """The page's table in Markdown."""
+    lines = [
+        "| record | seeds met | steps of trajectories | checks at | stopped at | processor s | wall-clock s | load |"
+    ]
+    lines += ["|---|---:|---:|---|---|---:|---:|---:|"]
+    for name, record in shown.items():
+        loads = [one["load_average"] for one in record.log if "load_average" in one]
+        steps = f"{record.config['steps']:,} of {record.config['batch_size']}"
+        stops = ", ".join(f"{one['step']:,}" for one in record.results)
+        checks = ", ".join(f"{step:,}" for step in record.checks)
+        met = f"{record.summary['met']} of {record.summary['seeds']}"
+        lines.append(
+            f"| [{name}](../records/speedrun/{name}) | {met} | {steps} | {checks} | {stops} | "
+            f"{time_of(record, 'processor_s')} | {time_of(record, 'clock_s')} | {min(loads):.1f} to {max(loads):.1f} |"
+        )
+    lines += ["", "| record | where the clock stopped | normal | wall | wall_other |", "|---|---|---:|---:|---:|"]
+    for name, record in shown.items():
+        most = " | ".join(f"{value:g}" for value in record.thresholds.values())
+        lines.append(f"| {name} | the rung allows | {most} |")
+        for seed in record.seeds:
+            last = [one for one in record.log if one["seed"] == seed and "scores" in one][-1]
+            each = " | ".join(" / ".join(f"{last['scores'][one][probe]:.3f}" for probe in PROBES) for one in SETS)
+            lines.append(f"| | seed {seed}, {last['event']} with probe seed {last['probe_seed']} | {each} |")
+    machines = sorted({machine(record) for record in shown.values()})
+    return "\n".join([*lines, "", f"Official / converged probe, in pixels². On {'; '.join(machines)}.", ""])
+
+
+def short_table(shown: dict[str, Record]) -> str:
+    """The README's table: the fastest record of every rung that all seeds met."""
+    lines = ["| rung | normal | wall | wall_other | processor s | wall-clock s |", "|---|---:|---:|---:|---:|---:|"]
+    for rung, thresholds in RUNGS.items():
+        best = next((one for one in shown.values() if one.rung == rung and one.summary["mean_clock_s"]), None)
+        most = " | ".join(f"{value:g}" for value in thresholds)
+        times = "not met yet | " if best is None else " | ".join(
+            f"{best.summary[f'mean_{name}']:.2f}" for name in ("processor_s", "clock_s")
+        )  # fmt: skip
+        lines.append(f"| {rung} | {most} | {times} |")
+    return "\n".join([*lines, ""])
+
+
+def machine(record: Record) -> str:
+    """Device, threads and versions in one line."""
+    environment = record.environment
+    threads = f"{environment['threads']} thread{'' if environment['threads'] == 1 else 's'}"
+    return f"{environment['device']}, {threads}, torch {environment['torch']}"
+
+
+def draw(shown: dict[str, Record]) -> None:
+    """Errors at the checks of every seed over processor seconds, beside what the rung allows."""
+    figure, axes = plt.subplots(1, len(shown), figsize=(3.4 * len(shown), 3.7), layout="constrained", squeeze=False)
+    for axis, (name, record) in zip(axes[0], shown.items(), strict=True):
+        for split in SETS:
+            for seed in record.seeds:
+                checks = [one for one in record.log if one["seed"] == seed and one["event"] == "check"]
+                curve(axis, checks, split, COLORS[split])
+            label = split.removeprefix("probe_").removesuffix("/val")
+            axis.axhline(record.thresholds[split], color=COLORS[split], ls=":", lw=1, label=f"{label}: allowed")
+            axis.plot([], [], color=COLORS[split], marker="o", ms=3, label=label)
+        axis.set(title=name, xlabel="processor seconds of training", yscale="log", xlim=(0, None))
+    axes[0][0].set(ylabel="squared error, px², the worse probe's")
+    figure.legend(
+        *axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8, frameon=False
+    )
+    figure.savefig(FIGURE, dpi=100)
+
+
+def curve(axis: Axes, checks: list[Event], split: str, color: str) -> None:
+    """One seed's errors on one set."""
+    seconds = [one["processor_s"] for one in checks]
+    axis.plot(seconds, [max(one["scores"][split].values()) for one in checks], color=color, marker="o", ms=3, lw=1)
+
+
+if __name__ == "__main__":
+    main()
