@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts import draw_docs, features20k
+from jepa_fast.racing.records import problems
+from scripts import draw_docs, features20k, speedrun_page
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "kernels" / "README.md"])
@@ -28,6 +29,14 @@ def test_results_of_features20k_are_those_of_its_records():
     results = features20k.records()
     assert len(results) >= 3
     assert features20k.tables(results) in features20k.PAGE.read_text()
+
+
+def test_records_of_races_hold_and_the_tables_are_made_from_them():
+    shown = speedrun_page.records()
+    assert {record.rung for record in shown.values()} == {"r1", "r2", "r3", "r4"}
+    assert [problem for record in shown.values() for problem in problems(record)] == []
+    assert speedrun_page.table(shown) in speedrun_page.PAGE.read_text()
+    assert speedrun_page.short_table(shown) in speedrun_page.README.read_text()
 
 
 def test_trajectories_show_what_their_captions_say():
