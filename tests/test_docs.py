@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import draw_docs, features20k
+from scripts import draw_docs, preset_records
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "kernels" / "README.md"])
@@ -24,10 +24,10 @@ def test_diagrams_are_drawn_by_the_script(draw):
     assert (draw_docs.IMAGES / f"{draw.__name__}.svg").read_text() == draw()
 
 
-def test_results_of_features20k_are_those_of_its_records():
-    results = features20k.records()
-    assert len(results) >= 3
-    assert features20k.tables(results) in features20k.PAGE.read_text()
+@pytest.mark.parametrize("preset", ["features20k"])
+def test_results_of_a_preset_are_those_of_its_records(preset):
+    assert len(preset_records.records(preset)) >= 3
+    assert preset_records.results(preset) in preset_records.page_of(preset).read_text()
 
 
 def test_trajectories_show_what_their_captions_say():
