@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jepa_fast.racing.records import problems
-from scripts import draw_docs, features20k, speedrun_page
+from scripts import draw_docs, preset_records, speedrun_page
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "kernels" / "README.md"])
@@ -25,10 +25,10 @@ def test_diagrams_are_drawn_by_the_script(draw):
     assert (draw_docs.IMAGES / f"{draw.__name__}.svg").read_text() == draw()
 
 
-def test_results_of_features20k_are_those_of_its_records():
-    results = features20k.records()
-    assert len(results) >= 3
-    assert features20k.tables(results) in features20k.PAGE.read_text()
+@pytest.mark.parametrize("preset", ["features20k"])
+def test_results_of_a_preset_are_those_of_its_records(preset):
+    assert len(preset_records.records(preset)) >= 3
+    assert preset_records.results(preset) in preset_records.page_of(preset).read_text()
 
 
 def test_records_of_races_hold_and_the_tables_are_made_from_them():

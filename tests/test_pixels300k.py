@@ -1,5 +1,6 @@
 """The preset pixels300k through the commands that users type: it learns, from pixels and actions alone."""
 
+import contextlib
 import shutil
 from dataclasses import replace
 
@@ -9,11 +10,11 @@ import torch
 
 import jepa_fast
 from jepa_fast import report
-from jepa_fast.config import OneStepConfig, PixelModelConfig, Recipe, RunConfig
+from jepa_fast.config import LoopOptions, OneStepConfig, PixelModelConfig, Recipe, RunConfig
 from jepa_fast.data.shards import open_split
 from jepa_fast.engine.checkpoint import load_checkpoint
 from jepa_fast.engine.guards import is_collapsed
-from jepa_fast.engine.loop import train
+from jepa_fast.engine.loop import train, training
 from jepa_fast.engine.record import read_metrics
 from jepa_fast.errors import InputError
 from jepa_fast.generate import generate
@@ -73,7 +74,7 @@ def test_without_the_variance_term_its_encoder_collapses(tmp_path, walks):
     spectra, weight = {}, preset("pixels300k").stages[0].variance
     for variance in (0.0, weight):
         recipe = preset("pixels300k")
-        recipe = replace(recipe, stages=(replace(recipe.stages[0], variance=variance),))
+        recipe = replace(recipe, stages=tuple(replace(stage, variance=variance) for stage in recipe.stages))
         config = configuration(walks, recipe=recipe, steps=200, batch_size=32)
         world = jepa_fast.load(run(tmp_path / str(variance), config))
         states = rollout_split(world, open_split(walks / "probe_normal" / "val"), "spread").states[:, 0]
@@ -100,7 +101,9 @@ def test_what_it_learns_is_logged_and_told(tmp_path, two_rooms):
     assert set(preset("pixels300k").terms) < set(read_metrics(folder)[-1])
     report.main(report.Arguments((folder,)))
     page = (folder / "report.html").read_text()
-    assert "0.5 px to 0.05 px wide, and 50 variance + 1 covariance of positions up to step 3, then 10 variance" in page
+    first, then = (f"{weight} surprise + 10 variance + 1 covariance of positions up to step" for weight in (0, 1))
+    assert f"{first} 1, then {then} 12; that is the surprise at each next encoding" in page
+    assert "0.5 px to 0.05 px wide" in page
 
 
 def test_its_configuration_reads_back_and_goes_with_one_step_alone(tmp_path, two_rooms):
@@ -111,3 +114,21 @@ def test_its_configuration_reads_back_and_goes_with_one_step_alone(tmp_path, two
         Recipe(model=PixelModelConfig())
     with pytest.raises(InputError, match="a features or a pixels model and the one_step energy go together"):
         Recipe(energy=OneStepConfig())
+
+
+def test_the_dot_is_found_before_the_gate_learns(tmp_path, walks):
+    """In the first stage positions spread and the predictor stays as it was drawn."""
+    config = configuration(walks, steps=320, batch_size=32)
+    create_run(tmp_path, config)
+    fresh = PixelWorld(config.recipe.model)
+    with contextlib.closing(training(config, tmp_path, LoopOptions())) as steps:
+        for progress in steps:
+            if progress.done == 1:
+                fresh.load_state_dict(progress.world.state_dict())
+            if progress.done == 40:
+                break
+        world = progress.world
+        split = open_split(walks / "probe_normal" / "val")
+        spread = [rollout_split(one, split, "spread").states[:, 0].std(dim=0).norm() for one in (fresh, world)]
+        assert spread[1] > 10 * spread[0]
+        assert all(map(torch.equal, fresh.predictor.parameters(), world.predictor.parameters()))

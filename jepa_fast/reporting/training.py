@@ -51,11 +51,11 @@ def _stages(run: Run) -> str:
         if not isinstance(recipe.model, PixelModelConfig):
             return f"{done}. What is minimised: {surprise}."
         parts = [
-            f"{number(stage.variance)} variance + {number(stage.covariance)} covariance of positions"
-            f"{_kept(stage)} {end}"
+            f"{number(stage.invariance)} surprise + {number(stage.variance)} variance + {number(stage.covariance)} "
+            f"covariance of positions{_kept(stage)} {end}"
             for stage, end in zip(recipe.stages, ends, strict=True)
         ]
-        return f"{done}. What is minimised: {surprise}, and {', then '.join(parts)}."
+        return f"{done}. What is minimised: {', then '.join(parts)}; that is {surprise}."
     if isinstance(recipe.energy, ContrastConfig):
         among = f"among those of all trajectories at its step, at temperature {number(recipe.energy.temperature)}"
         return f"{done}. What is minimised: the surprise at each prediction's own encoding, {among}."

@@ -1,5 +1,6 @@
 """Stages: triggers fire where they should, what is frozen keeps its bits, and a run resumes across a stage's end."""
 
+import copy
 import math
 from dataclasses import replace
 from itertools import pairwise
@@ -192,6 +193,21 @@ def test_a_recipe_that_freezes_nothing_takes_the_steps_of_one_plain_adam(two_roo
         theirs.clock[1] += 1
     for name, weight in theirs.world.state_dict().items():
         assert torch.equal(ours.world.state_dict()[name], weight), name
+
+
+def test_a_checkpoint_older_than_triggers_is_taken_up_as_planned(two_rooms):
+    config = configuration(two_rooms, staged(Stage(1, 25, 25, 1), Stage(1, 30, 25, 1)), steps=6)
+    whole, older = trainer_for(config), trainer_for(config)
+    for number, batch in enumerate(batches(config, stop=6)):
+        if number == 2:
+            state = copy.deepcopy(whole.state())
+            assert state.pop("stages")["begins"] == [0, 3]
+            older.restore(state)
+        if number >= 2:
+            older.step(batch)
+        whole.step(batch)
+    for name, weight in whole.world.state_dict().items():
+        assert torch.equal(older.world.state_dict()[name], weight), name
 
 
 @pytest.mark.usefixtures("reading_every_other_step")

@@ -1,12 +1,14 @@
-"""Train, probe and show the preset features20k over several seeds. Starts again where it was stopped.
+"""Train, probe and show a one-step preset over several seeds. Starts again where it was stopped.
 
-    python scripts/features20k.py [--seeds 0 1 2] [--data data/full] [--out runs/features20k]
+    python scripts/preset_records.py PRESET [--seeds 0 1 2] [--data data/full] [--out runs/PRESET]
 
-Each seed is trained in a process of its own, whose wall-clock and processor seconds are noted, and evaluated with a
-probe seed that was used for nothing else. The floor of both probes is measured on the true locations, lifted by the
-same encoder. Results go to records/features20k/, and from there into docs/features20k.md and its figure:
+PRESET is features20k or pixels300k. Each seed is trained in a process of its own, whose wall-clock and processor
+seconds are noted, and evaluated with a probe seed that was used for nothing else. The floor of both probes is measured
+on the true locations, lifted by the same layer. Results go to records/PRESET/, and from there into docs/PRESET.md and
+its figure:
 
-    python scripts/features20k.py --draw                 # only that
+    python scripts/preset_records.py PRESET --draw       # only that
+    python scripts/preset_records.py PRESET --curve      # trains seed 0 once more and scores it on the way
 """
 
 import argparse
@@ -22,59 +24,90 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
+from torch import Tensor
 
 import jepa_fast
+from jepa_fast.config import LoopOptions
 from jepa_fast.data.shards import open_split
-from jepa_fast.model.feature_world import FeatureWorld
+from jepa_fast.engine.loop import training
+from jepa_fast.model.build import AnyWorld
+from jepa_fast.model.one_step_world import OneStepWorld
 from jepa_fast.probing.evaluation import PROBE_SETS
 from jepa_fast.probing.prober import converged_probe, official_probe
 from jepa_fast.probing.results import Scores
-from jepa_fast.probing.rollouts import Rollouts, all_locations
+from jepa_fast.probing.rollouts import Rollouts, all_locations, rollout_split
 from jepa_fast.studying.process import Command, Cost
 from jepa_fast.studying.record import record_of, write_json
+from jepa_fast.train import Arguments, DataArguments, prepare
 
 ROOT = Path(__file__).resolve().parent.parent
-RECORDS = ROOT / "records" / "features20k"
-PAGE, FIGURE = ROOT / "docs" / "features20k.md", ROOT / "docs" / "images" / "features20k.png"
-BEGIN, END = "<!-- results: scripts/features20k.py --draw -->\n", "<!-- end of results -->\n"
+PRESETS = ("features20k", "pixels300k")
+BEGIN, END = "<!-- results: scripts/preset_records.py -->\n", "<!-- end of results -->\n"
 PROBE_SEED = 1000  # plus the training seed
+# Steps after which the learning curve scores its run, and trajectories that its read-out is fitted to.
+CURVE_STEPS = (25, 50, 100, 200, 400, 800, 1600, 3200)
+CURVE_TRAJECTORIES = 2000
 
 
 def main() -> None:
     """Measure what is missing, then draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("preset", choices=PRESETS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "full")
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "features20k")
-    parser.add_argument("--draw", action="store_true")
+    parser.add_argument("--out", type=Path)
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--draw", action="store_true")
+    only.add_argument("--curve", action="store_true")
     arguments = parser.parse_args()
-    if not arguments.draw:
-        RECORDS.mkdir(parents=True, exist_ok=True)
+    preset: str = arguments.preset
+    out = arguments.out or ROOT / "runs" / preset
+    if arguments.curve:
+        write_json(
+            folder_of(preset) / "curve.json", {"seed": 0, "scores": curve(preset, arguments.data, out / "curve")}
+        )
+    elif not arguments.draw:
         if not arguments.data.exists():
             succeed("jepa_fast.generate", "--out", arguments.data)
         for seed in arguments.seeds:
-            path = RECORDS / f"seed-{seed}.json"
+            path = folder_of(preset) / f"seed-{seed}.json"
             if not path.exists():
-                write_json(path, measure(seed, arguments.data, arguments.out / f"seed-{seed}"))
-    results = records()
-    print(tables(results))
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    PAGE.write_text(before + BEGIN + tables(results) + END + rest.partition(END)[2])
-    draw(results)
+                write_json(path, measure(preset, seed, arguments.data, out / f"seed-{seed}"))
+    page = page_of(preset)
+    print(results(preset))
+    before, _, rest = page.read_text().partition(BEGIN)
+    page.write_text(before + BEGIN + results(preset) + END + rest.partition(END)[2])
+    draw(records(preset), ROOT / "docs" / "images" / f"{preset}.png")
 
 
-def records() -> list[dict[str, Any]]:
+def folder_of(preset: str) -> Path:
+    """Where a preset's records lie."""
+    return ROOT / "records" / preset
+
+
+def page_of(preset: str) -> Path:
+    """The page that shows them."""
+    return ROOT / "docs" / f"{preset}.md"
+
+
+def records(preset: str) -> list[dict[str, Any]]:
     """What was measured, seed by seed."""
-    return [json.loads(path.read_text()) for path in sorted(RECORDS.glob("seed-*.json"))]
+    return [json.loads(path.read_text()) for path in sorted(folder_of(preset).glob("seed-*.json"))]
 
 
-def measure(seed: int, data: Path, run: Path) -> dict[str, Any]:
+def results(preset: str) -> str:
+    """What a preset's page shows of its records, in Markdown."""
+    path = folder_of(preset) / "curve.json"
+    return tables(records(preset)) + (curve_table(json.loads(path.read_text())["scores"]) if path.exists() else "")
+
+
+def measure(preset: str, seed: int, data: Path, run: Path) -> dict[str, Any]:
     """What one seed gives."""
-    flags: list[str | Path] = ["--preset", "features20k", "--seed", str(seed), "--data.path", data, "--out", run]
+    flags: list[str | Path] = ["--preset", preset, "--seed", str(seed), "--data.path", data, "--out", run]
     training = succeed("jepa_fast.train", *flags)
     succeed("jepa_fast.evaluate", run, "--seed", str(PROBE_SEED + seed))
     world = jepa_fast.load(run)
-    assert isinstance(world, FeatureWorld)
+    assert isinstance(world, OneStepWorld)
     record = asdict(record_of(run, training, PROBE_SEED + seed))
     for name, floor in floors(world, data, PROBE_SEED + seed).items():
         record["probe_sets"][name]["true_locations"] = vars(floor)
@@ -93,14 +126,14 @@ def succeed(module: str, *flags: str | Path) -> Cost:
     return cost
 
 
-def floors(world: FeatureWorld, data: Path, probe_seed: int) -> dict[str, Scores]:
+def floors(world: OneStepWorld, data: Path, probe_seed: int) -> dict[str, Scores]:
     """Both probes' scores on true locations, lifted by the world's encoder: what a perfect predictor would get."""
 
     def lifted(name: str) -> Rollouts:
         locations = all_locations(open_split(data / name))
         half = (world.config.frame - 1) / 2
         with torch.no_grad():
-            return Rollouts(world.encoder((locations - half) / half), locations)
+            return Rollouts(world.lift((locations - half) / half), locations)
 
     probes: dict[str, Any] = {}
     scores = {}
@@ -112,6 +145,50 @@ def floors(world: FeatureWorld, data: Path, probe_seed: int) -> dict[str, Scores
         means = official.mean().item(), converged.mean().item()
         scores[name] = Scores(*means, official.mean(0).tolist(), converged.mean(0).tolist())
     return scores
+
+
+def curve(preset: str, data: Path, run: Path) -> list[dict[str, float]]:
+    """Errors of seed 0 on its way, on validation sets, by the linear read-out of states that fits best.
+
+    It is fitted to rollouts of the probes' training split: no more is asked of states than to be linear in locations.
+    """
+    flags = Arguments(preset=preset, out=run, seed=0, data=DataArguments(path=data), device="cpu")
+    folder, config = prepare(flags, "cpu", ranks=1)
+    scores = []
+    for progress in training(config, folder, LoopOptions()):
+        if progress.done in CURVE_STEPS or progress.done == config.steps:
+            found = linear_errors(progress.world, data)
+            print(progress.done, found)
+            scores.append({"step": progress.done, **found})
+    return scores
+
+
+def linear_errors(world: AnyWorld, data: Path) -> dict[str, float]:
+    """By validation set, the squared error in pixels^2 of a linear read-out of states."""
+
+    def read(name: str, most: int) -> tuple[Tensor, Tensor]:
+        states, locations = rollout_split(world, open_split(data / name), name)
+        states = states[:most].flatten(0, 1).double()
+        return torch.cat([states, torch.ones(len(states), 1)], dim=1), locations[:most].flatten(0, 1).double()
+
+    fitted: dict[str, Tensor] = {}
+    errors = {}
+    for name, source in PROBE_SETS.items():
+        if source not in fitted:
+            states, locations = read(source, CURVE_TRAJECTORIES)
+            # States stand for two numbers: the rank that a solver for full rank would not find.
+            fitted[source] = torch.linalg.pinv(states, rtol=1e-6) @ locations
+        states, locations = read(name, CURVE_TRAJECTORIES)
+        errors[name] = (states @ fitted[source] - locations).square().mean().item()
+    return errors
+
+
+def curve_table(scores: list[dict[str, float]]) -> str:
+    """The learning curve in Markdown."""
+    short = [name.removeprefix("probe_").removesuffix("/val") for name in PROBE_SETS]
+    lines = [f"| step | {' | '.join(short)} |", "|---:" * (1 + len(short)) + "|"]
+    lines += [f"| {one['step']:,} | {' | '.join(f'{one[name]:.4f}' for name in PROBE_SETS)} |" for one in scores]
+    return "\n".join(["", "Learning curve of seed 0: a linear read-out of states, fitted to rollouts.", "", *lines, ""])
 
 
 def tables(results: list[dict[str, Any]]) -> str:
@@ -142,7 +219,7 @@ def tables(results: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, "", f"On {machine}, commit {environment['commit'][:12]}.", ""])
 
 
-def draw(results: list[dict[str, Any]]) -> None:
+def draw(results: list[dict[str, Any]], path: Path) -> None:
     """The error at every step, of both probes, for every set: the seeds' range and mean beside the floor."""
     figure, axes = plt.subplots(1, len(PROBE_SETS), figsize=(12, 3.7), layout="constrained", sharey=True)
     for axis, name in zip(axes, PROBE_SETS, strict=True):
@@ -159,7 +236,7 @@ def draw(results: list[dict[str, Any]]) -> None:
         axis.set(title=name.removeprefix("probe_").removesuffix("/val"), xlabel="step", yscale="log")
     axes[0].set(ylabel="squared error, px²")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8, frameon=False)
-    figure.savefig(FIGURE, dpi=100)
+    figure.savefig(path, dpi=100)
 
 
 def over(curves: list[list[float]], function: Callable[[tuple[float, ...]], float]) -> list[float]:
