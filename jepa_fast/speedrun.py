@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DEFAULT_OUT = Path("records/speedrun")
-# Steps and trajectories a step that were found to do, by preset and rung (docs/speedrun.md tells how); other presets are
-# asked for --steps.
+# Steps and trajectories a step that were found to do, by preset and rung (docs/speedrun.md tells how); other presets
+# are asked for --steps.
 COURSES: dict[str, dict[str, tuple[int, int]]] = {
     "features20k": {"r1": (45, 16), "r2": (200, 16), "r3": (330, 16), "r4": (4592, 128)},
 }

@@ -21,6 +21,7 @@ RECORDS = ROOT / "records" / "speedrun"
 PAGE, README = ROOT / "docs" / "speedrun.md", ROOT / "README.md"
 FIGURE = ROOT / "docs" / "images" / "speedrun.png"
 BEGIN, END = "<!-- records: scripts/speedrun_page.py -->\n", "<!-- end of records -->\n"
+COLUMNS = 3  # of the figure
 COLORS = dict(zip(SETS, ("#1b9e77", "#d95f02", "#7570b3"), strict=True))
 
 
@@ -112,9 +113,12 @@ def machine(record: Record) -> str:
 
 def draw(shown: dict[str, Record]) -> None:
     """Errors at the checks of every seed over processor seconds, beside what the rung allows."""
-    size = (1 + 2.7 * len(shown), 3.7)
-    figure, axes = plt.subplots(1, len(shown), figsize=size, layout="constrained", squeeze=False, sharey=True)
-    for axis, (name, record) in zip(axes[0], shown.items(), strict=True):
+    rows = -(-len(shown) // COLUMNS)
+    size = (1 + 3 * COLUMNS, 0.7 + 3 * rows)
+    figure, axes = plt.subplots(rows, COLUMNS, figsize=size, layout="constrained", squeeze=False, sharey=True)
+    for axis in axes.flat[len(shown) :]:
+        axis.axis("off")
+    for axis, (name, record) in zip(axes.flat, shown.items(), strict=False):
         for split in SETS:
             for seed in record.seeds:
                 checks = [one for one in record.log if one["seed"] == seed and one["event"] == "check"]
@@ -123,7 +127,8 @@ def draw(shown: dict[str, Record]) -> None:
             axis.axhline(record.thresholds[split], color=COLORS[split], ls=":", lw=1, label=f"{label}: allowed")
             axis.plot([], [], color=COLORS[split], marker="o", ms=3, label=label)
         axis.set(title=name, xlabel="processor seconds of training", yscale="log", xlim=(0, None))
-    axes[0][0].set(ylabel="squared error, px², the worse probe's")
+    for axis in axes[:, 0]:
+        axis.set(ylabel="squared error, px², the worse probe's")
     figure.legend(
         *axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8, frameon=False
     )

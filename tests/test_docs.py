@@ -25,7 +25,7 @@ def test_diagrams_are_drawn_by_the_script(draw):
     assert (draw_docs.IMAGES / f"{draw.__name__}.svg").read_text() == draw()
 
 
-@pytest.mark.parametrize("preset", ["features20k"])
+@pytest.mark.parametrize("preset", preset_records.PRESETS)
 def test_results_of_a_preset_are_those_of_its_records(preset):
     assert len(preset_records.records(preset)) >= 3
     assert preset_records.results(preset) in preset_records.page_of(preset).read_text()
