@@ -115,14 +115,20 @@ def require_space(folder: Path, needed: int) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder against a second packer; the lock ends with the process, however it ends."""
+def locked(folder: Path, by_whom: str = "another process is writing this split") -> Iterator[int]:
+    """Hold the folder against a second process; the lock ends with the process, however it ends.
+
+    Gives the descriptor: children that inherit it hold the lock as well.
+
+    Raises:
+        InputError: `by_whom` it is held already.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(f"{folder}: another process is writing this split") from None
-        yield
+            raise InputError(f"{folder}: {by_whom}") from None
+        yield descriptor
     finally:
         os.close(descriptor)

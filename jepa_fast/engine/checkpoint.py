@@ -88,6 +88,13 @@ def load_checkpoint(run: Path) -> State:
     raise InputError(f"{checkpoint_folder(run)}: no checkpoint that opens; expected step-*.pt")
 
 
+def newest_step(run: Path) -> int | None:
+    """Steps that the newest checkpoint of `run` has done; None where there is none."""
+    names = [path.name for path in _newest_first(checkpoint_folder(run))]
+    found = _NAME.fullmatch(names[0]) if names else None
+    return int(found[1]) if found is not None else None
+
+
 def _newest_first(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []

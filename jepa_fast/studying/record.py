@@ -64,7 +64,7 @@ class RunRecord:
         epochs: over the training set.
         train_wall_s, train_processor_s: of the training processes, their start included, evaluation not. None where one
             was killed before it could be measured.
-        load_average_after: of the machine over 15 minutes, when the run had been trained.
+        load_average_after: of the machine over the 15 minutes before this was recorded.
         failure: why it ended early; None where it did not. Such a run has no scores.
         environment: versions and device.
         config: what was asked for.
