@@ -24,6 +24,8 @@ class Arguments:
     """Folder of packed splits. Default: the study's, generated if absent."""
     seeds: tuple[int, ...] | None = None
     """Default: the study's."""
+    presets: tuple[str, ...] | None = None
+    """Measure these alone. Default: the study's."""
     jobs: int = 1
     """Runs at once; from two on each has its share of the cores."""
     draw: bool = False
@@ -45,6 +47,11 @@ def main(arguments: Arguments) -> None:
     chosen = study(arguments.name)
     if arguments.seeds is not None:
         chosen = replace(chosen, seeds=arguments.seeds)
+    measured = chosen
+    if arguments.presets is not None:
+        for name in arguments.presets:
+            require(name in chosen.presets, "--presets", name, f"some of {', '.join(chosen.presets)}")
+        measured = replace(chosen, presets=arguments.presets)
     require(arguments.jobs >= 1, "--jobs", arguments.jobs, "at least 1")
     folder = arguments.records / arguments.name
     if not arguments.draw:
@@ -53,7 +60,7 @@ def main(arguments: Arguments) -> None:
             data = Path(chosen.data)
             logger.info("no --data: using %s", data)
             generate(data, trajectories=chosen.trajectories)
-        Runner(chosen, data, arguments.out / arguments.name, folder, arguments.jobs).run()
+        Runner(measured, data, arguments.out / arguments.name, folder, arguments.jobs).run()
     records = load_records(chosen, folder)
     require(len(records) > 0, "--draw", folder, "a folder with records of this study")
     shown = tables.tables(chosen, records)

@@ -159,6 +159,8 @@ def test_unknown_names_are_refused_and_told_which_there_are(tmp_path):
         study.main(study.Arguments("idea"))
     with pytest.raises(InputError, match=r"study\.presets: got 'lager', expected one of baseline, .*larger"):
         replace(TINY, presets=("lager",))
+    with pytest.raises(InputError, match="--presets: got 'larger', expected some of baseline, features20k"):
+        study.main(study.Arguments("quick", presets=("larger",)))
     with pytest.raises(InputError, match="--seeds"):
         study.main(study.Arguments("quick", seeds=(1, 1)))
     with pytest.raises(InputError, match="expected a folder with records of this study"):
