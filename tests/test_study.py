@@ -64,8 +64,9 @@ def test_a_study_that_was_interrupted_ends_with_the_numbers_of_one_left_alone(wh
     run = tmp_path / "runs" / "baseline" / "seed-0"
     interrupt_when((run / "metrics.jsonl").exists)
     with pytest.raises(SystemExit) as stopped:
-        Runner(alone, two_rooms, tmp_path / "runs", tmp_path / "records", 1).run()
+        Runner(replace(alone, seeds=(0, 1)), two_rooms, tmp_path / "runs", tmp_path / "records", 1).run()
     assert stopped.value.code == 128 + signal.SIGINT
+    assert not list(run.parent.glob("seed-1*"))  # what had not begun has cost nothing
     assert 1 <= newest_step(run) < 40
     assert not (tmp_path / "records").exists()
     Runner(alone, two_rooms, tmp_path / "runs", tmp_path / "records", 1).run()

@@ -146,6 +146,8 @@ class Runner:
         Raises:
             RunError: it was stopped, or ended in a way that says nothing about the preset.
         """
+        if self._stopping:
+            raise RunError("stopped")
         folder, log = job.folder(self._runs), job.folder(self._runs).with_suffix(".log")
         costs = folder.with_suffix(".costs.json")
         newest = newest_step(folder)
