@@ -88,6 +88,31 @@ def fusion() -> Recipe:
     return replace(baseline(), model=ModelConfig(fusion=True))
 
 
+def short_rollouts() -> Recipe:
+    """The baseline's model on rollouts of four steps, with a covariance term so weak that states become linear.
+
+    At full weight that term spreads two coordinates over 128 decorrelated dimensions, which no predictor follows far.
+    Dropout is off: its noise is as large as a step.
+    """
+    recipe = baseline()
+    return replace(
+        recipe,
+        model=ModelConfig(dropout=0.0),
+        energy=replace(recipe.energy, horizon=4),
+        stages=(Stage(1, invariance=25.0, variance=25.0, covariance=0.002),),
+    )
+
+
+def wall_apart() -> Recipe:
+    """Short rollouts, the wall beside the state: carried, read by the predictor, not predicted (docs/wall_apart.md)."""
+    recipe = short_rollouts()
+    return replace(
+        recipe,
+        model=replace(recipe.model, wall="apart"),
+        optimizer=replace(recipe.optimizer, weight_decay=0.0),
+    )
+
+
 def features20k() -> Recipe:
     """5,056 parameters on features read from pixels, one step at a time (docs/features20k.md).
 
@@ -154,6 +179,8 @@ PRESETS: dict[str, Callable[[], Recipe]] = {
     "dense_predictor": dense_predictor,
     "softargmax": softargmax,
     "fusion": fusion,
+    "short_rollouts": short_rollouts,
+    "wall_apart": wall_apart,
     "features20k": features20k,
     "pixels300k": pixels300k,
     "flips": flips,

@@ -40,7 +40,7 @@ def predictor_step(state, wall, action, w):
     hidden = w["state.weight"] @ state + w["wall.weight"] @ wall + w["action.weight"] @ action + w["state.bias"]
     hidden = gelu(layer_norm(hidden, w["norm.weight"], w["norm.bias"]))
     mixed = layer_norm(w["mix.weight"] @ hidden + w["mix.bias"], w["mix_norm.weight"], w["mix_norm.bias"])
-    return state + w["project.weight"] @ (hidden + gelu(mixed)) + w["project.bias"]
+    return state + w["move.weight"] @ action + w["project.weight"] @ (hidden + gelu(mixed)) + w["project.bias"]
 
 
 def test_a_rollout_equals_the_formulas_in_numpy():
@@ -58,6 +58,14 @@ def test_a_rollout_equals_the_formulas_in_numpy():
             expected.append(predictor_step(expected[-1], carried, actions[b, t].numpy(), weights))
         np.testing.assert_allclose(states[b].detach(), expected, rtol=1e-10, atol=1e-10)
         np.testing.assert_allclose(predicted[b].detach(), expected[1:], rtol=1e-10, atol=1e-10)
+
+
+def test_untrained_an_action_moves_every_state_alike_whatever_the_wall():
+    predictor = World(SMALL).double().predictor
+    first, actions = torch.randn(4, 20).double(), torch.randn(1, 5, 2).double().expand(4, -1, -1)
+    moved = predictor(first, actions, new_clock()) - first[:, None, :10]
+    assert moved[0].abs().min() > 0
+    torch.testing.assert_close(moved, moved[:1].expand(4, -1, -1), rtol=1e-12, atol=1e-12)
 
 
 def test_states_say_nothing_of_the_wall_and_predictions_do():
