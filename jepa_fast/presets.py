@@ -94,11 +94,10 @@ def short_rollouts() -> Recipe:
     At full weight that term spreads two coordinates over 128 decorrelated dimensions, which no predictor follows far.
     Dropout is off: its noise is as large as a step.
     """
-    recipe = baseline()
     return replace(
-        recipe,
+        baseline(),
         model=ModelConfig(dropout=0.0),
-        energy=replace(recipe.energy, horizon=4),
+        energy=EnergyConfig(targets="stop_gradient", sides="both", horizon=4),
         stages=(Stage(1, invariance=25.0, variance=25.0, covariance=0.002),),
     )
 
@@ -108,7 +107,7 @@ def wall_apart() -> Recipe:
     recipe = short_rollouts()
     return replace(
         recipe,
-        model=replace(recipe.model, wall="apart"),
+        model=ModelConfig(dropout=0.0, wall="apart"),
         optimizer=replace(recipe.optimizer, weight_decay=0.0),
     )
 
