@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 
 from jepa_fast.racing.records import problems
+from jepa_fast.studies import STUDIES
+from jepa_fast.studying.runner import load_records
+from jepa_fast.studying.tables import tables
 from scripts import draw_docs, preset_records, speedrun_page
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,6 +32,13 @@ def test_diagrams_are_drawn_by_the_script(draw):
 def test_results_of_a_preset_are_those_of_its_records(preset):
     assert len(preset_records.records(preset)) >= 3
     assert preset_records.results(preset) in preset_records.page_of(preset).read_text()
+
+
+@pytest.mark.parametrize("name", ["ideas", "pareto"])
+def test_tables_of_a_study_are_those_of_its_records(name):
+    records = load_records(STUDIES[name], ROOT / "records" / "study" / name)
+    assert {record.preset for record in records} <= set(STUDIES[name].presets)
+    assert tables(STUDIES[name], records) in (ROOT / "docs" / "study.md").read_text()
 
 
 def test_records_of_races_hold_and_the_tables_are_made_from_them():
