@@ -53,13 +53,15 @@ STUDIES: dict[str, Study] = {
             "flips",
             "infonce",
             "staged",
+            "short_rollouts",
+            "wall_apart",
         ),
         steps=400,
         batch_size=32,
     ),
     "pareto": Study(
         "Models of different sizes, each trained by its own full recipe: what does an error cost in parameters?",
-        ("features20k", "pixels300k", "baseline"),
+        ("features20k", "pixels300k", "wall_apart", "baseline"),
     ),
     "quick": Study(
         "Two presets for forty steps: whether the machinery works, within minutes. Its errors say nothing.",
