@@ -14,6 +14,7 @@ from jepa_fast.model.encoder import Encoder
 from jepa_fast.model.objectives import choose_objective
 from jepa_fast.model.shortcuts import BatchEncoder, Rewrites
 from jepa_fast.model.world import World
+from jepa_fast.presets import preset
 from tests.model.exactness import assert_equal_to_plain
 from tests.model.numpy_world import branch_states, gelu, layer_norm
 
@@ -66,6 +67,15 @@ def test_untrained_an_action_moves_every_state_alike_whatever_the_wall():
     moved = predictor(first, actions, new_clock()) - first[:, None, :10]
     assert moved[0].abs().min() > 0
     torch.testing.assert_close(moved, moved[:1].expand(4, -1, -1), rtol=1e-12, atol=1e-12)
+
+
+def test_the_preset_is_short_rollouts_with_the_default_encoder_and_the_wall_apart():
+    recipe, other = preset("wall_apart"), preset("short_rollouts")
+    assert replace(recipe, model=other.model, optimizer=other.optimizer) == other
+    world = World(recipe.model)
+    sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in world.named_children()}
+    assert sizes == {"encoder": 159_712, "predictor": 463_232}
+    assert sum(p.numel() for p in World(other.model).parameters()) == 293_344
 
 
 def test_states_say_nothing_of_the_wall_and_predictions_do():
