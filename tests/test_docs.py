@@ -7,6 +7,7 @@ import pytest
 
 from jepa_fast.racing.records import problems
 from jepa_fast.studies import STUDIES
+from jepa_fast.studying.record import RunRecord
 from jepa_fast.studying.runner import load_records
 from jepa_fast.studying.tables import tables
 from scripts import draw_docs, preset_records, speedrun_page
@@ -55,3 +56,16 @@ def test_trajectories_show_what_their_captions_say():
         row = draw_docs.find(drawn, behaviour)
         sides = drawn.locations[row, [0, -1], 0] < drawn.wall_x[row]
         assert (sides[0] != sides[1]) == (behaviour == "crosses")
+
+
+def test_scores_of_short_rollouts_are_those_of_their_records():
+    rows = (ROOT / "docs" / "wall_apart.md").read_text().splitlines()
+    paths = sorted((ROOT / "records" / "wall_apart").glob("*.json"))
+    assert [path.stem for path in paths] == ["short_rollouts-seed-0", "wall_apart-seed-0"]
+    for path in paths:
+        record = RunRecord.load(path)
+        cells = [
+            f"{found.trained.official:.2f} / {found.trained.converged:.2f}" for found in record.probe_sets.values()
+        ]
+        first = f"| `{record.preset}` | {record.parameters:,} | {record.steps:,} | "
+        assert any(row.startswith(first + " | ".join(cells)) for row in rows)
