@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from jepa_fast.config import ModelConfig
+from jepa_fast.model import dropout
 from jepa_fast.model.dropout import SITE_AGENT, SITE_PREDICTOR, SITE_WALL, dropout_mask
 from jepa_fast.model.world import World
 
@@ -76,6 +77,12 @@ def test_training_forwards_draw_fresh_masks_and_a_reset_clock_repeats_them():
     assert not torch.equal(first, second)
     world.dropout_clock[1] = 0
     assert torch.equal(world(frames, actions)[0], first)
+
+
+def test_every_place_that_draws_has_a_number_of_its_own():
+    sites = {name: number for name, number in vars(dropout).items() if name.startswith("SITE_")}
+    assert len(sites) >= 5
+    assert len(set(sites.values())) == len(sites)
 
 
 def test_evaluation_drops_nothing():
