@@ -5,6 +5,8 @@ import signal
 import threading
 import time
 
+import pytest
+
 from jepa_fast.studying.process import Command
 
 
@@ -26,6 +28,15 @@ def test_a_command_asked_to_stop_says_which_signal_ended_it(tmp_path):
     command.stop()  # what has ended is left alone
 
 
+@pytest.fixture
+def interruptible():
+    """A shell without job control starts what is in its background deaf to interrupts, and these tests may be there."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_while_waiting_is_passed_on(tmp_path):
     command = Command("http.server", "--bind", "127.0.0.1", "0", log=tmp_path / "log")
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
