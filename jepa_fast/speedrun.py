@@ -1,6 +1,5 @@
 """Train to a fixed quality against the clock: `python -m jepa_fast.speedrun --rung r1`; `--check` verifies a record."""
 
-import json
 import logging
 import tempfile
 from dataclasses import asdict, dataclass, field
@@ -156,12 +155,10 @@ def environment_of(config: RunConfig, folder: Path) -> dict[str, Any]:
     """Versions, device, commit and threads, without what is the machine's own business."""
     import torch
 
-    from jepa_fast.engine.record import write_environment
+    from jepa_fast.engine.record import read_environment, write_environment
 
     write_environment(folder, torch.device(config.device))
-    environment: dict[str, Any] = json.loads((folder / "environment.json").read_text())
-    del environment["command"]
-    return environment
+    return read_environment(folder)
 
 
 def keep(record: Record, worlds: "list[AnyWorld | None]", folder: Path) -> None:

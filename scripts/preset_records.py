@@ -32,10 +32,12 @@ from jepa_fast.data.shards import open_split
 from jepa_fast.engine.loop import training
 from jepa_fast.model.build import AnyWorld
 from jepa_fast.model.one_step_world import OneStepWorld
-from jepa_fast.probing.evaluation import PROBE_SETS
+from jepa_fast.probing.evaluation import PROBE_SETS, scores
 from jepa_fast.probing.prober import converged_probe, official_probe
 from jepa_fast.probing.results import Scores
 from jepa_fast.probing.rollouts import Rollouts, all_locations, rollout_split
+from jepa_fast.reporting.marks import between
+from jepa_fast.reporting.probes import short
 from jepa_fast.studying.process import Command, Cost
 from jepa_fast.studying.record import record_of, write_json
 from jepa_fast.train import Arguments, DataArguments, prepare
@@ -75,8 +77,7 @@ def main() -> None:
                 write_json(path, measure(preset, seed, arguments.data, out / f"seed-{seed}"))
     page = page_of(preset)
     print(results(preset))
-    before, _, rest = page.read_text().partition(BEGIN)
-    page.write_text(before + BEGIN + results(preset) + END + rest.partition(END)[2])
+    page.write_text(between(page.read_text(), BEGIN, END, results(preset)))
     draw(records(preset), ROOT / "docs" / "images" / f"{preset}.png")
 
 
@@ -136,15 +137,14 @@ def floors(world: OneStepWorld, data: Path, probe_seed: int) -> dict[str, Scores
             return Rollouts(world.lift((locations - half) / half), locations)
 
     probes: dict[str, Any] = {}
-    scores = {}
+    found = {}
     for name, source in PROBE_SETS.items():
         if source not in probes:
             train = lifted(source)
             probes[source] = official_probe(train, probe_seed), converged_probe(train, probe_seed)
         official, converged = (probe.squared_errors(lifted(name)) for probe in probes[source])
-        means = official.mean().item(), converged.mean().item()
-        scores[name] = Scores(*means, official.mean(0).tolist(), converged.mean(0).tolist())
-    return scores
+        found[name] = scores(official, converged)
+    return found
 
 
 def curve(preset: str, data: Path, run: Path) -> list[dict[str, float]]:
@@ -154,13 +154,13 @@ def curve(preset: str, data: Path, run: Path) -> list[dict[str, float]]:
     """
     flags = Arguments(preset=preset, out=run, seed=0, data=DataArguments(path=data), device="cpu")
     folder, config = prepare(flags, "cpu", ranks=1)
-    scores = []
+    points = []
     for progress in training(config, folder, LoopOptions()):
         if progress.done in CURVE_STEPS or progress.done == config.steps:
             found = linear_errors(progress.world, data)
             print(progress.done, found)
-            scores.append({"step": progress.done, **found})
-    return scores
+            points.append({"step": progress.done, **found})
+    return points
 
 
 def linear_errors(world: AnyWorld, data: Path) -> dict[str, float]:
@@ -183,11 +183,10 @@ def linear_errors(world: AnyWorld, data: Path) -> dict[str, float]:
     return errors
 
 
-def curve_table(scores: list[dict[str, float]]) -> str:
+def curve_table(points: list[dict[str, float]]) -> str:
     """The learning curve in Markdown."""
-    short = [name.removeprefix("probe_").removesuffix("/val") for name in PROBE_SETS]
-    lines = [f"| step | {' | '.join(short)} |", "|---:" * (1 + len(short)) + "|"]
-    lines += [f"| {one['step']:,} | {' | '.join(f'{one[name]:.4f}' for name in PROBE_SETS)} |" for one in scores]
+    lines = [f"| step | {' | '.join(map(short, PROBE_SETS))} |", "|---:" * (1 + len(PROBE_SETS)) + "|"]
+    lines += [f"| {one['step']:,} | {' | '.join(f'{one[name]:.4f}' for name in PROBE_SETS)} |" for one in points]
     return "\n".join(["", "Learning curve of seed 0: a linear read-out of states, fitted to rollouts.", "", *lines, ""])
 
 
@@ -202,8 +201,9 @@ def tables(results: list[dict[str, Any]]) -> str:
             shown = f"**{statistics.fmean(each):.4f}** ({', '.join(f'{value:.4f}' for value in each)})"
             true = statistics.fmean(one["true_locations"][probe] for one in sets)
             untrained = statistics.fmean(one["untrained"][probe] for one in sets)
-            short = name.removeprefix("probe_").removesuffix("/val")
-            lines.append(f"| {short} | {probe} | {shown} | {true:.4f} | {untrained:.1f} | {sets[0]['constant']:.1f} |")
+            lines.append(
+                f"| {short(name)} | {probe} | {shown} | {true:.4f} | {untrained:.1f} | {sets[0]['constant']:.1f} |"
+            )
     lines += [
         "",
         "| seed | probe seed | steps | epochs | wall-clock s | processor s | load average |",
@@ -233,7 +233,7 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
             axis.plot(steps, over(true, statistics.fmean), color=color, lw=1, ls=":", label="the same, true locations")
         untrained = over([one["untrained"]["converged_by_step"] for one in sets], statistics.fmean)
         axis.plot(range(len(untrained)), untrained, color="#999999", label="untrained, converged probe")
-        axis.set(title=name.removeprefix("probe_").removesuffix("/val"), xlabel="step", yscale="log")
+        axis.set(title=short(name), xlabel="step", yscale="log")
     axes[0].set(ylabel="squared error, px²")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8, frameon=False)
     figure.savefig(path, dpi=100)

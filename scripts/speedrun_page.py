@@ -15,6 +15,8 @@ from matplotlib.axes import Axes
 
 from jepa_fast.racing.records import Event, Record, problems
 from jepa_fast.racing.rungs import PROBES, RUNGS, SETS
+from jepa_fast.reporting.marks import between
+from jepa_fast.reporting.probes import short
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "records" / "speedrun"
@@ -32,8 +34,7 @@ def main() -> None:
         if found := problems(record):
             raise SystemExit(f"{RECORDS / name}: {'; '.join(found)}")
     for page, text in ((PAGE, table(shown)), (README, short_table(shown))):
-        before, _, rest = page.read_text().partition(BEGIN)
-        page.write_text(before + BEGIN + text + END + rest.partition(END)[2])
+        page.write_text(between(page.read_text(), BEGIN, END, text))
     print(table(shown))
     draw(shown)
 
@@ -123,7 +124,7 @@ def draw(shown: dict[str, Record]) -> None:
             for seed in record.seeds:
                 checks = [one for one in record.log if one["seed"] == seed and one["event"] == "check"]
                 curve(axis, checks, split, COLORS[split])
-            label = split.removeprefix("probe_").removesuffix("/val")
+            label = short(split)
             axis.axhline(record.thresholds[split], color=COLORS[split], ls=":", lw=1, label=f"{label}: allowed")
             axis.plot([], [], color=COLORS[split], marker="o", ms=3, label=label)
         axis.set(title=name, xlabel="processor seconds of training", yscale="log", xlim=(0, None))

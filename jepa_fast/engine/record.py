@@ -18,6 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 import jepa_fast
 from jepa_fast.probing.collapse import Spectrum
 
+ENVIRONMENT = "environment.json"
 METRICS = "metrics.jsonl"
 SPECTRA = "spectra.jsonl"
 
@@ -88,6 +89,13 @@ def _truncate(path: Path, step: int) -> None:
     os.replace(temporary, path)
 
 
+def read_environment(folder: Path) -> dict[str, Any]:
+    """What `write_environment` wrote, without the command: where things lay on the machine is nobody's business."""
+    environment: dict[str, Any] = json.loads((folder / ENVIRONMENT).read_text())
+    del environment["command"]
+    return environment
+
+
 def write_environment(folder: Path, device: torch.device) -> None:
     """Write environment.json: versions, device, commit, command line."""
     environment = {
@@ -101,7 +109,7 @@ def write_environment(folder: Path, device: torch.device) -> None:
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
     }
-    (folder / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
+    (folder / ENVIRONMENT).write_text(json.dumps(environment, indent=2) + "\n")
 
 
 def _commit() -> str | None:

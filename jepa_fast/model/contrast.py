@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jepa_fast.config import ContrastConfig
-from jepa_fast.model.energy import gathered
+from jepa_fast.model.energy import check_states, gathered
 
 
 class ContrastTerms(NamedTuple):
@@ -57,9 +57,7 @@ def contrast(
     Raises:
         ValueError: shapes that differ.
     """
-    if predicted.shape != encoded.shape or predicted.dim() != 3:
-        shapes = f"{tuple(predicted.shape)} and {tuple(encoded.shape)}"
-        raise ValueError(f"predicted, encoded: got shapes {shapes}, expected [B, T-1, D] twice")
+    check_states(predicted, encoded)
     with torch.autocast(predicted.device.type, enabled=False):
         if predicted.dtype != torch.float64:
             predicted, encoded = predicted.float(), encoded.float()

@@ -84,11 +84,16 @@ def regularisers(states: Tensor, config: EnergyConfig) -> tuple[Tensor, Tensor]:
     return hinge, off_diagonal.square().sum(dim=(1, 2)).mean() / divisor
 
 
-def _targets(predicted: Tensor, encoded: Tensor, config: EnergyConfig, ema_targets: Tensor | None) -> Tensor:
-    """What is predicted [B, T-1, D], after checking that the arguments of `energy` fit together."""
+def check_states(predicted: Tensor, encoded: Tensor) -> None:
+    """Raise ValueError unless both are [B, T-1, D]."""
     if predicted.shape != encoded.shape or predicted.dim() != 3:
         shapes = f"{tuple(predicted.shape)} and {tuple(encoded.shape)}"
         raise ValueError(f"predicted, encoded: got shapes {shapes}, expected [B, T-1, D] twice")
+
+
+def _targets(predicted: Tensor, encoded: Tensor, config: EnergyConfig, ema_targets: Tensor | None) -> Tensor:
+    """What is predicted [B, T-1, D], after checking that the arguments of `energy` fit together."""
+    check_states(predicted, encoded)
     if (ema_targets is not None) != (config.targets == "ema"):
         raise ValueError(f"ema_targets: expected with targets='ema' and only then, got targets={config.targets!r}")
     if config.targets == "stop_gradient":

@@ -18,7 +18,7 @@ from jepa_fast.data.batches import Batch
 from jepa_fast.data.manifest import FrameSpec
 from jepa_fast.errors import InputError
 from jepa_fast.model.dropout import new_clock
-from jepa_fast.model.world import check_shapes
+from jepa_fast.model.world import check_first_frames, check_shapes
 
 # The largest logit of a gate, approached but not reached: what is too sure too early is never unlearned.
 SUREST = 20.0
@@ -176,9 +176,7 @@ class OneStepWorld(nn.Module, ABC):
         Raises:
             ValueError: shapes that do not fit together.
         """
-        if first_frames.dim() != 4:
-            raise ValueError(f"first_frames: got shape {tuple(first_frames.shape)}, expected [B, 2, H, W]")
-        check_shapes(first_frames[:, None], actions, steps=actions.shape[1])
+        check_first_frames(first_frames, actions)
         return self.unroll(self.encode(first_frames[:, None, 0], None, first_frames[:, 1]), actions)
 
     def unroll(self, first: Encoded, actions: Tensor) -> Tensor:

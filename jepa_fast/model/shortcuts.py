@@ -169,7 +169,8 @@ class BatchEncoder:
     def _encode_fusion(self, branch: Branch, batch: Batch, spec: FrameSpec, plan: Plan) -> Tensor:
         """States [B * T, D] of both channels: every wall is a base of its own, in which the dot is what differs."""
         if plan.fusion == "dense":
-            return branch(self._pixels(torch.stack([expand_dots(batch, spec), expand_walls(batch)], 2).flatten(0, 1)))  # type: ignore[no-any-return]
+            states: Tensor = branch(expand_frames(batch, spec).to(branch.stem.weight.dtype).flatten(0, 1))
+            return states
         assert batch.corners is not None
         count, frames = batch.dots.shape[:2]
         encoder = self._fused_wall

@@ -116,15 +116,20 @@ class World(nn.Module):
         Raises:
             ValueError: shapes that do not fit together.
         """
-        if first_frames.dim() != 4:
-            raise ValueError(f"first_frames: got shape {tuple(first_frames.shape)}, expected [B, 2, H, W]")
-        check_shapes(first_frames[:, None], actions, steps=actions.shape[1])
+        check_first_frames(first_frames, actions)
         return self.unroll(self.encoder(first_frames[:, None], self.dropout_clock)[:, 0], actions)
 
     def unroll(self, first: Tensor, actions: Tensor) -> Tensor:
         """States [B, T, D]: those of the first encodings, [B, D] or [B, 2 D], then one per action [B, T-1, 2]."""
         state = first[:, None, : self.config.dim]
         return torch.cat([state, self.predictor(first, actions, self.dropout_clock)], dim=1)
+
+
+def check_first_frames(first_frames: Tensor, actions: Tensor) -> None:
+    """Raise ValueError unless first frames [B, 2, H, W] and actions [B, steps, 2] fit."""
+    if first_frames.dim() != 4:
+        raise ValueError(f"first_frames: got shape {tuple(first_frames.shape)}, expected [B, 2, H, W]")
+    check_shapes(first_frames[:, None], actions, steps=actions.shape[1])
 
 
 def check_shapes(frames: Tensor, actions: Tensor, steps: int | None = None) -> None:

@@ -44,27 +44,27 @@ def _stages(run: Run) -> str:
     """The stages' weights, and where one ends."""
     recipe = run.config.recipe
     done = f"{run.steps:,} of {run.config.steps:,} steps are done"
-    ends = _ends(run)
     if isinstance(recipe.energy, OneStepConfig):
         widths = f"{number(recipe.energy.first_width)} px to {number(recipe.energy.last_width)} px"
         surprise = f"the surprise at each next encoding, given the one before, {widths} wide"
         if not isinstance(recipe.model, PixelModelConfig):
             return f"{done}. What is minimised: {surprise}."
-        parts = [
-            f"{number(stage.invariance)} surprise + {number(stage.variance)} variance + {number(stage.covariance)} "
-            f"covariance of positions{_kept(stage)} {end}"
-            for stage, end in zip(recipe.stages, ends, strict=True)
-        ]
-        return f"{done}. What is minimised: {', then '.join(parts)}; that is {surprise}."
+        weighed = _weighed(run, "surprise", "covariance of positions")
+        return f"{done}. What is minimised: {weighed}; that is {surprise}."
     if isinstance(recipe.energy, ContrastConfig):
         among = f"among those of all trajectories at its step, at temperature {number(recipe.energy.temperature)}"
         return f"{done}. What is minimised: the surprise at each prediction's own encoding, {among}."
+    return f"{done}. What is minimised: {_weighed(run, 'invariance', 'covariance')}."
+
+
+def _weighed(run: Run, first: str, last: str) -> str:
+    """The three terms' weights, stage by stage; what the first and the last term are called."""
     parts = [
-        f"{number(stage.invariance)} invariance + {number(stage.variance)} variance + {number(stage.covariance)} "
-        f"covariance{_kept(stage)} {end}"
-        for stage, end in zip(recipe.stages, ends, strict=True)
+        f"{number(stage.invariance)} {first} + {number(stage.variance)} variance + {number(stage.covariance)} "
+        f"{last}{_kept(stage)} {end}"
+        for stage, end in zip(run.config.recipe.stages, _ends(run), strict=True)
     ]
-    return f"{done}. What is minimised: {', then '.join(parts)}."
+    return ", then ".join(parts)
 
 
 def _kept(stage: Stage) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from jepa_fast.config import RunConfig
 from jepa_fast.engine.guards import is_collapsed
-from jepa_fast.engine.record import Metrics, read_metrics, read_spectra
+from jepa_fast.engine.record import Metrics, read_environment, read_metrics, read_spectra
 from jepa_fast.errors import InputError
 from jepa_fast.probing.results import EVALUATION, Evaluation, Scores
 from jepa_fast.runs import CONFIG
@@ -125,9 +125,8 @@ def record_of(run: Path, training: Cost | None, probe_seed: int, failure: str | 
     """
     config = RunConfig.load(run / CONFIG)
     metrics = read_metrics(run)
-    environment, asked = (json.loads((run / name).read_text()) for name in ("environment.json", CONFIG))
-    # Where things lay on the machine is nobody's business.
-    del environment["command"], asked["data"]
+    asked = json.loads((run / CONFIG).read_text())
+    del asked["data"]  # a path of the machine
     evaluation = None if failure is not None else Evaluation.load(run / EVALUATION)
     last: Metrics = metrics[-1] if metrics else {"step": 0, "epoch": 0.0}
     return RunRecord(
@@ -142,7 +141,7 @@ def record_of(run: Path, training: Cost | None, probe_seed: int, failure: str | 
         train_processor_s=None if training is None else training.processor_s,
         load_average_after=os.getloadavg()[2],
         failure=failure,
-        environment=environment,
+        environment=read_environment(run),
         config=asked,
         probe_sets={}
         if evaluation is None

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jepa_fast.config import require
 from jepa_fast.probing.evaluation import PROBE_SETS
+from jepa_fast.reporting.marks import between
 from jepa_fast.reporting.probes import short
 from jepa_fast.reporting.words import number
 from jepa_fast.studies import Study
@@ -143,6 +144,5 @@ def insert(page: Path, name: str, shown: str) -> None:
     )
     if begin not in text:
         text += f"\n## {name}\n\n{begin}{end}"
-    before, _, rest = text.partition(begin)
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(before + begin + shown + end + rest.partition(end)[2])
+    page.write_text(between(text, begin, end, shown))
