@@ -29,3 +29,12 @@ def two_rooms(tmp_path_factory):
     generate(folder, trajectories=48, splits=("train",), workers=1)
     generate(folder, trajectories=80, splits=tuple(name for name in SPLITS if name != "train"), workers=1)
     return folder
+
+
+@pytest.fixture(scope="session")
+def walks(tmp_path_factory):
+    """A folder with enough walks to learn from within seconds: 2,048 to train on, 256 in two probe sets."""
+    folder = tmp_path_factory.mktemp("walks")
+    generate(folder, trajectories=2048, splits=("train",), workers=1)
+    generate(folder, trajectories=256, splits=("probe_normal/val", "probe_wall/val"), workers=1)
+    return folder

@@ -1,7 +1,6 @@
 """The preset features20k through the commands that users type: it learns from pixels and actions alone."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -9,7 +8,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -18,31 +16,15 @@ from jepa_fast import evaluate, export, report
 from jepa_fast.config import FeatureModelConfig, ModelConfig, OneStepConfig, Recipe, RunConfig, Stage
 from jepa_fast.data.shards import open_split
 from jepa_fast.engine.checkpoint import checkpoint_folder, load_checkpoint
-from jepa_fast.engine.loop import train
 from jepa_fast.engine.record import read_metrics
 from jepa_fast.errors import InputError
-from jepa_fast.generate import generate
 from jepa_fast.model.feature_world import FeatureWorld
 from jepa_fast.presets import preset
 from jepa_fast.probing.results import Evaluation
 from jepa_fast.probing.rollouts import rollout_split
-from jepa_fast.runs import create_run
+from tests.one_step_runs import configuration, run
 
 ROOT = Path(jepa_fast.__file__).parents[1]
-
-
-def configuration(data, **changes):
-    config = RunConfig(
-        preset="features20k", recipe=preset("features20k"), seed=3, steps=12, batch_size=8, amp="off", compile=False,
-        device="cpu", data=str(data), loader="host", kernels="reference", exact_shortcuts=True,
-    )  # fmt: skip
-    return replace(config, **changes)
-
-
-def run(folder, config):
-    create_run(folder, config)
-    train(config, folder)
-    return folder
 
 
 def error_px2(world, split):
@@ -54,18 +36,12 @@ def error_px2(world, split):
     return (found - rollouts.locations).square().mean().item()
 
 
-@pytest.fixture(scope="module")
-def walks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("walks")
-    generate(folder, trajectories=2048, splits=("train",), workers=1)
-    generate(folder, trajectories=256, splits=("probe_normal/val", "probe_wall/val"), workers=1)
-    return folder
-
-
 def test_seconds_of_training_make_the_error_fall_and_untrained_it_fails(tmp_path, walks):
     recipe = preset("features20k")
     recipe = replace(recipe, model=replace(recipe.model, wall_hidden=32))
-    trained = jepa_fast.load(run(tmp_path / "run", configuration(walks, recipe=recipe, steps=700, batch_size=64)))
+    trained = jepa_fast.load(
+        run(tmp_path / "run", configuration("features20k", walks, recipe=recipe, steps=700, batch_size=64))
+    )
     torch.manual_seed(0)
     untrained = FeatureWorld(recipe.model)
     for name, floor, factor in (("probe_normal/val", 20, 100), ("probe_wall/val", 20, 10)):
@@ -73,19 +49,6 @@ def test_seconds_of_training_make_the_error_fall_and_untrained_it_fails(tmp_path
         before, after = error_px2(untrained, split), error_px2(trained, split)
         assert before > floor
         assert after < before / factor
-
-
-def test_training_reads_no_location(tmp_path, two_rooms):
-    """With the simulator's locations destroyed on disk, training gives the same bits."""
-    shutil.copytree(two_rooms / "train", tmp_path / "data" / "train")
-    files = list((tmp_path / "data" / "train").glob("locations-*.npy"))
-    assert files
-    for path in files:
-        np.save(path, np.full_like(np.load(path), np.nan))
-    assert np.isnan(open_split(tmp_path / "data" / "train").locations(np.arange(3))).all()
-    kept = load_checkpoint(run(tmp_path / "kept", configuration(two_rooms)))["world"]
-    destroyed = load_checkpoint(run(tmp_path / "destroyed", configuration(tmp_path / "data")))["world"]
-    assert all(torch.equal(kept[name], destroyed[name]) for name in kept)
 
 
 def test_a_killed_run_resumes_to_the_same_bits_and_goes_through_every_command(tmp_path, two_rooms, capsys):
@@ -96,7 +59,7 @@ def test_a_killed_run_resumes_to_the_same_bits_and_goes_through_every_command(tm
         words = [sys.executable, "-m", "jepa_fast.train", "--checkpoint-minutes", "0", *map(str, arguments)]
         return subprocess.Popen(words, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
 
-    run(whole, configuration(two_rooms, batch_size=6, steps=25, seed=5))
+    run(whole, configuration("features20k", two_rooms, batch_size=6, steps=25, seed=5))
     with command("--out", killed, *flags) as process:
         deadline = time.monotonic() + 60
         while not any(path.name >= "step-000000003.pt" for path in checkpoint_folder(killed).glob("step-*.pt")):
@@ -126,9 +89,9 @@ def test_a_killed_run_resumes_to_the_same_bits_and_goes_through_every_command(tm
 
 
 def test_reports_compare_runs_of_both_kinds(tmp_path, two_rooms):
-    features = run(tmp_path / "features", configuration(two_rooms))
+    features = run(tmp_path / "features", configuration("features20k", two_rooms))
     recipe = Recipe(model=ModelConfig(channels=2, blocks=1, dim=8))
-    convnext = run(tmp_path / "convnext", configuration(two_rooms, preset="test", recipe=recipe))
+    convnext = run(tmp_path / "convnext", configuration("features20k", two_rooms, preset="test", recipe=recipe))
     report.main(report.Arguments((features, convnext), out=tmp_path / "both.html"))
     page = (tmp_path / "both.html").read_text()
     for term in ("Surprise term", "Moving term", "Invariance term", "Covariance term"):
@@ -136,7 +99,7 @@ def test_reports_compare_runs_of_both_kinds(tmp_path, two_rooms):
 
 
 def test_configurations_of_both_kinds_read_back_and_do_not_mix(tmp_path, two_rooms):
-    config = configuration(two_rooms)
+    config = configuration("features20k", two_rooms)
     config.save(tmp_path / "config.json")
     assert RunConfig.load(tmp_path / "config.json") == config
     with pytest.raises(InputError, match="a features or a pixels model and the one_step energy go together"):

@@ -1,10 +1,8 @@
 """The preset pixels300k through the commands that users type: it learns, from pixels and actions alone."""
 
 import contextlib
-import shutil
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
@@ -12,31 +10,16 @@ import jepa_fast
 from jepa_fast import report
 from jepa_fast.config import LoopOptions, OneStepConfig, PixelModelConfig, Recipe, RunConfig
 from jepa_fast.data.shards import open_split
-from jepa_fast.engine.checkpoint import load_checkpoint
 from jepa_fast.engine.guards import is_collapsed
-from jepa_fast.engine.loop import train, training
+from jepa_fast.engine.loop import training
 from jepa_fast.engine.record import read_metrics
 from jepa_fast.errors import InputError
-from jepa_fast.generate import generate
 from jepa_fast.model.pixel_world import PixelWorld
 from jepa_fast.presets import preset
 from jepa_fast.probing.collapse import spectrum
 from jepa_fast.probing.rollouts import rollout_split
 from jepa_fast.runs import create_run
-
-
-def configuration(data, **changes):
-    config = RunConfig(
-        preset="pixels300k", recipe=preset("pixels300k"), seed=3, steps=12, batch_size=8, amp="off", compile=False,
-        device="cpu", data=str(data), loader="host", kernels="reference", exact_shortcuts=True,
-    )  # fmt: skip
-    return replace(config, **changes)
-
-
-def run(folder, config):
-    create_run(folder, config)
-    train(config, folder)
-    return folder
+from tests.one_step_runs import configuration, run
 
 
 def error_px2(world, split):
@@ -49,16 +32,8 @@ def error_px2(world, split):
     return (found @ torch.linalg.lstsq(found, truth).solution - truth).square().mean().item()
 
 
-@pytest.fixture(scope="module")
-def walks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("walks")
-    generate(folder, trajectories=2048, splits=("train",), workers=1)
-    generate(folder, trajectories=256, splits=("probe_normal/val", "probe_wall/val"), workers=1)
-    return folder
-
-
 def test_seconds_of_training_make_the_error_fall_and_untrained_it_fails(tmp_path, walks):
-    config = configuration(walks, steps=500, batch_size=32)
+    config = configuration("pixels300k", walks, steps=500, batch_size=32)
     trained = jepa_fast.load(run(tmp_path / "run", config))
     torch.manual_seed(0)
     untrained = PixelWorld(config.recipe.model)
@@ -75,7 +50,7 @@ def test_without_the_variance_term_its_encoder_collapses(tmp_path, walks):
     for variance in (0.0, weight):
         recipe = preset("pixels300k")
         recipe = replace(recipe, stages=tuple(replace(stage, variance=variance) for stage in recipe.stages))
-        config = configuration(walks, recipe=recipe, steps=200, batch_size=32)
+        config = configuration("pixels300k", walks, recipe=recipe, steps=200, batch_size=32)
         world = jepa_fast.load(run(tmp_path / str(variance), config))
         states = rollout_split(world, open_split(walks / "probe_normal" / "val"), "spread").states[:, 0]
         found = spectra[variance] = spectrum(states)
@@ -83,21 +58,8 @@ def test_without_the_variance_term_its_encoder_collapses(tmp_path, walks):
     assert spectra[weight].std.norm() > 100 * spectra[0.0].std.norm()
 
 
-def test_training_reads_no_location(tmp_path, two_rooms):
-    """With the simulator's locations destroyed on disk, training gives the same bits."""
-    shutil.copytree(two_rooms / "train", tmp_path / "data" / "train")
-    files = list((tmp_path / "data" / "train").glob("locations-*.npy"))
-    assert files
-    for path in files:
-        np.save(path, np.full_like(np.load(path), np.nan))
-    assert np.isnan(open_split(tmp_path / "data" / "train").locations(np.arange(3))).all()
-    kept = load_checkpoint(run(tmp_path / "kept", configuration(two_rooms)))["world"]
-    destroyed = load_checkpoint(run(tmp_path / "destroyed", configuration(tmp_path / "data")))["world"]
-    assert all(torch.equal(kept[name], destroyed[name]) for name in kept)
-
-
 def test_what_it_learns_is_logged_and_told(tmp_path, two_rooms):
-    folder = run(tmp_path / "run", configuration(two_rooms))
+    folder = run(tmp_path / "run", configuration("pixels300k", two_rooms))
     assert set(preset("pixels300k").terms) < set(read_metrics(folder)[-1])
     report.main(report.Arguments((folder,)))
     page = (folder / "report.html").read_text()
@@ -107,7 +69,9 @@ def test_what_it_learns_is_logged_and_told(tmp_path, two_rooms):
 
 
 def test_its_configuration_reads_back_and_goes_with_one_step_alone(tmp_path, two_rooms):
-    config = configuration(two_rooms, recipe=replace(preset("pixels300k"), model=PixelModelConfig(hidden=7)))
+    config = configuration(
+        "pixels300k", two_rooms, recipe=replace(preset("pixels300k"), model=PixelModelConfig(hidden=7))
+    )
     config.save(tmp_path / "config.json")
     assert RunConfig.load(tmp_path / "config.json") == config
     with pytest.raises(InputError, match="a features or a pixels model and the one_step energy go together"):
@@ -118,7 +82,7 @@ def test_its_configuration_reads_back_and_goes_with_one_step_alone(tmp_path, two
 
 def test_the_dot_is_found_before_the_gate_learns(tmp_path, walks):
     """In the first stage positions spread and the predictor stays as it was drawn."""
-    config = configuration(walks, steps=320, batch_size=32)
+    config = configuration("pixels300k", walks, steps=320, batch_size=32)
     create_run(tmp_path, config)
     fresh = PixelWorld(config.recipe.model)
     with contextlib.closing(training(config, tmp_path, LoopOptions())) as steps:

@@ -1,13 +1,15 @@
 """Batches drawn at random that keep to the Batch contract, dots and walls at every border and corner included."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from jepa_fast.data.batches import Batch
-from jepa_fast.data.shards import FrameSpec
+from jepa_fast.data.host import evaluation_batches
+from jepa_fast.data.shards import FrameSpec, open_split
 
 SCALE = 0.0942 / 255
 
@@ -55,3 +57,10 @@ def draw_batch(
 @pytest.fixture
 def drawn() -> Callable[..., tuple[Batch, FrameSpec, Tensor]]:
     return draw_batch
+
+
+@pytest.fixture(scope="module")
+def batch_and_spec(two_rooms: Path) -> tuple[Batch, FrameSpec]:
+    """All walks against the wall as one batch, and what its frames are like."""
+    split = open_split(two_rooms / "probe_wall" / "val")
+    return next(evaluation_batches(split, split.count)), split.spec

@@ -9,8 +9,6 @@ import torch.nn.functional as F
 
 from jepa_fast.config import EnergyConfig, PixelModelConfig
 from jepa_fast.data.batches import expand_dots, expand_frames
-from jepa_fast.data.host import evaluation_batches
-from jepa_fast.data.shards import open_split
 from jepa_fast.data.two_rooms import render_walls
 from jepa_fast.errors import InputError
 from jepa_fast.model.energy import regularisers
@@ -18,8 +16,6 @@ from jepa_fast.model.objectives import Execution, OneStepLikelihood, one_step_su
 from jepa_fast.model.pixel_world import PixelWorld
 from jepa_fast.model.softargmax import soft_argmax
 from jepa_fast.presets import preset
-from jepa_fast.probing import rollouts as rollouts_module
-from jepa_fast.probing.rollouts import rollout_split
 
 SMALL = PixelModelConfig(dim=16, channels=3, hidden=12)
 WEIGHTS = torch.tensor([1.0, 0.5, 10.0, 1.0])
@@ -29,12 +25,6 @@ WEIGHTS = torch.tensor([1.0, 0.5, 10.0, 1.0])
 def world():
     torch.manual_seed(0)
     return PixelWorld(SMALL)
-
-
-@pytest.fixture(scope="module")
-def batch_and_spec(two_rooms):
-    split = open_split(two_rooms / "probe_wall" / "val")
-    return next(evaluation_batches(split, split.count)), split.spec
 
 
 def scenes(count=200):
@@ -155,30 +145,6 @@ def test_an_untrained_gate_is_half_open_whatever_lies_ahead():
         assert 0.3 < log_move.exp().min() < log_move.exp().max() < 0.7
 
 
-def test_evaluation_sees_frame_zero_and_the_actions_alone(world, two_rooms, monkeypatch):
-    split = open_split(two_rooms / "probe_normal" / "val")
-    plain = rollout_split(world, split, "plain")
-
-    def blinded(split, batch_size):
-        for batch in evaluation_batches(split, batch_size):
-            dots, corners = batch.dots.clone(), batch.corners.clone()
-            dots[:, 1:] = torch.randint_like(dots[:, 1:], 256)
-            corners[:, 1:] = torch.randint_like(corners[:, 1:], 55)
-            yield batch._replace(dots=dots, corners=corners)
-
-    monkeypatch.setattr(rollouts_module, "evaluation_batches", blinded)
-    assert torch.equal(rollout_split(world, split, "noisy").states, plain.states)
-    # Of the batch, only these fields reach the world; each of them matters.
-    for field in ("dots", "corners", "walls", "actions"):
-
-        def changed(split, batch_size, field=field):
-            for batch in evaluation_batches(split, batch_size):
-                yield batch._replace(**{field: getattr(batch, field).flip(0)})
-
-        monkeypatch.setattr(rollouts_module, "evaluation_batches", changed)
-        assert not torch.equal(rollout_split(world, split, field).states, plain.states)
-
-
 @pytest.mark.parametrize("change", ["mirror x", "mirror y", "mirror both", "shift"])
 def test_gates_see_what_is_around_alone(world, change):
     """Mirrored and shifted scenes give the same gates: nothing is known of where things are."""
@@ -260,44 +226,7 @@ def test_standing_still_is_a_step_like_any_other(world, batch_and_spec):
     assert outcome.log_move.isfinite().all()
 
 
-def test_bf16_autocast_changes_nothing(world, batch_and_spec):
-    batch, spec = batch_and_spec
-    objective = OneStepLikelihood(world, Execution())
-
-    def terms():
-        encoded = world.batch_encoder(spec)(batch, world.dropout_clock)
-        return objective(encoded, batch.actions, world.dropout_clock, WEIGHTS, None)[0]
-
-    plain = terms()
-    with torch.autocast("cpu", torch.bfloat16):
-        rounded = terms()
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(rounded, plain, strict=True))
-
-
-def test_frames_of_another_size_are_refused(batch_and_spec):
-    world = PixelWorld(replace(SMALL, frame=64))
-    with pytest.raises(InputError, match=r"model\.frame: got 64, expected the data's 65 x 65 pixels"):
-        world.batch_encoder(batch_and_spec[1])
-
-
 @pytest.mark.parametrize("setting", [{"dim": 1}, {"frame": 1}, {"white": 0.0}, {"kernel": 0}, {"kind": "x"}])
 def test_settings_out_of_range_are_refused(setting):
     with pytest.raises(InputError, match=rf"model\.{next(iter(setting))}: got"):
         PixelModelConfig(**setting)
-
-
-def test_compiled_equals_eager(world, batch_and_spec):
-    batch, spec = batch_and_spec
-    objective, encode = OneStepLikelihood(world, Execution()), world.batch_encoder(spec)
-
-    def total(batch):
-        encoded = encode(batch, world.dropout_clock)
-        return objective(encoded, batch.actions, world.dropout_clock, WEIGHTS, None)[0].total
-
-    gradients = []
-    for function in (total, torch.compile(total, fullgraph=True, backend="aot_eager")):
-        world.zero_grad()
-        function(batch).backward()
-        gradients.append([parameter.grad.clone() for parameter in world.parameters()])
-    for ours, theirs in zip(*gradients, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)

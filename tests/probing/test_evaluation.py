@@ -24,6 +24,7 @@ from jepa_fast.probing.prober import converged_probe
 from jepa_fast.probing.results import Evaluation
 from jepa_fast.probing.rollouts import rollout_split
 from jepa_fast.runs import create_run
+from tests.blinded import batches_of_noise_after_frame_zero
 
 SMALL = ModelConfig(channels=4, blocks=1, dim=16)
 
@@ -89,14 +90,7 @@ def test_the_model_cannot_see_later_frames(world, two_rooms, monkeypatch):
     split = open_split(two_rooms / "probe_normal" / "val")
     plain = rollout_split(world, split, "plain")
 
-    def blinded(split, batch_size):
-        for batch in evaluation_batches(split, batch_size):
-            dots, corners = batch.dots.clone(), batch.corners.clone()
-            dots[:, 1:] = torch.randint_like(dots[:, 1:], 256)
-            corners[:, 1:] = torch.randint_like(corners[:, 1:], 55)
-            yield batch._replace(dots=dots, corners=corners)
-
-    monkeypatch.setattr(rollouts_module, "evaluation_batches", blinded)
+    monkeypatch.setattr(rollouts_module, "evaluation_batches", batches_of_noise_after_frame_zero)
     noisy = rollout_split(world, split, "noisy")
     assert torch.equal(noisy.states, plain.states)
     # The test can fail: frame 0 and the actions do matter.
