@@ -71,7 +71,7 @@ def test_untrained_an_action_moves_every_state_alike_whatever_the_wall():
 
 def test_the_preset_is_short_rollouts_with_the_default_encoder_and_the_wall_apart():
     recipe, other = preset("wall_apart"), preset("short_rollouts")
-    assert replace(recipe, model=other.model, optimizer=other.optimizer) == other
+    assert replace(recipe, model=other.model, optimizer=other.optimizer, stages=other.stages) == other
     world = World(recipe.model)
     sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in world.named_children()}
     assert sizes == {"encoder": 159_712, "predictor": 463_232}
