@@ -61,7 +61,7 @@ STUDIES: dict[str, Study] = {
     ),
     "pareto": Study(
         "Models of different sizes, each trained by its own full recipe: what does an error cost in parameters?",
-        ("features20k", "pixels300k", "wall_apart", "baseline"),
+        ("features20k", "pixels300k", "short_rollouts", "wall_apart", "baseline"),
     ),
     "quick": Study(
         "Two presets for forty steps: whether the machinery works, within minutes. Its errors say nothing.",
