@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 
 from jepa_fast import extension
-from jepa_fast.config import AnyModelConfig, Kernels, ModelConfig, require
+from jepa_fast.config import AnyModelConfig, ApartModelConfig, Kernels, ModelConfig, require
 from jepa_fast.kernels.vicreg import MOST_COLUMNS
 
 # bfloat16 on tensor cores begins here.
@@ -85,6 +85,7 @@ def describe_ops(kernels: Kernels, device: Literal["cpu", "cuda"], model: AnyMod
     compiled = kernels != "reference" and why_no_extension(device, model.dim) is None
     ops = {"vicreg": f"compiled {device} kernel" if compiled else PLAIN}
     if isinstance(model, ModelConfig):
-        ops["rollout"] = triton(dim=TRITON_DIMS, history=(0,), wall=("added",))
+        ops["rollout"] = triton(dim=TRITON_DIMS, history=(0,))
+    if isinstance(model, ModelConfig | ApartModelConfig):
         ops["convnext_block"] = triton(channels=CHANNELS)
     return ops

@@ -28,14 +28,11 @@ class ModelConfig:
         bias: whether layers have one, LayerNorms included; without, no input gives the state zero.
         head: what a branch reads off its last activations: means over 6 x 6 cells ("pool"), or for each channel the
             coordinates expected under a softmax over all pixels ("softargmax").
-        fusion: whether a third branch reads both channels, its state added to the others'; not with wall "apart".
+        fusion: whether a third branch reads both channels, its state added to the others'.
         norm_before_add: whether a branch's state is normalised before branches are added.
-        norm_after_add: whether their sum is normalised; not with wall "apart".
+        norm_after_add: whether their sum is normalised.
         history: k, how many states before the present one the predictor reads beside it.
         history_decay: what a past state is multiplied by for every step of its age.
-        wall: "added" = a state is the sum of both branches' outputs, "apart" = the agent's alone, and the wall's output
-            of frame 0 is carried beside it, unchanged, for the predictor to read. That predictor is another one, which
-            residual, activation, bias and history do not describe.
     """
 
     channels: int = 16
@@ -51,7 +48,6 @@ class ModelConfig:
     norm_after_add: bool = False
     history: int = 0
     history_decay: float = 0.5
-    wall: Literal["added", "apart"] = "added"
 
     def __post_init__(self) -> None:
         require(self.channels >= 1, "model.channels", self.channels, "at least 1")
@@ -64,11 +60,6 @@ class ModelConfig:
         require(self.head in ("pool", "softargmax"), "model.head", self.head, "'pool' or 'softargmax'")
         require(self.history >= 0, "model.history", self.history, "zero or more")
         require(0 < self.history_decay <= 1, "model.history_decay", self.history_decay, "a factor in (0, 1]")
-        require(self.wall in ("added", "apart"), "model.wall", self.wall, "'added' or 'apart'")
-        if self.wall == "apart":
-            for name in ("residual", "activation", "bias", "history", "fusion", "norm_after_add"):
-                given, default = getattr(self, name), getattr(type(self), name)
-                require(given == default, f"model.{name}", given, f"{default!r}, with model.wall 'apart'")
 
 
 @dataclass(frozen=True)
@@ -139,7 +130,35 @@ class PixelModelConfig:
             require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
 
 
-AnyModelConfig = ModelConfig | FeatureModelConfig | PixelModelConfig
+@dataclass(frozen=True)
+class ApartModelConfig:
+    """Shape of the world model whose states leave the wall out. The defaults give 357,601 parameters.
+
+    Attributes:
+        kind: tells it from ModelConfig where it is stored.
+        channels: C, width of the ConvNeXt blocks.
+        blocks: L, ConvNeXt blocks per branch.
+        dim: D, size of a state, and of what is carried of a wall.
+        frame: side of the square frames in pixels.
+        hidden: width of the gate's both hidden layers.
+    """
+
+    kind: Literal["apart"] = "apart"
+    channels: int = 16
+    blocks: int = 2
+    dim: int = 128
+    frame: int = 65
+    hidden: int = 256
+
+    def __post_init__(self) -> None:
+        require(self.kind == "apart", "model.kind", self.kind, "'apart'")
+        require(self.dim >= 2, "model.dim", self.dim, "at least 2")
+        require(self.frame >= 2, "model.frame", self.frame, "at least 2 pixels")
+        for name in ("channels", "blocks", "hidden"):
+            require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
+
+
+AnyModelConfig = ModelConfig | FeatureModelConfig | PixelModelConfig | ApartModelConfig
 
 
 def read_model_config(fields: dict[str, Any]) -> AnyModelConfig:
@@ -148,7 +167,10 @@ def read_model_config(fields: dict[str, Any]) -> AnyModelConfig:
     Raises:
         TypeError: unknown fields.
     """
-    kinds: dict[str | None, type[AnyModelConfig]] = {"features": FeatureModelConfig, "pixels": PixelModelConfig}
+    kinds: dict[str | None, type[AnyModelConfig]]
+    kinds = {"features": FeatureModelConfig, "pixels": PixelModelConfig, "apart": ApartModelConfig}
+    if fields.get("wall") == "added":  # there was a choice once, and this was the default
+        fields = {name: value for name, value in fields.items() if name != "wall"}
     return kinds.get(fields.get("kind"), ModelConfig)(**fields)
 
 
@@ -253,10 +275,10 @@ class OptimizerConfig:
 class Recipe:
     """What is trained and how, apart from the data and the machine: a preset is a named Recipe.
 
-    `batch_size` is in trajectories per step; the stages' epochs add up to the run. The one-step likelihood is
-    of the models on features and on pixels alone; on features nothing can collapse, and a stage has no regularisers to
-    weigh. With `flips` each trajectory is mirrored at random along either axis, which is for worlds that are their own
-    mirror images.
+    `batch_size` is in trajectories per step; the stages' epochs add up to the run. The one-step likelihood is of the
+    models whose dot stays or moves; on features nothing can collapse, and a stage has no regularisers to weigh. With
+    `flips` each trajectory is mirrored at random along either axis, which is for worlds that are their own mirror
+    images.
     """
 
     model: AnyModelConfig = field(default_factory=ModelConfig)
@@ -268,7 +290,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if isinstance(self.model, ModelConfig) == isinstance(self.energy, OneStepConfig):
-            raise InputError("recipe: a features or a pixels model and the one_step energy go together")
+            raise InputError("recipe: a features, a pixels or an apart model and the one_step energy go together")
         if isinstance(self.energy, ContrastConfig) or isinstance(self.model, FeatureModelConfig):
             alone = all(stage.variance == stage.covariance == 0 for stage in self.stages)
             what = f"the {self.energy.kind} energy" if isinstance(self.energy, ContrastConfig) else "a features model"
@@ -288,7 +310,7 @@ class Recipe:
             return ("surprise", "invariance", "moving")
         if isinstance(self.energy, ContrastConfig):
             return ("contrast", "invariance", "found")
-        if isinstance(self.model, PixelModelConfig):
+        if isinstance(self.energy, OneStepConfig):
             return ("surprise", "invariance", "moving", "variance", "covariance")
         return ("invariance", "variance", "covariance")
 

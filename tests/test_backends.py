@@ -8,7 +8,7 @@ import torch
 
 from jepa_fast import backends, extension
 from jepa_fast.backends import choose_kernels, describe_ops
-from jepa_fast.config import FeatureModelConfig, ModelConfig
+from jepa_fast.config import ApartModelConfig, FeatureModelConfig, ModelConfig
 from jepa_fast.errors import InputError
 
 
@@ -82,7 +82,6 @@ def test_states_too_wide_for_the_compiled_ops_leave_them_out(machine):
         ("triton", "cuda", {}, "Triton kernel"),
         ("triton", "cuda", {"dim": 100}, "plain PyTorch: model.dim is 100, the kernel takes 16, 32, 64, 128"),
         ("triton", "cuda", {"history": 4}, "plain PyTorch: model.history is 4, the kernel takes 0"),
-        ("triton", "cuda", {"wall": "apart"}, "plain PyTorch: model.wall is apart, the kernel takes added"),
         ("triton", "cpu", {}, "plain PyTorch: Triton kernels run on CUDA devices alone"),
         ("fused", "cuda", {}, "plain PyTorch"),
     ],
@@ -97,6 +96,7 @@ def test_every_op_is_described(machine):
     assert describe_ops("fused", "cuda", ModelConfig())["vicreg"] == "compiled cuda kernel"
     assert set(describe_ops("reference", "cuda", ModelConfig()).values()) == {"plain PyTorch"}
     assert describe_ops("fused", "cuda", FeatureModelConfig()) == {"vicreg": "compiled cuda kernel"}
+    assert set(describe_ops("fused", "cuda", ApartModelConfig())) == {"vicreg", "convnext_block"}
 
 
 @pytest.mark.parametrize(

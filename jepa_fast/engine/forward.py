@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from jepa_fast import backends
-from jepa_fast.config import ContrastConfig, EnergyConfig, RunConfig
+from jepa_fast.config import EnergyConfig, RunConfig
 from jepa_fast.data.batches import Batch
 from jepa_fast.data.manifest import FrameSpec
 from jepa_fast.model.build import build_world
@@ -58,14 +58,11 @@ class Forward(nn.Module):
             self._kept = config.recipe.energy.ema_decay
         ops = backends.describe_ops(config.kernels, config.device, config.recipe.model)
         fused = ops["vicreg"] != backends.PLAIN
-        if isinstance(config.recipe.energy, ContrastConfig):
+        if not isinstance(config.recipe.energy, EnergyConfig):
             del ops["vicreg"]
-            ops["infonce"] = backends.PLAIN
-        if isinstance(self.world, World):
-            for name, backend in ops.items():
-                logger.info("%s: %s", name, backend)
-        else:
-            logger.info("one-step model: %s", backends.PLAIN)
+            ops[config.recipe.energy.kind] = backends.PLAIN
+        for name, backend in ops.items():
+            logger.info("%s: %s", name, backend)
         if config.compile and group is not None:
             logger.info("compile: encoder and predictor; what %d processes exchange runs as it is", group.size())
         execution = Execution(self._compiled, span, group)
@@ -89,7 +86,7 @@ class Forward(nn.Module):
                 encoded = self._encode(batch, clock)
                 if self.target_encoder is not None:
                     with torch.no_grad():
-                        targets = self._encode_targets(batch, clock)[:, 1:, : self.world.config.dim]
+                        targets = self._encode_targets(batch, clock)[:, 1:]
             return self.objective(encoded, batch.actions, clock, weights, targets)
 
     @torch.no_grad()

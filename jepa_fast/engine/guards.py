@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jepa_fast.config import FeatureModelConfig, PixelModelConfig, Recipe
+from jepa_fast.config import ApartModelConfig, FeatureModelConfig, PixelModelConfig, Recipe
 from jepa_fast.data.batches import Batch
 from jepa_fast.data.host import gather
 from jepa_fast.data.sampler import Sampler
@@ -84,6 +84,9 @@ def is_collapsed(recipe: Recipe, std: Sequence[float], size: float, rankme: floa
     if isinstance(recipe.model, PixelModelConfig):
         # Of rank 2 as well; what its coordinates can do is to come close to one point, whose state may be of any size.
         return math.hypot(*std) < LEAST_SPREAD * recipe.model.spread
+    if isinstance(recipe.model, ApartModelConfig):
+        # Of rank 2 again; the variance term asks for 1 in every dimension.
+        return sum(std) / len(std) < LEAST_SPREAD
     return sum(std) / len(std) < LEAST_SPREAD * size or rankme < max(2.0, LEAST_RANKME * len(std))
 
 
@@ -130,6 +133,6 @@ class CollapseWatch:
         world = self._forward.world.eval()
         try:
             with self._forward.autocast():
-                return states_of(self._forward.encode(self._batch, world.dropout_clock), world.config.dim)
+                return states_of(self._forward.encode(self._batch, world.dropout_clock))
         finally:
             world.train()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from jepa_fast.config import FeatureModelConfig
 from jepa_fast.model.features import read_centres, read_layout
-from jepa_fast.model.one_step_world import ActionStep, Encoded, Lift, OneStepWorld, StayOrMove, bounded
+from jepa_fast.model.one_step_world import ActionStep, Encoded, Lift, PositionWorld, StayOrMove, bounded
 
 
 class FeaturePredictor(nn.Module):
@@ -74,7 +74,7 @@ def _gate(*widths: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(widths[-1], 1, bias=False))
 
 
-class FeatureWorld(OneStepWorld):
+class FeatureWorld(PositionWorld):
     """A joint-embedding predictive world model on features that are read from pixels by fixed rules.
 
     Its room is the layout as `read_layout` gives it, [B, 2, 2, 2], seen from the centre in half frames.

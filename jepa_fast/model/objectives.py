@@ -75,7 +75,7 @@ class RolloutEnergy:
     """The energy of rollouts, VICReg's or a contrastive one: from frame 0, or with a horizon every so many frames."""
 
     def __init__(self, world: World, config: EnergyConfig | ContrastConfig, fused: bool, execution: Execution) -> None:
-        self.config, self.span, self.dim = config, execution.span, world.config.dim
+        self.config, self.span = config, execution.span
         self.horizon = config.horizon if isinstance(config, EnergyConfig) else None
         self.roll_out = execution.compiled(world.predictor)
         # To the energy, targets of an averaged encoder are tensors like any others that it is handed.
@@ -101,9 +101,7 @@ class RolloutEnergy:
         assert isinstance(encoded, Tensor)
         with self.span("rollout"):
             predicted = self._predict(encoded, actions, clock)
-        # What follows the state in an encoding is carried, not predicted.
-        encoded = encoded[:, 1:, : self.dim]
-        config = self.config
+        encoded, config = encoded[:, 1:], self.config
         with self.span("energy"):
             if len(weights) == 4:
                 assert self._handed_in is not None
@@ -149,9 +147,8 @@ def share_of_gradient(values: Tensor, share: Tensor) -> Tensor:
 class OneStepLikelihood:
     """-log[g N(z', z + A a, s^2) + (1 - g) N(z', z, s^2)] without the constants of N; z' the next frame's encoding.
 
-    Where the encoder is learned as a whole, the variance and the covariance term of the energy keep positions apart.
-    They are taken of the positions that states stand for, in half frames: of a lifted state all but two dimensions'
-    variance would be missing whatever the encoder does.
+    Where the encoder is learned as a whole, the variance and the covariance term of the energy keep states apart, or
+    the positions that states stand for, in half frames.
     """
 
     def __init__(self, world: OneStepWorld, execution: Execution) -> None:
@@ -177,10 +174,10 @@ class OneStepLikelihood:
             if not self.world.can_collapse:
                 return OneStepTerms(weights[0] * terms[0], *terms.unbind()), states
             with torch.autocast(actions.device.type, enabled=False):
-                positions = self.world.lift.positions(encoded.states)
+                states_or_positions = self.world.regularised(encoded.states)
                 if self.group is not None:
-                    positions = gathered(positions, self.group)
-                spread = torch.stack(regularisers(positions, EnergyConfig()))
+                    states_or_positions = gathered(states_or_positions, self.group)
+                spread = torch.stack(regularisers(states_or_positions, EnergyConfig()))
             total = weights[0] * terms[0] + (weights[2:] * spread).sum()
         return RegularisedTerms(total, *terms.unbind(), *spread.unbind()), states
 

@@ -1,19 +1,21 @@
-"""What the worlds share whose dot stays or moves: states of positions, two outcomes of a step, a room that is carried.
+"""What the worlds share whose dot stays or moves: two outcomes of a step, a room that is carried.
 
-    state       z = W p, p a position seen from the frame's centre, in half frames; W [D, 2] learned, orthogonal columns
     prediction  z' = z + g A a: the mean of two outcomes, to move by A a or to stay
+    state       of a `PositionWorld` z = W p, p a position seen from the frame's centre, in half frames; W [D, 2]
+                learned, orthogonal columns
 
-How positions are found, what of a room is kept and how likely the dot moves is for each world to say.
+How frames are encoded, what of a room is kept and how likely the dot moves is for each world to say.
 """
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jepa_fast.config import FeatureModelConfig, Kernels, PixelModelConfig
+from jepa_fast.config import ApartModelConfig, FeatureModelConfig, Kernels, PixelModelConfig
 from jepa_fast.data.batches import Batch
 from jepa_fast.data.manifest import FrameSpec
 from jepa_fast.errors import InputError
@@ -38,9 +40,9 @@ class Encoded(NamedTuple):
 AnyEncoded = Tensor | Encoded
 
 
-def states_of(encoded: AnyEncoded, dim: int) -> Tensor:
-    """The states [B, T, dim] of encodings, without what is carried beside them."""
-    return encoded.states if isinstance(encoded, Encoded) else encoded[..., :dim]
+def states_of(encoded: AnyEncoded) -> Tensor:
+    """The states [B, T, D] of encodings, without what is carried beside them."""
+    return encoded.states if isinstance(encoded, Encoded) else encoded
 
 
 class StayOrMove(NamedTuple):
@@ -99,7 +101,7 @@ class ActionStep(nn.Linear):
 
 
 class OneStepWorld(nn.Module, ABC):
-    """A joint-embedding predictive world model whose states stand for positions and whose dot stays or moves.
+    """A joint-embedding predictive world model whose dot stays or moves.
 
     Used like `World`: frames float [.., 2, H, W], channel 0 the agent and channel 1 the walls; actions (x, y) in pixels
     per step. Everything is float32, under autocast too: half a pixel in bf16 would be a wall missed.
@@ -110,14 +112,88 @@ class OneStepWorld(nn.Module, ABC):
     # Whether the encoder could give all frames the same state.
     can_collapse: bool
 
+    config: FeatureModelConfig | PixelModelConfig | ApartModelConfig
+
+    def __init__(self, config: FeatureModelConfig | PixelModelConfig | ApartModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.side, self.dim = config.frame, config.dim
+        # Nothing is dropped; trainer and evaluation hand the clock on all the same.
+        self.register_buffer("dropout_clock", new_clock(), persistent=False)
+
+    @property
+    @abstractmethod
+    def pixel(self) -> float:
+        """How far apart the states of points one pixel apart are."""
+
+    @abstractmethod
+    def encode_frames(self, frames: Tensor) -> Encoded:
+        """The encodings of whole frames [B, T, 2, H, W]; the room is that of frame 0."""
+
+    @abstractmethod
+    def predict(self, encoded: Encoded, actions: Tensor) -> StayOrMove:
+        """One step from every encoded frame [B, T] by its action [B, T, 2] in pixels."""
+
+    @abstractmethod
+    def regularised(self, states: Tensor) -> Tensor:
+        """What of states [B, T, D] the variance and the covariance term are taken of, [B, T, .]."""
+
+    @abstractmethod
+    def batch_encoder(
+        self, spec: FrameSpec, wall_bases: Tensor | None = None, mode: Literal["auto", "off"] = "auto"
+    ) -> Callable[[Batch, Tensor], Encoded]:
+        """What encodes the batches of a split; arguments as in `BatchEncoder`.
+
+        Raises:
+            InputError: its frames are not of the size that the model is for.
+        """
+
+    def check_size(self, spec: FrameSpec) -> None:
+        """Raise InputError unless frames are of the size that the model is for."""
+        if (spec.height, spec.width) != (self.side, self.side):
+            raise InputError(f"model.frame: got {self.side}, expected the data's {spec.height} x {spec.width} pixels")
+
+    def forward(self, frames: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Predicted and encoded states of frames 1..T-1, both [B, T-1, D], from frames [B, T, 2, H, W].
+
+        Raises:
+            ValueError: shapes that do not fit together.
+        """
+        check_shapes(frames, actions)
+        encoded = self.encode_frames(frames)
+        return self.unroll(encoded.frames(slice(1)), actions)[:, 1:], encoded.states[:, 1:]
+
+    def rollout(self, first_frames: Tensor, actions: Tensor) -> Tensor:
+        """States [B, T, D]: the encoding of frame 0, then one prediction per action. No later frame is asked for.
+
+        Args:
+            first_frames: [B, 2, H, W].
+            actions: [B, T-1, 2].
+
+        Raises:
+            ValueError: shapes that do not fit together.
+        """
+        check_first_frames(first_frames, actions)
+        return self.unroll(self.encode_frames(first_frames[:, None]), actions)
+
+    def unroll(self, first: Encoded, actions: Tensor) -> Tensor:
+        """States [B, T, D]: those of one encoded frame [B, 1], then one prediction per action [B, T-1, 2]."""
+        encoded = first
+        states = [encoded.states]
+        for t in range(actions.shape[1]):
+            encoded = encoded._replace(states=self.predict(encoded, actions[:, t : t + 1]).mean)
+            states.append(encoded.states)
+        return torch.cat(states, dim=1)
+
+
+class PositionWorld(OneStepWorld):
+    """A one-step world whose states stand for positions, lifted by one linear layer."""
+
     config: FeatureModelConfig | PixelModelConfig
 
     def __init__(self, config: FeatureModelConfig | PixelModelConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.side, self.dim, self.spread = config.frame, config.dim, config.spread
-        # Nothing is dropped; trainer and evaluation hand the clock on all the same.
-        self.register_buffer("dropout_clock", new_clock(), persistent=False)
+        super().__init__(config)
+        self.spread = config.spread
 
     @property
     @abstractmethod
@@ -136,10 +212,6 @@ class OneStepWorld(nn.Module, ABC):
         """
 
     @abstractmethod
-    def predict(self, encoded: Encoded, actions: Tensor) -> StayOrMove:
-        """One step from every encoded frame [B, T] by its action [B, T, 2] in pixels."""
-
-    @abstractmethod
     def explain(self) -> str:
         """How frames are encoded, for the log."""
 
@@ -148,53 +220,28 @@ class OneStepWorld(nn.Module, ABC):
         """How far apart the states of points one pixel apart are."""
         return 2 * self.spread / (self.side - 1)
 
-    def batch_encoder(self, spec: FrameSpec, *_: object) -> "OneStepBatchEncoder":
+    def encode_frames(self, frames: Tensor) -> Encoded:
+        """The encodings of whole frames [B, T, 2, H, W]; the room is that of frame 0."""
+        return self.encode(frames[:, :, 0], None, frames[:, 0, 1])
+
+    def regularised(self, states: Tensor) -> Tensor:
+        """Positions [B, T, 2]: of lifted states all but two dimensions' variance is missing whatever encoders do."""
+        return self.lift.positions(states)
+
+    def batch_encoder(self, spec: FrameSpec, *_: object) -> "PositionBatchEncoder":
         """What encodes the batches of a split.
 
         Raises:
             InputError: its frames are not of the size that the model is for.
         """
-        return OneStepBatchEncoder(self, spec)
-
-    def forward(self, frames: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Predicted and encoded states of frames 1..T-1, both [B, T-1, D], from frames [B, T, 2, H, W].
-
-        Raises:
-            ValueError: shapes that do not fit together.
-        """
-        check_shapes(frames, actions)
-        encoded = self.encode(frames[:, :, 0], None, frames[:, 0, 1])
-        return self.unroll(encoded.frames(slice(1)), actions)[:, 1:], encoded.states[:, 1:]
-
-    def rollout(self, first_frames: Tensor, actions: Tensor) -> Tensor:
-        """States [B, T, D]: the encoding of frame 0, then one prediction per action. No later frame is asked for.
-
-        Args:
-            first_frames: [B, 2, H, W].
-            actions: [B, T-1, 2].
-
-        Raises:
-            ValueError: shapes that do not fit together.
-        """
-        check_first_frames(first_frames, actions)
-        return self.unroll(self.encode(first_frames[:, None, 0], None, first_frames[:, 1]), actions)
-
-    def unroll(self, first: Encoded, actions: Tensor) -> Tensor:
-        """States [B, T, D]: those of one encoded frame [B, 1], then one prediction per action [B, T-1, 2]."""
-        encoded = first
-        states = [encoded.states]
-        for t in range(actions.shape[1]):
-            encoded = encoded._replace(states=self.predict(encoded, actions[:, t : t + 1]).mean)
-            states.append(encoded.states)
-        return torch.cat(states, dim=1)
+        return PositionBatchEncoder(self, spec)
 
 
-class OneStepBatchEncoder:
+class PositionBatchEncoder:
     """Encodes a Batch, windows as they are; the room is that of frame 0."""
 
-    def __init__(self, world: OneStepWorld, spec: FrameSpec) -> None:
-        if (spec.height, spec.width) != (world.side, world.side):
-            raise InputError(f"model.frame: got {world.side}, expected the data's {spec.height} x {spec.width} pixels")
+    def __init__(self, world: PositionWorld, spec: FrameSpec) -> None:
+        world.check_size(spec)
         self.world, self.scale = world, spec.scale
 
     def __call__(self, batch: Batch, clock: Tensor) -> Encoded:

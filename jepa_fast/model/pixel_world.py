@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa_fast.config import PixelModelConfig
-from jepa_fast.model.one_step_world import ActionStep, Encoded, Lift, OneStepWorld, StayOrMove, bounded
+from jepa_fast.model.one_step_world import ActionStep, Encoded, Lift, PositionWorld, StayOrMove, bounded
 from jepa_fast.model.softargmax import soft_argmax_of_windows
 
 # A dot's first logits are tenths of this: the softmax begins nearly flat, and positions nearly the same for all frames.
@@ -93,7 +93,7 @@ class PixelPredictor(nn.Module):
         return F.logsigmoid(-logits), F.logsigmoid(logits)
 
 
-class PixelWorld(OneStepWorld):
+class PixelWorld(PositionWorld):
     """A joint-embedding predictive world model on pixels.
 
     Its room is the wall's image [B, H, W], white at 1.

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from jepa_fast.config import Kernels, ModelConfig
 from jepa_fast.data.shards import FrameSpec
 from jepa_fast.model import explorejepa
-from jepa_fast.model.apart import ApartPredictor
 from jepa_fast.model.dropout import new_clock
 from jepa_fast.model.encoder import Encoder
 from jepa_fast.model.predictor import Predictor
@@ -46,22 +45,17 @@ class World(nn.Module):
             norm_after_add=config.norm_after_add,
             head=config.head,
             fusion=config.fusion,
-            wall=config.wall,
         )
-        self.predictor: Predictor | ApartPredictor
-        if config.wall == "apart":
-            self.predictor = ApartPredictor(config.dim, config.dropout)
-        else:
-            self.predictor = Predictor(
-                config.dim,
-                config.dropout,
-                config.residual,
-                config.activation,
-                kernels,
-                bias=config.bias,
-                history=config.history,
-                history_decay=config.history_decay,
-            )
+        self.predictor = Predictor(
+            config.dim,
+            config.dropout,
+            config.residual,
+            config.activation,
+            kernels,
+            bias=config.bias,
+            history=config.history,
+            history_decay=config.history_decay,
+        )
         self.register_buffer("dropout_clock", new_clock(), persistent=False)
 
     @classmethod
@@ -104,7 +98,7 @@ class World(nn.Module):
             self.dropout_clock[1] += 1
         encoded = self.encoder(frames, self.dropout_clock)
         predicted = self.predictor(encoded[:, 0], actions, self.dropout_clock)
-        return predicted, encoded[:, 1:, : self.config.dim]
+        return predicted, encoded[:, 1:]
 
     def rollout(self, first_frames: Tensor, actions: Tensor) -> Tensor:
         """States [B, T, D]: the encoding of frame 0, then one prediction per action. No later frame is asked for.
@@ -120,9 +114,8 @@ class World(nn.Module):
         return self.unroll(self.encoder(first_frames[:, None], self.dropout_clock)[:, 0], actions)
 
     def unroll(self, first: Tensor, actions: Tensor) -> Tensor:
-        """States [B, T, D]: those of the first encodings, [B, D] or [B, 2 D], then one per action [B, T-1, 2]."""
-        state = first[:, None, : self.config.dim]
-        return torch.cat([state, self.predictor(first, actions, self.dropout_clock)], dim=1)
+        """States [B, T, D]: the first [B, D], then one per action [B, T-1, 2]."""
+        return torch.cat([first[:, None], self.predictor(first, actions, self.dropout_clock)], dim=1)
 
 
 def check_first_frames(first_frames: Tensor, actions: Tensor) -> None:

@@ -33,7 +33,7 @@ def branch_states(image, weights):
             columns = slice(j * width // 6, -(-(j + 1) * width // 6))
             pooled[:, i, j] = x[rows, columns].mean((0, 1))
     out = weights["fc.weight"] @ pooled.reshape(-1) + weights["fc.bias"]
-    return layer_norm(out, weights["norm.weight"], weights["norm.bias"])
+    return layer_norm(out, weights["norm.weight"], weights["norm.bias"]) if "norm.weight" in weights else out
 
 
 def predictor_step(state, action, weights, residual="sum", activation="after_norm"):

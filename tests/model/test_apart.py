@@ -1,4 +1,4 @@
-"""States that leave the wall out: the wall is carried, not predicted, and is learned through the predictor alone."""
+"""States that leave the wall out: the wall is carried, not predicted, and is learned through the gate alone."""
 
 import json
 from dataclasses import replace
@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from jepa_fast.config import EnergyConfig, ModelConfig, Recipe, RunConfig
+from jepa_fast.config import ApartModelConfig, EnergyConfig, OneStepConfig, Recipe, RunConfig
+from jepa_fast.engine.guards import is_collapsed
 from jepa_fast.errors import InputError
+from jepa_fast.model.apart import ApartWorld
+from jepa_fast.model.build import build_world
 from jepa_fast.model.dropout import new_clock
 from jepa_fast.model.encoder import Encoder
 from jepa_fast.model.objectives import choose_objective
@@ -16,19 +19,20 @@ from jepa_fast.model.shortcuts import BatchEncoder, Rewrites
 from jepa_fast.model.world import World
 from jepa_fast.presets import preset
 from tests.model.exactness import assert_equal_to_plain
-from tests.model.numpy_world import branch_states, gelu, layer_norm
+from tests.model.numpy_world import branch_states, layer_norm
 
-SMALL = ModelConfig(channels=3, blocks=2, dim=10, dropout=0.0, wall="apart")
-WEIGHTS = torch.tensor([25.0, 25.0, 1.0], dtype=torch.float64)
+SMALL = ApartModelConfig(channels=3, blocks=2, dim=10, frame=13, hidden=7)
+WEIGHTS = torch.tensor([1.0, 0.5, 100.0, 0.1], dtype=torch.float64)
 
 
 def scrambled(config=SMALL):
     """A float64 world with every parameter random, so that no default of ones or zeros hides a mistake."""
     torch.manual_seed(0)
-    world = World(config).double()
+    world = ApartWorld(config).double()
     with torch.no_grad():
         for parameter in world.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
+        world.predictor.gate.mix[-1].bias.zero_()
     return world.eval()
 
 
@@ -36,12 +40,14 @@ def weights_under(world, prefix):
     return {k.removeprefix(prefix): v.numpy() for k, v in world.state_dict().items() if k.startswith(prefix)}
 
 
-def predictor_step(state, wall, action, w):
-    """The state [D] that follows, from the formula."""
-    hidden = w["state.weight"] @ state + w["wall.weight"] @ wall + w["action.weight"] @ action + w["state.bias"]
-    hidden = gelu(layer_norm(hidden, w["norm.weight"], w["norm.bias"]))
-    mixed = layer_norm(w["mix.weight"] @ hidden + w["mix.bias"], w["mix_norm.weight"], w["mix_norm.bias"])
-    return state + w["move.weight"] @ action + w["project.weight"] @ (hidden + gelu(mixed)) + w["project.bias"]
+def moving(state, wall, action, w):
+    """How likely the dot moves, from the formula."""
+    w = {name.removeprefix("gate."): value for name, value in w.items()} | {"A": w["action.weight"]}
+    shift = w["wall.weight"] @ layer_norm(wall, w["norm.weight"], w["norm.bias"]) + w["state.bias"]
+    sides = [np.tanh(w["state.weight"] @ place + shift) for place in (state, state + w["A"] @ action)]
+    hidden = np.maximum(w["mix.0.weight"] @ np.concatenate([*sides, action]) + w["mix.0.bias"], 0)
+    logit = (w["mix.2.weight"] @ hidden + w["mix.2.bias"]).item()
+    return 1 / (1 + np.exp(-logit / (1 + abs(logit) / 20)))
 
 
 def test_a_rollout_equals_the_formulas_in_numpy():
@@ -50,32 +56,35 @@ def test_a_rollout_equals_the_formulas_in_numpy():
     predicted, encoded = world(frames, actions)
     states = world.rollout(frames[:, 0], actions)
     agent, wall, weights = (weights_under(world, p) for p in ("encoder.agent.", "encoder.wall.", "predictor."))
+    gates = []
     for b in range(2):
         targets = [branch_states(frame[0], agent) for frame in frames[b].numpy()]
         carried = branch_states(frames[b, 0, 1].numpy(), wall)
         np.testing.assert_allclose(encoded[b].detach(), targets[1:], rtol=1e-10, atol=1e-10)
         expected = [targets[0]]
-        for t in range(4):
-            expected.append(predictor_step(expected[-1], carried, actions[b, t].numpy(), weights))
+        for action in actions[b].numpy():
+            gates.append(moving(expected[-1], carried, action, weights))
+            expected.append(expected[-1] + gates[-1] * weights["action.weight"] @ action)
         np.testing.assert_allclose(states[b].detach(), expected, rtol=1e-10, atol=1e-10)
         np.testing.assert_allclose(predicted[b].detach(), expected[1:], rtol=1e-10, atol=1e-10)
+    assert max(gates) - min(gates) > 0.02
 
 
-def test_untrained_an_action_moves_every_state_alike_whatever_the_wall():
-    predictor = World(SMALL).double().predictor
-    first, actions = torch.randn(4, 20).double(), torch.randn(1, 5, 2).double().expand(4, -1, -1)
-    moved = predictor(first, actions, new_clock()) - first[:, None, :10]
-    assert moved[0].abs().min() > 0
-    torch.testing.assert_close(moved, moved[:1].expand(4, -1, -1), rtol=1e-12, atol=1e-12)
+def test_untrained_the_gate_is_the_same_everywhere_and_mostly_open():
+    world = ApartWorld(SMALL).double()
+    frames, actions = torch.rand(4, 5, 2, 13, 13).double(), torch.randn(4, 5, 2).double()
+    log_move = world.predict(world.encode_frames(frames), actions).log_move
+    torch.testing.assert_close(log_move, log_move[:1, :1].expand_as(log_move), rtol=0, atol=0)
+    assert 0.9 < log_move[0, 0].exp() < 0.95
 
 
-def test_the_preset_is_short_rollouts_with_the_default_encoder_and_the_wall_apart():
-    recipe, other = preset("wall_apart"), preset("short_rollouts")
-    assert replace(recipe, model=other.model, optimizer=other.optimizer, stages=other.stages) == other
-    world = World(recipe.model)
+def test_the_preset_has_the_default_encoder_without_the_norms_before_a_sum():
+    world = build_world(preset("wall_apart").model)
     sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in world.named_children()}
-    assert sizes == {"encoder": 159_712, "predictor": 463_232}
-    assert sum(p.numel() for p in World(other.model).parameters()) == 293_344
+    default = World().encoder
+    norms = sum(p.numel() for branch in (default.agent, default.wall) for p in branch.norm.parameters())
+    assert sizes == {"encoder": sum(p.numel() for p in default.parameters()) - norms, "predictor": 198_401}
+    assert sum(sizes.values()) == 357_601
 
 
 def test_states_say_nothing_of_the_wall_and_predictions_do():
@@ -85,13 +94,13 @@ def test_states_say_nothing_of_the_wall_and_predictions_do():
     other[:, :, 1] = torch.rand_like(other[:, :, 1])
     (predicted, encoded), (moved, same) = world(frames, actions), world(other, actions)
     assert torch.equal(encoded, same)
-    assert (predicted - moved).abs().amax(dim=(1, 2)).min() > 1e-3
+    assert (predicted - moved).abs().max() > 1e-4
     assert torch.equal(world.rollout(frames[:, 0], actions)[:, 0], world.rollout(other[:, 0], actions)[:, 0])
 
 
 def test_the_wall_is_that_of_frame_0_bit_for_bit_in_every_frame(drawn):
     batch, spec, bases = drawn(1, trajectories=3)
-    encoder = scrambled(replace(SMALL, dropout=0.3)).encoder.train()
+    encoder = Encoder(3, 2, 10, 0.3, wall="apart").double().train()
     encoded = BatchEncoder(encoder, spec, bases)(batch, new_clock(2))
     wall = encoded[..., 10:]
     assert torch.equal(wall, wall[:, :1].expand_as(wall))
@@ -107,61 +116,95 @@ def test_the_wall_is_that_of_frame_0_bit_for_bit_in_every_frame(drawn):
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_shortcuts_are_exact_with_the_wall_apart(drawn, dropout):
     batch, spec, bases = drawn(4)
-    encoder = Encoder(16, 2, 32, dropout, wall="apart")
+    encoder = Encoder(16, 2, 32, dropout, norm_before_add=False, wall="apart")
     with torch.no_grad():
         for parameter in encoder.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     assert_equal_to_plain(encoder, batch, spec, bases, Rewrites())
 
 
-@pytest.mark.parametrize("horizon", [None, 1, 3])
-def test_only_predictions_teach_the_wall_branch(horizon):
-    """The wall's branch gets its gradient through the predictor: one that does not look at walls gives it none."""
+def test_batches_and_frames_are_encoded_alike(batch_and_spec):
+    batch, spec = batch_and_spec
+    world = scrambled(replace(SMALL, frame=65))
+    shortcut, plain = (world.batch_encoder(spec, None, mode)(batch, new_clock()) for mode in ("auto", "off"))
+    torch.testing.assert_close(shortcut.states, plain.states, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(shortcut.room, plain.room, rtol=1e-9, atol=1e-9)
+
+
+def test_only_the_gate_teaches_the_wall_branch():
+    """The wall's branch gets its gradient through the gate: one that does not look at walls gives it none."""
     world = scrambled()
     frames, actions = torch.rand(4, 4, 2, 13, 13).double(), torch.randn(4, 3, 2).double()
-    config = EnergyConfig(sides="both", targets="stop_gradient", horizon=horizon)
-    objective = choose_objective(world, config, fused=False)
+    objective = choose_objective(world, OneStepConfig(), fused=False)
 
-    def gradients(weights):
+    def gradients():
         world.zero_grad()
-        encoded = world.encoder(frames, world.dropout_clock)
-        objective(encoded, actions, world.dropout_clock, weights, None)[0].total.backward()
+        encoded = world.encode_frames(frames)
+        objective(encoded, actions, world.dropout_clock, WEIGHTS, None)[0].total.backward()
         return {name: p.grad.abs().sum().item() for name, p in world.named_parameters() if p.grad is not None}
 
-    assert min(gradients(WEIGHTS).values()) > 0
-    assert set(gradients(WEIGHTS)) == {name for name, _ in world.named_parameters()}
-    world.predictor.requires_grad_(False)
+    assert set(gradients()) == {name for name, _ in world.named_parameters()}
+    assert min(gradients().values()) > 0
     with torch.no_grad():
-        world.predictor.wall.weight.zero_()
-    assert not any(size for name, size in gradients(WEIGHTS).items() if name.startswith("encoder.wall."))
+        world.predictor.gate.wall.weight.zero_()
+    assert not any(size for name, size in gradients().items() if name.startswith("encoder.wall."))
 
 
-def test_dropout_keeps_the_predictor_a_function_of_the_clock():
-    predictor = scrambled(replace(SMALL, dropout=0.4)).predictor.train()
-    first, actions = torch.randn(3, 20).double(), torch.randn(3, 4, 2).double()
-    once, again = (predictor(first, actions, new_clock(7)) for _ in range(2))
-    assert torch.equal(once, again)
-    assert not torch.equal(once, predictor(first, actions, new_clock(8)))
-    assert not torch.equal(once, predictor.eval()(first, actions, new_clock(7)))
+def test_a_pixel_is_what_it_is_for_linear_states_of_unit_variance():
+    world = ApartWorld(replace(SMALL, frame=65))
+    positions = 65 * torch.rand(200_000, 2)
+    columns, _ = torch.linalg.qr(torch.randn(10, 2))
+    states = positions @ (columns * world.pixel).T
+    assert states.var(dim=0).mean().item() == pytest.approx(1, rel=0.02)
+
+
+def test_states_that_hardly_differ_have_collapsed_and_states_of_rank_two_have_not():
+    recipe = preset("wall_apart")
+    assert is_collapsed(recipe, [0.01] * 128, 10.0, 2.0)
+    assert not is_collapsed(recipe, [1.0] * 128, 10.0, 1.9)
 
 
 @pytest.mark.parametrize(
-    "change", [{"residual": "state"}, {"activation": "before_norm"}, {"bias": False}, {"history": 2}]
+    ("setting", "message"),
+    [
+        ({"hidden": 0}, r"model\.hidden: got 0"),
+        ({"dim": 1}, r"model\.dim: got 1, expected at least 2"),
+        ({"kind": "beside"}, r"model\.kind: got 'beside'"),
+    ],
 )
-def test_settings_of_the_other_predictor_are_refused(change):
-    with pytest.raises(InputError, match=rf"model\.{next(iter(change))}: got .*, with model\.wall 'apart'"):
-        replace(SMALL, **change)
+def test_settings_out_of_range_are_refused(setting, message):
+    with pytest.raises(InputError, match=message):
+        ApartModelConfig(**setting)
 
 
-def test_configurations_from_before_there_was_a_choice_load_as_they_were(tmp_path):
-    config = RunConfig(
-        preset="old", recipe=Recipe(), seed=0, steps=1, batch_size=2, amp="off", compile=False, device="cpu",
+def test_the_model_goes_with_its_energy_alone():
+    with pytest.raises(InputError, match="an apart model and the one_step energy go together"):
+        Recipe(model=ApartModelConfig(), energy=EnergyConfig())
+
+
+def run_config(recipe):
+    return RunConfig(
+        preset="old", recipe=recipe, seed=0, steps=1, batch_size=2, amp="off", compile=False, device="cpu",
         data="data", loader="auto", kernels="reference", exact_shortcuts=True,
     )  # fmt: skip
+
+
+def test_a_configuration_is_stored_and_read_back(tmp_path):
+    config = run_config(preset("wall_apart"))
+    config.save(tmp_path / "config.json")
+    assert RunConfig.load(tmp_path / "config.json") == config
+
+
+def test_configurations_of_when_the_wall_was_a_setting_load_as_they_were(tmp_path):
+    config = run_config(Recipe())
     config.save(tmp_path / "config.json")
     fields = json.loads((tmp_path / "config.json").read_text())
-    del fields["recipe"]["model"]["wall"], fields["recipe"]["energy"]["horizon"]
-    (tmp_path / "config.json").write_text(json.dumps(fields))
-    assert RunConfig.load(tmp_path / "config.json") == config
-    with pytest.raises(InputError, match=r"model\.wall: got 'beside'"):
-        ModelConfig(wall="beside")
+    del fields["recipe"]["energy"]["horizon"]
+    for wall in ("added", "apart"):
+        fields["recipe"]["model"]["wall"] = wall
+        (tmp_path / "config.json").write_text(json.dumps(fields))
+        if wall == "added":
+            assert RunConfig.load(tmp_path / "config.json") == config
+        else:
+            with pytest.raises(InputError, match=r"not a run configuration .*'wall'"):
+                RunConfig.load(tmp_path / "config.json")

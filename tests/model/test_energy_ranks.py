@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import jepa_fast
-from jepa_fast.config import ContrastConfig, EnergyConfig, FeatureModelConfig, PixelModelConfig
+from jepa_fast.config import ApartModelConfig, ContrastConfig, EnergyConfig, FeatureModelConfig, PixelModelConfig
 from jepa_fast.model.build import build_world
 from jepa_fast.model.contrast import contrast
 from jepa_fast.model.energy import energy
@@ -29,6 +29,7 @@ CONTRAST = ContrastConfig(temperature=0.5)
 ONE_STEP = {
     "features": (FeatureModelConfig(dim=4, wall_hidden=6), (2, 2, 2)),
     "pixels": (PixelModelConfig(dim=4, frame=9, lattice=3, hidden=6), (9, 9)),
+    "apart": (ApartModelConfig(dim=4, frame=9, channels=3, hidden=6), (4,)),
 }
 WEIGHTS = torch.tensor([25.0, 15.0, 2.0], dtype=torch.float64)
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from jepa_fast.config import FeatureModelConfig, PixelModelConfig
+from jepa_fast.config import ApartModelConfig, FeatureModelConfig, PixelModelConfig
 from jepa_fast.data.host import evaluation_batches
 from jepa_fast.data.shards import open_split
 from jepa_fast.errors import InputError
@@ -18,10 +18,15 @@ from tests.blinded import batches_of_noise_after_frame_zero
 CONFIGS = {
     "features": FeatureModelConfig(dim=16, border_hidden=8, wall_hidden=12),
     "pixels": PixelModelConfig(dim=16, channels=3, hidden=12),
+    "apart": ApartModelConfig(dim=16, channels=3, hidden=12),
 }
 # What the objective takes, and the fields of a batch that the world goes by and that change it when rows are swapped.
-WEIGHTS = {"features": [1.0, 0.1], "pixels": [1.0, 0.5, 10.0, 1.0]}
-FIELDS = {"features": ("corners", "walls", "actions"), "pixels": ("dots", "corners", "walls", "actions")}
+WEIGHTS = {"features": [1.0, 0.1], "pixels": [1.0, 0.5, 10.0, 1.0], "apart": [1.0, 0.5, 100.0, 0.1]}
+FIELDS = {
+    "features": ("corners", "walls", "actions"),
+    "pixels": ("dots", "corners", "walls", "actions"),
+    "apart": ("dots", "corners", "walls", "actions"),
+}
 
 
 @pytest.fixture(params=list(CONFIGS))
@@ -32,7 +37,11 @@ def kind(request):
 @pytest.fixture
 def world(kind):
     torch.manual_seed(0)
-    return build_world(CONFIGS[kind])
+    world = build_world(CONFIGS[kind])
+    if kind == "apart":
+        # Untrained, its gate is a constant and looks at nothing.
+        torch.nn.init.normal_(world.predictor.gate.mix[-1].weight)
+    return world
 
 
 def test_evaluation_sees_frame_zero_and_the_actions_alone(world, kind, two_rooms, monkeypatch):

@@ -186,7 +186,6 @@ def test_a_configuration_stored_before_there_were_variants_is_of_the_default_mod
     ("settings", "message"),
     [
         ({"history": -1}, r"model\.history: got -1, expected zero or more"),
-        ({"fusion": True, "wall": "apart"}, r"model\.fusion: got True, expected False, with model\.wall 'apart'"),
         ({"history_decay": 0.0}, r"model\.history_decay: got 0\.0, expected a factor in \(0, 1\]"),
     ],
 )
