@@ -102,7 +102,7 @@ def test_configurations_of_both_kinds_read_back_and_do_not_mix(tmp_path, two_roo
     config = configuration("features20k", two_rooms)
     config.save(tmp_path / "config.json")
     assert RunConfig.load(tmp_path / "config.json") == config
-    with pytest.raises(InputError, match="a features or a pixels model and the one_step energy go together"):
+    with pytest.raises(InputError, match="a features, a pixels or an apart model and the one_step energy go together"):
         Recipe(model=FeatureModelConfig())
     with pytest.raises(InputError, match=r"recipe\.stages: got .* expected no variance, no covariance"):
         replace(config.recipe, stages=(Stage(1, 1.0, 1.0, 0.0),))

@@ -11,7 +11,7 @@ from jepa_fast.engine.checkpoint import load_checkpoint
 from tests.one_step_runs import configuration, run
 
 
-@pytest.mark.parametrize("name", ["features20k", "pixels300k"])
+@pytest.mark.parametrize("name", ["features20k", "pixels300k", "wall_apart"])
 def test_training_reads_no_location(tmp_path, two_rooms, name):
     """With the simulator's locations destroyed on disk, training gives the same bits."""
     shutil.copytree(two_rooms / "train", tmp_path / "data" / "train")

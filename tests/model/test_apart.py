@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+import jepa_fast
 from jepa_fast.config import ApartModelConfig, EnergyConfig, OneStepConfig, Recipe, RunConfig
+from jepa_fast.data.host import gather
+from jepa_fast.data.shards import open_split
 from jepa_fast.engine.guards import is_collapsed
 from jepa_fast.errors import InputError
 from jepa_fast.model.apart import ApartWorld
@@ -20,6 +23,7 @@ from jepa_fast.model.world import World
 from jepa_fast.presets import preset
 from tests.model.exactness import assert_equal_to_plain
 from tests.model.numpy_world import branch_states, layer_norm
+from tests.one_step_runs import configuration, run
 
 SMALL = ApartModelConfig(channels=3, blocks=2, dim=10, frame=13, hidden=7)
 WEIGHTS = torch.tensor([1.0, 0.5, 100.0, 0.1], dtype=torch.float64)
@@ -162,6 +166,28 @@ def test_states_that_hardly_differ_have_collapsed_and_states_of_rank_two_have_no
     recipe = preset("wall_apart")
     assert is_collapsed(recipe, [0.01] * 128, 10.0, 2.0)
     assert not is_collapsed(recipe, [1.0] * 128, 10.0, 1.9)
+
+
+def test_states_follow_the_dot_while_the_gate_stands_still(tmp_path, walks):
+    """In the first stage one A a comes to explain the steps of dots wherever they are."""
+    recipe = preset("wall_apart")
+    assert recipe.stages[0].frozen == ("predictor.gate",)
+    config = configuration("wall_apart", walks, recipe=replace(recipe, stages=recipe.stages[:1]), steps=140)
+    torch.manual_seed(config.seed)
+    fresh = build_world(recipe.model)
+    trained = jepa_fast.load(run(tmp_path / "run", config))
+    assert all(map(torch.equal, fresh.predictor.gate.parameters(), trained.predictor.gate.parameters()))
+    split = open_split(walks / "probe_normal" / "val")
+    batch = gather(split, np.arange(40))
+
+    @torch.no_grad()
+    def agreement(world):
+        """The cosine between what a state changes by and A a, of the median step: most are not blocked."""
+        states = world.batch_encoder(split.spec)(batch, new_clock()).states
+        return torch.cosine_similarity(states.diff(dim=1), world.predictor.action(batch.actions), dim=-1).median()
+
+    assert agreement(fresh) < 0.2
+    assert agreement(trained) > 0.7
 
 
 @pytest.mark.parametrize(
