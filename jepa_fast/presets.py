@@ -93,8 +93,9 @@ def short_rollouts() -> Recipe:
     """The baseline's model on rollouts of four steps: states that are nearly linear, then prediction alone.
 
     A covariance term at full weight spreads two coordinates over 128 decorrelated dimensions, which no predictor
-    follows far; here it only tells dimensions apart. Once states are spread they need no regulariser: the norms of both
-    branches hold them. Dropout is off, its noise is as large as a step.
+    follows far; here it only tells dimensions apart. Once states are spread, the norms of both branches hold them: what
+    is left of the variance term is a guard, without which one of two seeds collapsed in a single step. Dropout is off,
+    its noise is as large as a step.
     """
     return replace(
         baseline(),
@@ -102,8 +103,8 @@ def short_rollouts() -> Recipe:
         energy=EnergyConfig(targets="stop_gradient", sides="both", horizon=4),
         stages=(
             Stage(0.25, invariance=25.0, variance=25.0, covariance=0.002),
-            Stage(0.5, invariance=25.0, variance=0.0, covariance=0.0),
-            Stage(0.25, invariance=25.0, variance=0.0, covariance=0.0, frozen=("encoder.agent",)),
+            Stage(0.5, invariance=25.0, variance=1.0, covariance=0.0),
+            Stage(0.25, invariance=25.0, variance=1.0, covariance=0.0, frozen=("encoder.agent",)),
         ),
     )
 
