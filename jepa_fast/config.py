@@ -132,7 +132,7 @@ class PixelModelConfig:
 
 @dataclass(frozen=True)
 class ApartModelConfig:
-    """Shape of the world model whose states leave the wall out. The defaults give 357,601 parameters.
+    """Shape of the world model whose states leave the wall out. The defaults give 325,345 parameters.
 
     Attributes:
         kind: tells it from ModelConfig where it is stored.
@@ -140,6 +140,7 @@ class ApartModelConfig:
         blocks: L, ConvNeXt blocks per branch.
         dim: D, size of a state, and of what is carried of a wall.
         frame: side of the square frames in pixels.
+        spread: length of what half a frame is in states.
         hidden: width of the gate's both hidden layers.
     """
 
@@ -148,12 +149,14 @@ class ApartModelConfig:
     blocks: int = 2
     dim: int = 128
     frame: int = 65
+    spread: float = 20.0
     hidden: int = 256
 
     def __post_init__(self) -> None:
         require(self.kind == "apart", "model.kind", self.kind, "'apart'")
         require(self.dim >= 2, "model.dim", self.dim, "at least 2")
         require(self.frame >= 2, "model.frame", self.frame, "at least 2 pixels")
+        require(self.spread > 0, "model.spread", self.spread, "a positive number")
         for name in ("channels", "blocks", "hidden"):
             require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
 

@@ -81,12 +81,9 @@ def is_collapsed(recipe: Recipe, std: Sequence[float], size: float, rankme: floa
     # A linear encoder of two coordinates with columns of fixed length has rank 2 and nowhere to collapse to.
     if isinstance(recipe.model, FeatureModelConfig):
         return False
-    if isinstance(recipe.model, PixelModelConfig):
-        # Of rank 2 as well; what its coordinates can do is to come close to one point, whose state may be of any size.
+    if isinstance(recipe.model, PixelModelConfig | ApartModelConfig):
+        # Of rank 2 as well; what their coordinates can do is to come close to one point, at any distance.
         return math.hypot(*std) < LEAST_SPREAD * recipe.model.spread
-    if isinstance(recipe.model, ApartModelConfig):
-        # Of rank 2 again; the variance term asks for 1 in every dimension.
-        return sum(std) / len(std) < LEAST_SPREAD
     return sum(std) / len(std) < LEAST_SPREAD * size or rankme < max(2.0, LEAST_RANKME * len(std))
 
 

@@ -2,11 +2,12 @@
 
     state       z: the agent's branch of `encoder`, without the norm at its end, as nothing is added to it
     room        w: the wall's branch, likewise, of frame 0; carried unchanged, neither predicted nor probed
-    prediction  z' = z + g A a: the mean of moving by A a and of staying
-    gate        g: a network on z, z + A a, w and a
+    prediction  z' = z + g A a: the mean of moving by A a and of staying; A's columns orthogonal and of one length
+    gate        g: a network on p and p + a, w and a, with p the position that z comes closest to as A p
 
-That one A a moves the dot wherever it is makes states follow the dot's place linearly. They could not where a LayerNorm
-puts them on a sphere.
+As long as the gate is open, states that follow one and the same A a wherever the dot is have to be linear in its place,
+in both directions and at the length of A: there is nothing to collapse to. A LayerNorm, which puts states on a sphere,
+would not let them.
 """
 
 from typing import Literal
@@ -19,70 +20,70 @@ from jepa_fast.config import ApartModelConfig, Kernels
 from jepa_fast.data.batches import Batch
 from jepa_fast.data.manifest import FrameSpec
 from jepa_fast.model.encoder import Encoder
-from jepa_fast.model.one_step_world import Encoded, OneStepWorld, StayOrMove, bounded
+from jepa_fast.model.one_step_world import Encoded, Lift, OneStepWorld, StayOrMove, bounded
 from jepa_fast.model.shortcuts import BatchEncoder
 
 # The gate's first logit, 0.93 of moving: what is learned before the gate is, is learned of moves.
 FIRST_LOGIT = 3.0
-# Standard deviation of what the gate's first layer gives for states and walls of unit variance, before its tanh.
-SHARPNESS = 4.0
+# What the gate takes for a unit of length, in pixels: its first layer begins about so sharp.
+UNIT = 2.0
+# How far a wall's encoding shifts the first layer at first, in such units.
+FIRST_SHIFT = 4.0
 
 
 class ApartPredictor(nn.Module):
-    """Stay or move by A a: how likely is a network's word on where the dot is and would be, on wall and action.
-
-        u = W z + V LN(w) + b,  v = u + W A a,  logit = MLP([tanh(u); tanh(v); a])
-
-    Each first unit is a line in the plane of places, which a wall shifts; the network sees on which side of it the dot
-    is, and on which side it would be.
-    """
+    """Stay or move by A a: how likely is a network's word on where the dot is and would be, on wall and action."""
 
     def __init__(self, config: ApartModelConfig) -> None:
         super().__init__()
-        dim, hidden = config.dim, config.hidden
-        self.action = nn.Linear(2, dim, bias=False)
-        # A twentieth of what a pixel becomes in states of unit variance: states follow moves from small to large.
-        nn.init.normal_(self.action.weight, std=0.02)
-        self.gate = Gate(dim, hidden)
+        self.half_frame = (config.frame - 1) / 2
+        self.action = Lift(config.dim, config.spread)
+        self.gate = Gate(config.dim, config.hidden)
 
     def forward(self, states: Tensor, room: Tensor, actions: Tensor) -> StayOrMove:
         """The outcomes of one step from states [B, T, D] in rooms [B, D] by actions [B, T, 2] in pixels."""
-        step = self.action(actions)
+        positions = self.half_frame * self.action.positions(states)
         # Logarithms all the way: a gate that is sure and wrong must still feel how wrong it is.
-        logits = bounded(self.gate(states, room, step, actions))
-        return StayOrMove(states, step, F.logsigmoid(-logits), F.logsigmoid(logits))
+        logits = bounded(self.gate(positions, room, actions))
+        return StayOrMove(states, self.action(actions / self.half_frame), F.logsigmoid(-logits), F.logsigmoid(logits))
 
 
 class Gate(nn.Module):
-    """The logit of moving; see `ApartPredictor`."""
+    """The logit of moving.
+
+        u = U p + V LN(w) + b,  v = u + U a,  logit = MLP([tanh(u); tanh(v); a])
+
+    Each first unit is a line in the frame, which a wall shifts; the network sees on which side of it the dot is, and on
+    which side it would be.
+    """
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.state = nn.Linear(dim, hidden)
+        self.place = nn.Linear(2, hidden)
+        nn.init.uniform_(self.place.bias, -4, 4)
         self.norm = nn.LayerNorm(dim)
         self.wall = nn.Linear(dim, hidden, bias=False)
-        # Lines as sharp as a few pixels, all over the frame: what is told apart here is a step long.
-        for layer in (self.state, self.wall):
-            nn.init.normal_(layer.weight, std=SHARPNESS / dim**0.5)
-        nn.init.uniform_(self.state.bias, -SHARPNESS, SHARPNESS)
+        # Large weights of small inputs: Adam moves all weights alike, and a wall's numbers together move lines far.
+        nn.init.normal_(self.wall.weight)
+        self.shift = FIRST_SHIFT / dim**0.5
         last = nn.Linear(hidden, 1)
         # Begins as a constant. One that learns while all states are alike closes, and states then need not move at all.
         nn.init.zeros_(last.weight)
         nn.init.constant_(last.bias, FIRST_LOGIT)
         self.mix = nn.Sequential(nn.Linear(2 * hidden + 2, hidden), nn.ReLU(), last)
 
-    def forward(self, states: Tensor, room: Tensor, step: Tensor, actions: Tensor) -> Tensor:
-        """Logits [B, T] from states and steps [B, T, D], rooms [B, D] and actions [B, T, 2]."""
-        here = self.state(states) + self.wall(self.norm(room))[:, None]
-        there = here + F.linear(step, self.state.weight)
+    def forward(self, positions: Tensor, room: Tensor, actions: Tensor) -> Tensor:
+        """Logits [B, T] from positions and actions [B, T, 2] in pixels and rooms [B, D]."""
+        here = self.place(positions / UNIT) + self.wall(self.shift * self.norm(room))[:, None]
+        there = here + F.linear(actions / UNIT, self.place.weight)
         logits: Tensor = self.mix(torch.cat([here.tanh(), there.tanh(), actions], dim=-1))[..., 0]
         return logits
 
 
 class ApartWorld(OneStepWorld):
-    """A joint-embedding predictive world model with the wall beside the state. `ApartWorld()` has 357,601 parameters.
+    """A joint-embedding predictive world model with the wall beside the state. `ApartWorld()` has 325,345 parameters.
 
-    The variance term is of states, whose size it sets. Its room is the wall's encoding [B, D].
+    Its room is the wall's encoding [B, D].
     """
 
     can_collapse = True
@@ -98,13 +99,9 @@ class ApartWorld(OneStepWorld):
         self.predictor = ApartPredictor(config)
 
     @property
-    def pixel(self) -> float:
-        """How far apart the states of points one pixel apart are.
-
-        Exactly so where states are linear in a position that is uniform over the frame, and have unit variance in each
-        of D dimensions.
-        """
-        return float((6 * self.dim) ** 0.5 / self.side)
+    def lift(self) -> Lift:
+        """A, which states of places follow as they follow moves."""
+        return self.predictor.action
 
     def encode_frames(self, frames: Tensor) -> Encoded:
         """The encodings of whole frames [B, T, 2, H, W]; the room is that of frame 0."""
@@ -120,10 +117,6 @@ class ApartWorld(OneStepWorld):
         with torch.autocast(actions.device.type, enabled=False):
             predicted: StayOrMove = self.predictor(encoded.states, encoded.room, actions.to(encoded.states))
             return predicted
-
-    def regularised(self, states: Tensor) -> Tensor:
-        """The states themselves."""
-        return states
 
     def batch_encoder(
         self, spec: FrameSpec, wall_bases: Tensor | None = None, mode: Literal["auto", "off"] = "auto"

@@ -147,8 +147,9 @@ def share_of_gradient(values: Tensor, share: Tensor) -> Tensor:
 class OneStepLikelihood:
     """-log[g N(z', z + A a, s^2) + (1 - g) N(z', z, s^2)] without the constants of N; z' the next frame's encoding.
 
-    Where the encoder is learned as a whole, the variance and the covariance term of the energy keep states apart, or
-    the positions that states stand for, in half frames.
+    Where the encoder is learned as a whole, the variance and the covariance term of the energy keep positions apart.
+    They are taken of the positions that states stand for, in half frames: of a lifted state all but two dimensions'
+    variance would be missing whatever the encoder does.
     """
 
     def __init__(self, world: OneStepWorld, execution: Execution) -> None:
@@ -174,10 +175,10 @@ class OneStepLikelihood:
             if not self.world.can_collapse:
                 return OneStepTerms(weights[0] * terms[0], *terms.unbind()), states
             with torch.autocast(actions.device.type, enabled=False):
-                states_or_positions = self.world.regularised(encoded.states)
+                positions = self.world.lift.positions(encoded.states)
                 if self.group is not None:
-                    states_or_positions = gathered(states_or_positions, self.group)
-                spread = torch.stack(regularisers(states_or_positions, EnergyConfig()))
+                    positions = gathered(positions, self.group)
+                spread = torch.stack(regularisers(positions, EnergyConfig()))
             total = weights[0] * terms[0] + (weights[2:] * spread).sum()
         return RegularisedTerms(total, *terms.unbind(), *spread.unbind()), states
 

@@ -1,8 +1,8 @@
 """What the worlds share whose dot stays or moves: two outcomes of a step, a room that is carried.
 
+    position    p that a state z comes closest to as W p: seen from the frame's centre, in half frames; W [D, 2] is
+                learned, its columns orthogonal and of one length. Of a `PositionWorld` states are such W p.
     prediction  z' = z + g A a: the mean of two outcomes, to move by A a or to stay
-    state       of a `PositionWorld` z = W p, p a position seen from the frame's centre, in half frames; W [D, 2]
-                learned, orthogonal columns
 
 How frames are encoded, what of a room is kept and how likely the dot moves is for each world to say.
 """
@@ -117,14 +117,19 @@ class OneStepWorld(nn.Module, ABC):
     def __init__(self, config: FeatureModelConfig | PixelModelConfig | ApartModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.side, self.dim = config.frame, config.dim
+        self.side, self.dim, self.spread = config.frame, config.dim, config.spread
         # Nothing is dropped; trainer and evaluation hand the clock on all the same.
         self.register_buffer("dropout_clock", new_clock(), persistent=False)
 
     @property
     @abstractmethod
+    def lift(self) -> Lift:
+        """W, what makes states of positions."""
+
+    @property
     def pixel(self) -> float:
         """How far apart the states of points one pixel apart are."""
+        return 2 * self.spread / (self.side - 1)
 
     @abstractmethod
     def encode_frames(self, frames: Tensor) -> Encoded:
@@ -133,10 +138,6 @@ class OneStepWorld(nn.Module, ABC):
     @abstractmethod
     def predict(self, encoded: Encoded, actions: Tensor) -> StayOrMove:
         """One step from every encoded frame [B, T] by its action [B, T, 2] in pixels."""
-
-    @abstractmethod
-    def regularised(self, states: Tensor) -> Tensor:
-        """What of states [B, T, D] the variance and the covariance term are taken of, [B, T, .]."""
 
     @abstractmethod
     def batch_encoder(
@@ -187,18 +188,7 @@ class OneStepWorld(nn.Module, ABC):
 
 
 class PositionWorld(OneStepWorld):
-    """A one-step world whose states stand for positions, lifted by one linear layer."""
-
-    config: FeatureModelConfig | PixelModelConfig
-
-    def __init__(self, config: FeatureModelConfig | PixelModelConfig) -> None:
-        super().__init__(config)
-        self.spread = config.spread
-
-    @property
-    @abstractmethod
-    def lift(self) -> Lift:
-        """What makes states of positions."""
+    """A one-step world that finds positions in images and lifts them by one linear layer."""
 
     @abstractmethod
     def encode(self, dots: Tensor, corners: Tensor | None, walls: Tensor, scale: float = 1.0) -> Encoded:
@@ -215,18 +205,9 @@ class PositionWorld(OneStepWorld):
     def explain(self) -> str:
         """How frames are encoded, for the log."""
 
-    @property
-    def pixel(self) -> float:
-        """How far apart the states of points one pixel apart are."""
-        return 2 * self.spread / (self.side - 1)
-
     def encode_frames(self, frames: Tensor) -> Encoded:
         """The encodings of whole frames [B, T, 2, H, W]; the room is that of frame 0."""
         return self.encode(frames[:, :, 0], None, frames[:, 0, 1])
-
-    def regularised(self, states: Tensor) -> Tensor:
-        """Positions [B, T, 2]: of lifted states all but two dimensions' variance is missing whatever encoders do."""
-        return self.lift.positions(states)
 
     def batch_encoder(self, spec: FrameSpec, *_: object) -> "PositionBatchEncoder":
         """What encodes the batches of a split.

@@ -5,7 +5,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import accumulate
 
-from jepa_fast.config import ContrastConfig, EnergyConfig, FeatureModelConfig, OneStepConfig, PixelModelConfig, Stage
+from jepa_fast.config import ContrastConfig, EnergyConfig, FeatureModelConfig, OneStepConfig, Stage
 from jepa_fast.reporting.charts import COLORS, Band, Series, line_chart
 from jepa_fast.reporting.page import Figure, Section, key_of
 from jepa_fast.reporting.run import Run, thinned
@@ -49,8 +49,7 @@ def _stages(run: Run) -> str:
         surprise = f"the surprise at each next encoding, given the one before, {widths} wide"
         if isinstance(recipe.model, FeatureModelConfig):
             return f"{done}. What is minimised: {surprise}."
-        of = " of positions" if isinstance(recipe.model, PixelModelConfig) else ""
-        weighed = _weighed(run, "surprise", f"covariance{of}")
+        weighed = _weighed(run, "surprise", "covariance of positions")
         return f"{done}. What is minimised: {weighed}; that is {surprise}."
     if isinstance(recipe.energy, ContrastConfig):
         among = f"among those of all trajectories at its step, at temperature {number(recipe.energy.temperature)}"
