@@ -132,7 +132,7 @@ class PixelModelConfig:
 
 @dataclass(frozen=True)
 class ApartModelConfig:
-    """Shape of the world model whose states leave the wall out. The defaults give 325,345 parameters.
+    """Shape of the world model whose states leave the wall out. The defaults give 276,065 parameters.
 
     Attributes:
         kind: tells it from ModelConfig where it is stored.

@@ -3,7 +3,7 @@
     state       z: the agent's branch of `encoder`, without the norm at its end, as nothing is added to it
     room        w: the wall's branch, likewise, of frame 0; carried unchanged, neither predicted nor probed
     prediction  z' = z + g A a: the mean of moving by A a and of staying; A's columns orthogonal and of one length
-    gate        g: a network on p and p + a, w and a, with p the position that z comes closest to as A p
+    gate        g: a network on p, w and a, with p the position that z comes closest to as A p
 
 As long as the gate is open, states that follow one and the same A a wherever the dot is have to be linear in its place,
 in both directions and at the length of A: there is nothing to collapse to. A LayerNorm, which puts states on a sphere,
@@ -25,14 +25,12 @@ from jepa_fast.model.shortcuts import BatchEncoder
 
 # The gate's first logit, 0.93 of moving: what is learned before the gate is, is learned of moves.
 FIRST_LOGIT = 3.0
-# What the gate takes for a unit of length, in pixels: its first layer begins about so sharp.
-UNIT = 2.0
-# How far a wall's encoding shifts the first layer at first, in such units.
-FIRST_SHIFT = 4.0
+# What the gate takes for a unit of length, in pixels.
+UNIT = 8.0
 
 
 class ApartPredictor(nn.Module):
-    """Stay or move by A a: how likely is a network's word on where the dot is and would be, on wall and action."""
+    """Stay or move by A a: how likely is a network's word on where the dot is, on wall and action."""
 
     def __init__(self, config: ApartModelConfig) -> None:
         super().__init__()
@@ -49,39 +47,26 @@ class ApartPredictor(nn.Module):
 
 
 class Gate(nn.Module):
-    """The logit of moving.
-
-        u = U p + V LN(w) + b,  v = u + U a,  logit = MLP([tanh(u); tanh(v); a])
-
-    Each first unit is a line in the frame, which a wall shifts; the network sees on which side of it the dot is, and on
-    which side it would be.
-    """
+    """The logit of moving: a network with two hidden layers, ReLU, on a position, a linear code of the wall, an action."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.place = nn.Linear(2, hidden)
-        nn.init.uniform_(self.place.bias, -4, 4)
-        self.norm = nn.LayerNorm(dim)
-        self.wall = nn.Linear(dim, hidden, bias=False)
-        # Large weights of small inputs: Adam moves all weights alike, and a wall's numbers together move lines far.
-        nn.init.normal_(self.wall.weight)
-        self.shift = FIRST_SHIFT / dim**0.5
+        self.code = nn.Linear(dim, dim)
         last = nn.Linear(hidden, 1)
         # Begins as a constant. One that learns while all states are alike closes, and states then need not move at all.
         nn.init.zeros_(last.weight)
         nn.init.constant_(last.bias, FIRST_LOGIT)
-        self.mix = nn.Sequential(nn.Linear(2 * hidden + 2, hidden), nn.ReLU(), last)
+        self.mix = nn.Sequential(nn.Linear(dim + 4, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), last)
 
     def forward(self, positions: Tensor, room: Tensor, actions: Tensor) -> Tensor:
         """Logits [B, T] from positions and actions [B, T, 2] in pixels and rooms [B, D]."""
-        here = self.place(positions / UNIT) + self.wall(self.shift * self.norm(room))[:, None]
-        there = here + F.linear(actions / UNIT, self.place.weight)
-        logits: Tensor = self.mix(torch.cat([here.tanh(), there.tanh(), actions], dim=-1))[..., 0]
+        codes = self.code(room)[:, None].expand(-1, positions.shape[1], -1)
+        logits: Tensor = self.mix(torch.cat([positions / UNIT, codes, actions], dim=-1))[..., 0]
         return logits
 
 
 class ApartWorld(OneStepWorld):
-    """A joint-embedding predictive world model with the wall beside the state. `ApartWorld()` has 325,345 parameters.
+    """A joint-embedding predictive world model with the wall beside the state. `ApartWorld()` has 276,065 parameters.
 
     Its room is the wall's encoding [B, D].
     """
