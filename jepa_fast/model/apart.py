@@ -47,7 +47,7 @@ class ApartPredictor(nn.Module):
 
 
 class Gate(nn.Module):
-    """The logit of moving: a network with two hidden layers, ReLU, on a position, a linear code of the wall, an action."""
+    """The logit of moving: two hidden layers with ReLU on a position, a linear code of the wall and an action."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()

@@ -22,7 +22,7 @@ from jepa_fast.model.shortcuts import BatchEncoder, Rewrites
 from jepa_fast.model.world import World
 from jepa_fast.presets import preset
 from tests.model.exactness import assert_equal_to_plain
-from tests.model.numpy_world import branch_states, layer_norm
+from tests.model.numpy_world import branch_states
 from tests.one_step_runs import configuration, run
 
 SMALL = ApartModelConfig(channels=3, blocks=2, dim=10, frame=13, hidden=7)
@@ -56,10 +56,10 @@ def moving(state, wall, action, w):
     """How likely the dot moves, from the formula."""
     w = {name.removeprefix("gate."): value for name, value in w.items()}
     position = HALF * state @ moves(w["action.weight"]) / SMALL.spread**2
-    shift = 4 / 10**0.5 * w["wall.weight"] @ layer_norm(wall, w["norm.weight"], w["norm.bias"]) + w["place.bias"]
-    sides = [np.tanh(w["place.weight"] @ place / 2 + shift) for place in (position, position + action)]
-    hidden = np.maximum(w["mix.0.weight"] @ np.concatenate([*sides, action]) + w["mix.0.bias"], 0)
-    logit = (w["mix.2.weight"] @ hidden + w["mix.2.bias"]).item()
+    x = np.concatenate([position / 8, w["code.weight"] @ wall + w["code.bias"], action])
+    for layer in ("mix.0", "mix.2"):
+        x = np.maximum(w[f"{layer}.weight"] @ x + w[f"{layer}.bias"], 0)
+    logit = (w["mix.4.weight"] @ x + w["mix.4.bias"]).item()
     return 1 / (1 + np.exp(-logit / (1 + abs(logit) / 20)))
 
 
@@ -96,8 +96,8 @@ def test_the_preset_has_the_default_encoder_without_the_norms_before_a_sum():
     sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in world.named_children()}
     default = World().encoder
     norms = sum(p.numel() for branch in (default.agent, default.wall) for p in branch.norm.parameters())
-    assert sizes == {"encoder": sum(p.numel() for p in default.parameters()) - norms, "predictor": 166_145}
-    assert sum(sizes.values()) == 325_345
+    assert sizes == {"encoder": sum(p.numel() for p in default.parameters()) - norms, "predictor": 116_865}
+    assert sum(sizes.values()) == 276_065
 
 
 def test_states_say_nothing_of_the_wall_and_predictions_do():
@@ -159,7 +159,7 @@ def test_only_the_gate_teaches_the_wall_branch():
     assert set(gradients()) == {name for name, _ in world.named_parameters()}
     assert min(gradients().values()) > 0
     with torch.no_grad():
-        world.predictor.gate.wall.weight.zero_()
+        world.predictor.gate.code.weight.zero_()
     assert not any(size for name, size in gradients().items() if name.startswith("encoder.wall."))
 
 
