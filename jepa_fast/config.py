@@ -149,7 +149,7 @@ class ApartModelConfig:
     blocks: int = 2
     dim: int = 128
     frame: int = 65
-    spread: float = 20.0
+    spread: float = 13.6
     hidden: int = 256
 
     def __post_init__(self) -> None:
