@@ -58,7 +58,7 @@ def test_trajectories_show_what_their_captions_say():
         assert (sides[0] != sides[1]) == (behaviour == "crosses")
 
 
-def test_scores_of_short_rollouts_are_those_of_their_records():
+def test_scores_on_the_page_of_wall_apart_are_those_of_its_records():
     rows = (ROOT / "docs" / "wall_apart.md").read_text().splitlines()
     paths = sorted((ROOT / "records" / "wall_apart").glob("*.json"))
     assert [path.stem for path in paths] == ["short_rollouts-seed-0", "wall_apart-seed-0"]
@@ -69,3 +69,16 @@ def test_scores_of_short_rollouts_are_those_of_their_records():
         ]
         first = f"| `{record.preset}` | {record.parameters:,} | {record.steps:,} | "
         assert any(row.startswith(first + " | ".join(cells)) for row in rows)
+
+
+def test_scores_on_the_page_of_short_rollouts_are_those_of_its_records():
+    text = (ROOT / "docs" / "short_rollouts.md").read_text()
+    records = ROOT / "records"
+    paths = [
+        *(records / "short_rollouts").glob("*.json"),
+        *(records / "study" / "pareto").glob("short_rollouts-*.json"),
+    ]
+    assert paths
+    for path in paths:
+        found = RunRecord.load(path).probe_sets.values()
+        assert " | ".join(f"{one.trained.official:.2f} / {one.trained.converged:.2f}" for one in found) in text, path
