@@ -58,26 +58,11 @@ def test_trajectories_show_what_their_captions_say():
         assert (sides[0] != sides[1]) == (behaviour == "crosses")
 
 
-def test_scores_on_the_page_of_wall_apart_are_those_of_its_records():
-    rows = (ROOT / "docs" / "wall_apart.md").read_text().splitlines()
-    paths = sorted((ROOT / "records" / "wall_apart").glob("*.json"))
-    assert [path.stem for path in paths] == ["short_rollouts-seed-0", "wall_apart-seed-0"]
-    for path in paths:
-        record = RunRecord.load(path)
-        cells = [
-            f"{found.trained.official:.2f} / {found.trained.converged:.2f}" for found in record.probe_sets.values()
-        ]
-        first = f"| `{record.preset}` | {record.parameters:,} | {record.steps:,} | "
-        assert any(row.startswith(first + " | ".join(cells)) for row in rows)
-
-
-def test_scores_on_the_page_of_short_rollouts_are_those_of_its_records():
-    text = (ROOT / "docs" / "short_rollouts.md").read_text()
+@pytest.mark.parametrize("preset", ["short_rollouts", "wall_apart"])
+def test_scores_on_a_preset_s_page_are_those_of_its_records(preset):
+    text = (ROOT / "docs" / f"{preset}.md").read_text()
     records = ROOT / "records"
-    paths = [
-        *(records / "short_rollouts").glob("*.json"),
-        *(records / "study" / "pareto").glob("short_rollouts-*.json"),
-    ]
+    paths = [*(records / preset).glob("*.json"), *(records / "study" / "pareto").glob(f"{preset}-seed-*.json")]
     assert paths
     for path in paths:
         found = RunRecord.load(path).probe_sets.values()
