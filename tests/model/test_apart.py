@@ -107,7 +107,7 @@ def test_states_say_nothing_of_the_wall_and_predictions_do():
     other[:, :, 1] = torch.rand_like(other[:, :, 1])
     (predicted, encoded), (moved, same) = world(frames, actions), world(other, actions)
     assert torch.equal(encoded, same)
-    assert (predicted - moved).abs().max() > 1e-4
+    assert (predicted - moved).abs().amax(dim=(1, 2)).min() > 1e-3
     assert torch.equal(world.rollout(frames[:, 0], actions)[:, 0], world.rollout(other[:, 0], actions)[:, 0])
 
 
@@ -210,21 +210,14 @@ def test_the_model_goes_with_its_energy_alone():
         Recipe(model=ApartModelConfig(), energy=EnergyConfig())
 
 
-def run_config(recipe):
-    return RunConfig(
-        preset="old", recipe=recipe, seed=0, steps=1, batch_size=2, amp="off", compile=False, device="cpu",
-        data="data", loader="auto", kernels="reference", exact_shortcuts=True,
-    )  # fmt: skip
-
-
 def test_a_configuration_is_stored_and_read_back(tmp_path):
-    config = run_config(preset("wall_apart"))
+    config = configuration("wall_apart", tmp_path)
     config.save(tmp_path / "config.json")
     assert RunConfig.load(tmp_path / "config.json") == config
 
 
 def test_configurations_of_when_the_wall_was_a_setting_load_as_they_were(tmp_path):
-    config = run_config(Recipe())
+    config = configuration("explorejepa_repo", tmp_path)
     config.save(tmp_path / "config.json")
     fields = json.loads((tmp_path / "config.json").read_text())
     del fields["recipe"]["energy"]["horizon"]
