@@ -102,9 +102,9 @@ def short_rollouts() -> Recipe:
         model=ModelConfig(dropout=0.0),
         energy=EnergyConfig(targets="stop_gradient", sides="both", horizon=4),
         stages=(
-            Stage(0.25, invariance=25.0, variance=25.0, covariance=0.002),
-            Stage(0.5, invariance=25.0, variance=1.0, covariance=0.0),
-            Stage(0.25, invariance=25.0, variance=1.0, covariance=0.0, frozen=("encoder.agent",)),
+            Stage(0.5, invariance=25.0, variance=25.0, covariance=0.002),
+            Stage(1.0, invariance=25.0, variance=1.0, covariance=0.0),
+            Stage(0.5, invariance=25.0, variance=1.0, covariance=0.0, frozen=("encoder.agent",)),
         ),
     )
 
