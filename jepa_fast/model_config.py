@@ -120,7 +120,7 @@ class PixelModelConfig:
 
 @dataclass(frozen=True)
 class ApartModelConfig:
-    """Shape of the world model whose states leave the wall out. The defaults give 276,065 parameters.
+    """Shape of the world model whose states leave the wall out. The defaults give 258,017 parameters.
 
     Attributes:
         kind: tells it from ModelConfig where it is stored.
@@ -129,7 +129,7 @@ class ApartModelConfig:
         dim: D, size of a state, and of what is carried of a wall.
         frame: side of the square frames in pixels.
         spread: length of what half a frame is in states.
-        hidden: width of the gate's both hidden layers.
+        hidden: how many lines the gate goes by, and width of its both hidden layers.
     """
 
     kind: Literal["apart"] = "apart"
@@ -137,8 +137,8 @@ class ApartModelConfig:
     blocks: int = 2
     dim: int = 128
     frame: int = 65
-    spread: float = 13.6
-    hidden: int = 256
+    spread: float = 20.0
+    hidden: int = 160
 
     def __post_init__(self) -> None:
         require(self.kind == "apart", "model.kind", self.kind, "'apart'")

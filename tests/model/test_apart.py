@@ -53,14 +53,16 @@ def moves(weight):
 
 
 def moving(state, wall, action, w):
-    """How likely the dot moves, from the formula."""
+    """How much of a move the dot makes in a rollout, from the formula."""
     w = {name.removeprefix("gate."): value for name, value in w.items()}
     position = HALF * state @ moves(w["action.weight"]) / SMALL.spread**2
-    x = np.concatenate([position / 8, w["code.weight"] @ wall + w["code.bias"], action])
+    shift = w["shift.weight"] @ wall + w["lines.bias"]
+    sides = [np.tanh(w["lines.weight"] @ place / 2 + shift) for place in (position, position + action)]
+    x = np.concatenate([*sides, action])
     for layer in ("mix.0", "mix.2"):
         x = np.maximum(w[f"{layer}.weight"] @ x + w[f"{layer}.bias"], 0)
     logit = (w["mix.4.weight"] @ x + w["mix.4.bias"]).item()
-    return 1 / (1 + np.exp(-logit / (1 + abs(logit) / 20)))
+    return 1 / (1 + np.exp(-1.5 * logit / (1 + abs(logit) / 20)))
 
 
 def test_a_rollout_equals_the_formulas_in_numpy():
@@ -96,8 +98,8 @@ def test_the_preset_has_the_default_encoder_without_the_norms_before_a_sum():
     sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in world.named_children()}
     default = World().encoder
     norms = sum(p.numel() for branch in (default.agent, default.wall) for p in branch.norm.parameters())
-    assert sizes == {"encoder": sum(p.numel() for p in default.parameters()) - norms, "predictor": 116_865}
-    assert sum(sizes.values()) == 276_065
+    assert sizes == {"encoder": sum(p.numel() for p in default.parameters()) - norms, "predictor": 98_817}
+    assert sum(sizes.values()) == 258_017
 
 
 def test_states_say_nothing_of_the_wall_and_predictions_do():
@@ -159,7 +161,7 @@ def test_only_the_gate_teaches_the_wall_branch():
     assert set(gradients()) == {name for name, _ in world.named_parameters()}
     assert min(gradients().values()) > 0
     with torch.no_grad():
-        world.predictor.gate.code.weight.zero_()
+        world.predictor.gate.shift.weight.zero_()
     assert not any(size for name, size in gradients().items() if name.startswith("encoder.wall."))
 
 
