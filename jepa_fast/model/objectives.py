@@ -180,6 +180,8 @@ class OneStepLikelihood:
                     positions = gathered(positions, self.group)
                 spread = torch.stack(regularisers(positions, EnergyConfig()))
             total = weights[0] * terms[0] + (weights[2:] * spread).sum()
+            if self.world.centring > 0:
+                total = total + self.world.centring * positions.mean(dim=(0, 1)).square().sum()
         return RegularisedTerms(total, *terms.unbind(), *spread.unbind()), states
 
 

@@ -165,6 +165,20 @@ def test_only_the_gate_teaches_the_wall_branch():
     assert not any(size for name, size in gradients().items() if name.startswith("encoder.wall."))
 
 
+def test_the_loss_holds_the_plane_of_states_at_the_centre():
+    world = scrambled()
+    frames, actions = torch.rand(4, 4, 2, 13, 13).double(), torch.randn(4, 3, 2).double()
+    encoded = world.encode_frames(frames)
+    objective = choose_objective(world, OneStepConfig(), fused=False)
+    terms = objective(encoded, actions, world.dropout_clock, WEIGHTS, None)[0]
+    weighted = WEIGHTS[0] * terms.surprise + WEIGHTS[2] * terms.variance + WEIGHTS[3] * terms.covariance
+    columns = moves(world.predictor.action.weight.detach().numpy())
+    positions = encoded.states.detach().numpy() @ columns / SMALL.spread**2
+    off_centre = np.square(positions.mean(axis=(0, 1))).sum()
+    assert off_centre > 1e-4
+    np.testing.assert_allclose((terms.total - weighted).item(), 0.1 * off_centre, rtol=1e-8)
+
+
 def test_states_that_come_close_to_one_another_have_collapsed_and_states_of_rank_two_have_not():
     recipe = preset("wall_apart")
     assert is_collapsed(recipe, [0.001] * 128, 10.0, 2.0)
