@@ -53,7 +53,6 @@ STUDIES: dict[str, Study] = {
             "flips",
             "infonce",
             "staged",
-            "short_rollouts",
             "wall_apart",
         ),
         steps=400,

@@ -120,7 +120,7 @@ class OneStepWorld(nn.Module, ABC):
     can_collapse: bool
     # What the gate's logit is multiplied by in rollouts; what is learned is the chance as it is.
     sharpness: float = 1.0
-    # Weight of the squared mean of a batch's positions in the loss, for a world whose states have no place of their own.
+    # Weight of the squared mean of a batch's positions in the loss, for a world whose states have no fixed place.
     centring: float = 0.0
 
     config: FeatureModelConfig | PixelModelConfig | ApartModelConfig
