@@ -86,7 +86,7 @@ class ApartWorld(OneStepWorld):
 
     can_collapse = True
     # A dot that stays is asked the same again in the next step. Where the gate is not sure, the world has decided once,
-    # and a mean leaks through in every step. Of 1, 1.5, 2 and more this has the least latent error over rollouts.
+    # and a mean leaks through in every step. Of 1, 1.5, 2 and more this had one run's least latent error over rollouts.
     sharpness = 1.5
     # The likelihood says nothing of where the plane of states lies, and it wanders: in one run of two by more than a
     # frame within 900 steps, away from where the gate's lines are.
