@@ -42,9 +42,7 @@ class ModelConfig:
     history_decay: float = 0.5
 
     def __post_init__(self) -> None:
-        require(self.channels >= 1, "model.channels", self.channels, "at least 1")
-        require(self.blocks >= 1, "model.blocks", self.blocks, "at least 1")
-        require(self.dim >= 1, "model.dim", self.dim, "at least 1")
+        _check_counts(self, "channels", "blocks", "dim")
         require(0 <= self.dropout < 1, "model.dropout", self.dropout, "a rate in [0, 1)")
         require(self.residual in ("sum", "state"), "model.residual", self.residual, "'sum' or 'state'")
         places = ("after_norm", "before_norm")
@@ -79,8 +77,7 @@ class FeatureModelConfig:
     def __post_init__(self) -> None:
         require(self.kind == "features", "model.kind", self.kind, "'features'")
         _check_lift(self.dim, self.frame, self.spread)
-        require(self.border_hidden >= 1, "model.border_hidden", self.border_hidden, "at least 1")
-        require(self.wall_hidden >= 1, "model.wall_hidden", self.wall_hidden, "at least 1")
+        _check_counts(self, "border_hidden", "wall_hidden")
         require(self.reach > 0, "model.reach", self.reach, "a positive number")
 
 
@@ -114,8 +111,7 @@ class PixelModelConfig:
         require(self.kind == "pixels", "model.kind", self.kind, "'pixels'")
         _check_lift(self.dim, self.frame, self.spread)
         require(self.white > 0, "model.white", self.white, "a positive number")
-        for name in ("channels", "kernel", "lattice", "hidden"):
-            require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
+        _check_counts(self, "channels", "kernel", "lattice", "hidden")
 
 
 @dataclass(frozen=True)
@@ -143,8 +139,14 @@ class ApartModelConfig:
     def __post_init__(self) -> None:
         require(self.kind == "apart", "model.kind", self.kind, "'apart'")
         _check_lift(self.dim, self.frame, self.spread)
-        for name in ("channels", "blocks", "hidden"):
-            require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
+        _check_counts(self, "channels", "blocks", "hidden")
+
+
+def _check_counts(config: object, *names: str) -> None:
+    """Raise InputError unless these fields of a model's configuration are at least 1."""
+    for name in names:
+        count = getattr(config, name)
+        require(count >= 1, f"model.{name}", count, "at least 1")
 
 
 def _check_lift(dim: int, frame: int, spread: float) -> None:

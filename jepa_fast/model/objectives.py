@@ -49,7 +49,7 @@ class OneStepTerms(NamedTuple):
 
 
 class RegularisedTerms(NamedTuple):
-    """What `OneStepTerms` holds, the total with the regularisers' share, and these two, unweighted."""
+    """What `OneStepTerms` holds, the total with the shares of regularisers and centring, and the former, unweighted."""
 
     total: Tensor
     surprise: Tensor
