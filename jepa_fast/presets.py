@@ -102,9 +102,9 @@ def short_rollouts() -> Recipe:
         model=ModelConfig(dropout=0.0),
         energy=EnergyConfig(targets="stop_gradient", sides="both", horizon=4),
         stages=(
-            Stage(0.5, invariance=25.0, variance=25.0, covariance=0.002),
-            Stage(1.0, invariance=25.0, variance=1.0, covariance=0.0),
-            Stage(0.5, invariance=25.0, variance=1.0, covariance=0.0, frozen=("encoder.agent",)),
+            Stage(0.25, invariance=25.0, variance=25.0, covariance=0.002),
+            Stage(0.5, invariance=25.0, variance=0.2, covariance=0.0),
+            Stage(0.25, invariance=25.0, variance=0.2, covariance=0.0, frozen=("encoder.agent",)),
         ),
     )
 
@@ -122,7 +122,10 @@ def wall_apart() -> Recipe:
         # Mirrored, walls stand where no wall of the data does: what a wall means is learned, not which walls there are.
         flips=True,
         # First where the dot is, then what stops it. Nothing can collapse that follows moves of one length.
-        stages=(Stage(0.2, 1.0, 0.0, 0.0, frozen=("predictor.gate",)), Stage(1.8, 1.0, 0.0, 0.0)),
+        stages=(
+            Stage(0.3, 1.0, 0.0, 0.0, frozen=("encoder.wall", "predictor.gate")),
+            Stage(2.2, 1.0, 0.0, 0.0, frozen=("encoder.agent", "predictor.action"), restarts=True),
+        ),
     )
 
 

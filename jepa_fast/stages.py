@@ -60,6 +60,8 @@ class Stage:
         epochs: its share of the run.
         invariance, variance, covariance: weights of the terms.
         frozen: modules of the world whose parameters stand still, such as "encoder.agent".
+        restarts: whether the learning rate and a one-step likelihood's width begin anew with it, and what came before
+            ends as a run of its own.
         stop_gradient: whether encodings that are predicted take no gradient; for targets = "shared".
         until: what ends it before its share; the stages after it then share what is left of the run.
     """
@@ -69,6 +71,7 @@ class Stage:
     variance: float
     covariance: float
     frozen: tuple[str, ...] = ()
+    restarts: bool = False
     stop_gradient: bool = False
     until: Trigger | None = None
 

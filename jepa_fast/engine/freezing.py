@@ -2,8 +2,8 @@
 
 Parameters that freeze in the same stages have a fused Adam of their own, which skips itself where a flag on the device
 is 1, as it does under gradient scaling: weights, moments and count of steps keep their bits. The flag is looked up in
-every step like a learning rate, so that a step captured once serves all stages. The price: gradients of what is frozen
-are computed and thrown away, which a capture anew for each stage could leave out.
+every step like a learning rate, so that a step captured once serves all stages: it computes gradients of what is frozen
+and throws them away. Steps that are launched one by one do not compute them.
 """
 
 from typing import Any
@@ -36,7 +36,7 @@ class FreezingAdam:
         """`rate` is the learning rate, a scalar on the device.
 
         Raises:
-            InputError: a stage freezes a module that the world does not have.
+            InputError: a stage freezes a module that the world does not have, or everything.
         """
         self._rate = rate
         stages = [_parameters_of(world, stage.frozen) for stage in recipe.stages]
@@ -45,11 +45,20 @@ class FreezingAdam:
             parts.setdefault(tuple(name in frozen for frozen in stages), []).append(parameter)
         decay = recipe.optimizer.weight_decay
         self.parts = [Part(parameters, frozen, rate, decay) for frozen, parameters in parts.items()]
+        for number, stage in enumerate(recipe.stages):
+            moving = any(not part.frozen[number] for part in self.parts)
+            require(moving, "stage.frozen", ", ".join(stage.frozen), "modules that leave something to be learned")
 
     @property
     def frozen(self) -> Tensor:
         """Which parts stand still in which stage, float32 [stages, parts], 0 or 1; on the CPU."""
         return torch.tensor([part.frozen for part in self.parts], dtype=torch.float32).T
+
+    def require_gradients(self, stage: int) -> None:
+        """From now on compute gradients of what does not stand still in a stage, and of nothing else."""
+        for part in self.parts:
+            for parameter in part.parameters:
+                parameter.requires_grad_(not part.frozen[stage])
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
@@ -60,8 +69,9 @@ class FreezingAdam:
     def mask(self, frozen: Tensor) -> None:
         """Make gradients of parts that stand still zero, so that no norm counts them; `frozen` [parts], 0 or 1."""
         for part, flag in zip(self.parts, frozen.unbind(), strict=True):
-            if any(part.frozen):
-                torch._foreach_mul_([one.grad for one in part.parameters if one.grad is not None], 1 - flag)
+            gradients = [one.grad for one in part.parameters if one.grad is not None]
+            if gradients and any(part.frozen):
+                torch._foreach_mul_(gradients, 1 - flag)
 
     @torch.no_grad()
     def step(self, frozen: Tensor, failed: Tensor) -> None:

@@ -12,27 +12,28 @@ from jepa_fast.engine.stages import StageClock
 def schedule_table(steps: int, recipe: Recipe, clock: StageClock | None = None) -> Tensor:
     """What each step takes, float32 [steps, .]: the learning rate, then what `energy_weights` gives.
 
-    The rate is a cosine from its base at step 0 towards zero at step `steps`. Steps are in the stages that `clock`
-    says; without one, in those that are planned.
+    The rate is a cosine from its base at step 0, or where a stage restarts it, towards zero at the next restart or the
+    end. Stages begin where `clock` says; without one, where it is planned.
     Source: Loshchilov, Hutter, SGDR, arXiv:1608.03983.
     """
-    rate = 0.5 * recipe.optimizer.learning_rate * (1.0 + np.cos(np.pi * np.arange(steps) / steps))
-    stages = (clock or StageClock(recipe, steps)).numbers(np.arange(steps))
-    table = np.column_stack([rate, energy_weights(steps, recipe, stages)])
+    clock, numbers = clock or StageClock(recipe, steps), np.arange(steps)
+    progress = clock.progress(numbers)
+    rate = 0.5 * recipe.optimizer.learning_rate * (1.0 + np.cos(np.pi * progress))
+    table = np.column_stack([rate, energy_weights(recipe, clock.numbers(numbers), progress)])
     return torch.from_numpy(table).to(torch.float32)
 
 
-def energy_weights(steps: int, recipe: Recipe, stages: NDArray[np.int64]) -> NDArray[np.float64]:
+def energy_weights(recipe: Recipe, stages: NDArray[np.int64], progress: NDArray[np.float64]) -> NDArray[np.float64]:
     """What the objective takes in each step, [steps, .]: weights of the three terms; or of the surprise, its width, and
     the weights of variance and covariance.
 
     Where a stage has targets without gradient, a fourth column is the share of their gradient that encodings get, 0 or
-    1. `stages` are the steps' stages; the width, in pixels, falls geometrically over the run.
+    1. `stages` are the steps' stages, `progress` how far each is between restarts; the width, in pixels, falls
+    geometrically with it.
     """
     weights = np.array([(stage.invariance, stage.variance, stage.covariance) for stage in recipe.stages])[stages]
     if isinstance(recipe.energy, OneStepConfig):
         first, last = recipe.energy.first_width, recipe.energy.last_width
-        widths = first * (last / first) ** (np.arange(steps) / steps)
-        return np.column_stack([weights[:, 0], widths, weights[:, 1:]])
+        return np.column_stack([weights[:, 0], first * (last / first) ** progress, weights[:, 1:]])
     stopped = np.array([stage.stop_gradient for stage in recipe.stages])
     return np.column_stack([weights, ~stopped[stages]]) if stopped.any() else weights

@@ -63,6 +63,9 @@ class Trainer:
         self._rate = torch.zeros((), device=self.device)
         self.optimizer = FreezingAdam(self.world, config.recipe, self._rate)
         self.stages = StageClock(config.recipe, config.steps)
+        # What one capture or one reducer is to serve has to be the same in all stages.
+        self._same_in_all_stages = config.capture or ranks.group is not None
+        self._begun = 0  # steps
         self._schedule = self._table().to(self.device)
         self.failed = torch.zeros((), device=self.device)  # 0 or 1
         self.names = ("total", *config.recipe.terms, "gradient_norm")  # of the readings
@@ -78,6 +81,9 @@ class Trainer:
             self._batch = batch.placed(self.device)
         else:
             self._batch.copy_(batch)
+        if not self._same_in_all_stages:
+            self.optimizer.require_gradients(self.stages.number(self._begun))
+        self._begun += 1
         return self._advance()
 
     def advance(self) -> StepResult:
@@ -147,7 +153,7 @@ class Trainer:
         if "stages" in state:  # checkpoints that are older than triggers have none
             self.stages.restore(state["stages"])
             self._schedule.copy_(self._table())
-        self.clock[1] = state["step"]
+        self.clock[1] = self._begun = state["step"]
         torch.set_rng_state(state["generators"]["cpu"])
         if self.device.type == "cuda" and state["generators"]["cuda"] is not None:
             torch.cuda.set_rng_state(state["generators"]["cuda"], self.device)
