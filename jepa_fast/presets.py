@@ -123,8 +123,8 @@ def wall_apart() -> Recipe:
         flips=True,
         # First where the dot is, then what stops it. Nothing can collapse that follows moves of one length.
         stages=(
-            Stage(0.3, 1.0, 0.0, 0.0, frozen=("encoder.wall", "predictor.gate")),
-            Stage(2.2, 1.0, 0.0, 0.0, frozen=("encoder.agent", "predictor.action"), restarts=True),
+            Stage(0.4, 1.0, 0.0, 0.0, frozen=("encoder.wall", "predictor.gate")),
+            Stage(2.0, 1.0, 0.0, 0.0, frozen=("encoder.agent", "predictor.action"), restarts=True),
         ),
     )
 

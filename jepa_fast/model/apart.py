@@ -2,8 +2,7 @@
 
     state       z: the agent's branch of `encoder`, without the norm at its end, as nothing is added to it
     room        w: the wall's branch, likewise, of frame 0; carried unchanged, neither predicted nor probed
-    prediction  z' = z + g A a: the mean of moving by A a and of staying; A's columns orthogonal and of one length;
-                in rollouts the gate's logit is multiplied by 1.5
+    prediction  z' = z + g A a: the mean of moving by A a and of staying; A's columns orthogonal and of one length
     gate        g: a network on how p and p + a lie to lines that w shifts; p: the position that z is closest to as A p
 
 As long as the gate is open, states that follow one and the same A a wherever the dot is have to be linear in its place,
@@ -85,9 +84,6 @@ class ApartWorld(OneStepWorld):
     """
 
     can_collapse = True
-    # A dot that stays is asked the same again in the next step. Where the gate is not sure, the world has decided once,
-    # and a mean leaks through in every step. Of 1, 1.5, 2 and more this had one run's least latent error over rollouts.
-    sharpness = 1.5
     # The likelihood says nothing of where the plane of states lies, and it wanders: in one run of two by more than a
     # frame within 900 steps, away from where the gate's lines are.
     centring = 0.1

@@ -58,13 +58,6 @@ class StayOrMove(NamedTuple):
         """The expected next state [..., D]."""
         return torch.addcmul(self.stayed, self.log_move.exp()[..., None], self.step)
 
-    def sharpened(self, factor: float) -> Tensor:
-        """The mean [..., D] that would be if the logit of moving were `factor` times what it is."""
-        if factor == 1:
-            return self.mean
-        chance = torch.sigmoid(factor * (self.log_move - self.log_stay))
-        return torch.addcmul(self.stayed, chance[..., None], self.step)
-
 
 def bounded(logits: Tensor) -> Tensor:
     """Logits of gates, kept within SUREST."""
@@ -118,8 +111,6 @@ class OneStepWorld(nn.Module, ABC):
     kernels: Kernels = "reference"
     # Whether the encoder could give all frames the same state.
     can_collapse: bool
-    # What the gate's logit is multiplied by in rollouts; what is learned is the chance as it is.
-    sharpness: float = 1.0
     # Weight of the squared mean of a batch's positions in the loss, for a world whose states have no fixed place.
     centring: float = 0.0
 
@@ -193,7 +184,7 @@ class OneStepWorld(nn.Module, ABC):
         encoded = first
         states = [encoded.states]
         for t in range(actions.shape[1]):
-            encoded = encoded._replace(states=self.predict(encoded, actions[:, t : t + 1]).sharpened(self.sharpness))
+            encoded = encoded._replace(states=self.predict(encoded, actions[:, t : t + 1]).mean)
             states.append(encoded.states)
         return torch.cat(states, dim=1)
 

@@ -18,6 +18,7 @@ from jepa_fast.engine import pace
 from jepa_fast.engine.checkpoint import load_checkpoint
 from jepa_fast.engine.loop import train, training
 from jepa_fast.engine.record import read_metrics, read_spectra
+from jepa_fast.engine.schedule import schedule_table
 from jepa_fast.engine.stages import StageClock
 from jepa_fast.engine.step import Trainer
 from jepa_fast.errors import InputError
@@ -161,6 +162,39 @@ def test_frozen_weights_moments_and_counts_keep_their_bits_and_all_others_move(t
             for key, value in state.items():
                 assert torch.equal(value, before[name][key]) == stands, (name, key)
     assert first
+
+
+@pytest.mark.parametrize("frozen", [("encoder.agent",), ("encoder.wall",), ("encoder",), ("predictor",)])
+def test_steps_launched_one_by_one_compute_no_gradients_of_what_is_frozen_and_end_where_captured_ones_do(
+    two_rooms, frozen
+):
+    """A step that is to serve all stages computes them and makes them zero."""
+    config = configuration(two_rooms, staged(Stage(2, 25, 25, 1), Stage(3, 25, 25, 1, frozen=frozen)), steps=5)
+    each, same = trainer_for(config), trainer_for(config)
+    same._same_in_all_stages = True
+    for number, batch in enumerate(batches(config, stop=5)):
+        each.step(batch), same.step(batch)
+        for name, parameter in each.world.named_parameters():
+            stands = number >= 2 and name.startswith(tuple(f"{module}." for module in frozen))
+            assert (parameter.grad is None) == stands, name
+        assert all(parameter.grad is not None for parameter in same.world.parameters())
+    for name, weight in each.world.state_dict().items():
+        torch.testing.assert_close(same.world.state_dict()[name], weight, rtol=1e-4, atol=1e-6)
+
+
+def test_rate_and_width_begin_anew_where_a_stage_restarts_them():
+    stages = Stage(1, 1, 0, 0), Stage(1, 2, 0, 0, restarts=True), Stage(2, 3, 0, 0)
+    recipe = replace(preset("wall_apart"), stages=stages)
+    table, base = schedule_table(40, recipe).double(), recipe.optimizer.learning_rate
+    whole = [base * (1 + math.cos(math.pi * step / 30)) / 2 for step in range(30)]
+    assert table[10:, 0].tolist() == pytest.approx(whole)
+    assert table[:10, 0].tolist() == pytest.approx(whole[::3])  # a run of its own, a third as long
+    assert table[[0, 5, 10, 25], 2].tolist() == pytest.approx([0.7, (0.7 * 0.2) ** 0.5] * 2)
+    # Where a stage ends before its time, the next begins with the whole rate and has all steps that are left.
+    clock = StageClock(recipe, 40)
+    clock.end_stage(5)
+    rates = schedule_table(40, recipe, clock)[5:, 0].tolist()
+    assert rates == pytest.approx([base * (1 + math.cos(math.pi * step / 35)) / 2 for step in range(35)])
 
 
 def test_what_is_frozen_does_not_count_in_the_gradient_that_is_clipped(two_rooms):
@@ -347,6 +381,8 @@ def test_stages_that_make_no_sense_are_refused(two_rooms):
         RankReached(1)
     with pytest.raises(InputError, match=r"stage\.frozen: got 'encoder\.agnet', expected a module with parameters"):
         trainer_for(configuration(two_rooms, staged(Stage(1, 1, 0, 0, frozen=("encoder.agnet",)))))
+    with pytest.raises(InputError, match=r"stage\.frozen: got 'encoder, predictor', expected modules that leave"):
+        trainer_for(configuration(two_rooms, staged(Stage(1, 1, 0, 0), Stage(1, 1, 0, 0, ("encoder", "predictor")))))
 
 
 def test_the_preset_goes_from_spreading_to_predicting_to_a_frozen_agent_encoder():
