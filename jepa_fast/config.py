@@ -105,7 +105,7 @@ def read_energy_config(fields: dict[str, Any]) -> AnyEnergyConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam with L2 weight decay, cosine to zero per step over the whole run, gradient norm clipped."""
+    """Adam with L2 weight decay, cosine to zero per step over the whole run or to a restart, gradient norm clipped."""
 
     learning_rate: float = 5e-4
     weight_decay: float = 3e-4
@@ -164,6 +164,23 @@ class Recipe:
     def epochs(self) -> float:
         """Epochs over all stages."""
         return sum(stage.epochs for stage in self.stages)
+
+
+def read_recipe(fields: dict[str, Any]) -> Recipe:
+    """A recipe from its JSON.
+
+    Raises:
+        KeyError, TypeError: fields that are missing or unknown.
+    """
+    return Recipe(
+        **fields
+        | {
+            "model": read_model_config(fields["model"]),
+            "energy": read_energy_config(fields["energy"]),
+            "optimizer": OptimizerConfig(**fields["optimizer"]),
+            "stages": tuple(read_stage(stage) for stage in fields["stages"]),
+        }
+    )
 
 
 @dataclass(frozen=True)
@@ -245,10 +262,6 @@ class RunConfig:
             raise InputError(f"{path}: no such file; expected a run folder with config.json")
         try:
             fields = json.loads(path.read_text())
-            recipe = fields.pop("recipe")
-            recipe["stages"] = tuple(read_stage(stage) for stage in recipe["stages"])
-            recipe["model"], recipe["energy"] = read_model_config(recipe["model"]), read_energy_config(recipe["energy"])
-            recipe["optimizer"] = OptimizerConfig(**recipe["optimizer"])
-            return RunConfig(recipe=Recipe(**recipe), **fields)
+            return RunConfig(**fields | {"recipe": read_recipe(fields["recipe"])})
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path}: not a run configuration ({error})") from error

@@ -155,6 +155,15 @@ def test_records_of_another_budget_are_refused(whole):
         load_records(replace(STUDIES["quick"], steps=30), folder)
 
 
+def test_records_of_a_recipe_that_has_changed_since_are_refused(whole, tmp_path):
+    path = whole / "records" / "quick" / "baseline-seed-0.json"
+    fields = json.loads(path.read_text())
+    fields["config"]["recipe"]["stages"][0]["covariance"] = 2.0
+    (tmp_path / path.name).write_text(json.dumps(fields))
+    with pytest.raises(InputError, match=r"seed-0\.json: its recipe is not what baseline is now; remove it"):
+        load_records(STUDIES["quick"], tmp_path)
+
+
 def test_unknown_names_are_refused_and_told_which_there_are(tmp_path):
     with pytest.raises(InputError, match="NAME: got 'idea', expected one of ideas, pareto, quick"):
         study.main(study.Arguments("idea"))

@@ -33,12 +33,13 @@ class StageClock:
         return np.searchsorted(self.begins[1:], steps, side="right")
 
     def progress(self, steps: NDArray[np.int64]) -> NDArray[np.float64]:
-        """How far steps are on the way from the last restart, or the run's first step, to the next, or its end: [0, 1)."""
+        """How far steps are between restarts, the run's first step and its end counted as such: [0, 1)."""
         starts = [begin for begin, stage in zip(self.begins, self._stages, strict=True) if begin == 0 or stage.restarts]
         ends = np.array([*starts[1:], self._steps])
         which = np.searchsorted(ends, steps, side="right")
         firsts = np.array(starts)[which]
-        return (steps - firsts) / (ends[which] - firsts)
+        done: NDArray[np.float64] = (steps - firsts) / (ends[which] - firsts)
+        return done
 
     def waits(self, done: int) -> bool:
         """Whether a trigger may end a stage after `done` steps."""

@@ -11,12 +11,13 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
-from jepa_fast.config import RunConfig, require
+from jepa_fast.config import RunConfig, read_recipe, require
 from jepa_fast.data.writing import locked
 from jepa_fast.engine.checkpoint import newest_step
 from jepa_fast.engine.pace import StopSignal
 from jepa_fast.engine.progress import duration
 from jepa_fast.errors import InputError, RunError
+from jepa_fast.presets import preset
 from jepa_fast.probing.results import AGENT, WALL
 from jepa_fast.runs import CONFIG
 from jepa_fast.studies import Study
@@ -57,7 +58,8 @@ def load_records(study: Study, folder: Path) -> list[RunRecord]:
     """The records that are there, in the order of `jobs_of`.
 
     Raises:
-        InputError: one is damaged, or was measured on another budget than the study's.
+        InputError: one is damaged, or was measured on another budget than the study's or by another recipe than the
+            preset is now.
     """
     paths = [path for job in jobs_of(study) if (path := job.record(folder)).exists()]
     return [_load(study, path) for path in paths]
@@ -70,6 +72,8 @@ def _load(study: Study, path: Path) -> RunRecord:
         require(
             expected in (None, found), f"{path}: {key}", found, f"the study's {expected}; remove it or measure anew"
         )
+    if read_recipe(record.config["recipe"]) != preset(record.preset):
+        raise InputError(f"{path}: its recipe is not what {record.preset} is now; remove it or measure anew")
     return record
 
 

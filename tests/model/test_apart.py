@@ -62,7 +62,7 @@ def moving(state, wall, action, w):
     for layer in ("mix.0", "mix.2"):
         x = np.maximum(w[f"{layer}.weight"] @ x + w[f"{layer}.bias"], 0)
     logit = (w["mix.4.weight"] @ x + w["mix.4.bias"]).item()
-    return 1 / (1 + np.exp(-1.5 * logit / (1 + abs(logit) / 20)))
+    return 1 / (1 + np.exp(-logit / (1 + abs(logit) / 20)))
 
 
 def test_a_rollout_equals_the_formulas_in_numpy():
