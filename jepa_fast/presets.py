@@ -117,7 +117,7 @@ def wall_apart() -> Recipe:
     """
     return Recipe(
         model=ApartModelConfig(),
-        energy=OneStepConfig(first_width=0.7, last_width=0.2),
+        energy=OneStepConfig(first_width=0.5, last_width=0.2),
         optimizer=OptimizerConfig(learning_rate=3e-3, weight_decay=0.0, clip_norm=1.0),
         batch_size=128,
         # Mirrored, walls stand where no wall of the data does: what a wall means is learned, not which walls there are.
