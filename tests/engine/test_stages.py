@@ -189,7 +189,7 @@ def test_rate_and_width_begin_anew_where_a_stage_restarts_them():
     whole = [base * (1 + math.cos(math.pi * step / 30)) / 2 for step in range(30)]
     assert table[10:, 0].tolist() == pytest.approx(whole)
     assert table[:10, 0].tolist() == pytest.approx(whole[::3])  # a run of its own, a third as long
-    assert table[[0, 5, 10, 25], 2].tolist() == pytest.approx([0.7, (0.7 * 0.2) ** 0.5] * 2)
+    assert table[[0, 5, 10, 25], 2].tolist() == pytest.approx([0.5, (0.5 * 0.2) ** 0.5] * 2)
     # Where a stage ends before its time, the next begins with the whole rate and has all steps that are left.
     clock = StageClock(recipe, 40)
     clock.end_stage(5)

@@ -90,7 +90,7 @@ def test_untrained_the_gate_is_the_same_everywhere_and_mostly_open():
     frames, actions = torch.rand(4, 5, 2, 13, 13).double(), torch.randn(4, 5, 2).double()
     log_move = world.predict(world.encode_frames(frames), actions).log_move
     torch.testing.assert_close(log_move, log_move[:1, :1].expand_as(log_move), rtol=0, atol=0)
-    assert 0.9 < log_move[0, 0].exp() < 0.95
+    assert 0.79 < log_move[0, 0].exp() < 0.81
 
 
 def test_the_preset_has_the_default_encoder_without_the_norms_before_a_sum():
@@ -109,7 +109,7 @@ def test_states_say_nothing_of_the_wall_and_predictions_do():
     other[:, :, 1] = torch.rand_like(other[:, :, 1])
     (predicted, encoded), (moved, same) = world(frames, actions), world(other, actions)
     assert torch.equal(encoded, same)
-    assert (predicted - moved).abs().amax(dim=(1, 2)).min() > 1e-3
+    assert (predicted - moved).abs().amax(dim=(1, 2)).min() > 1e-5  # where float64 is off by 1e-15
     assert torch.equal(world.rollout(frames[:, 0], actions)[:, 0], world.rollout(other[:, 0], actions)[:, 0])
 
 
