@@ -38,6 +38,8 @@ def scrambled(config=SMALL):
         for parameter in world.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
         world.predictor.gate.mix[-1].bias.zero_()
+        # Rooms of such weights would leave no line undecided, and a tanh at its end hides mistakes too.
+        world.predictor.gate.shift.weight.div_(16)
     return world.eval()
 
 
@@ -109,7 +111,7 @@ def test_states_say_nothing_of_the_wall_and_predictions_do():
     other[:, :, 1] = torch.rand_like(other[:, :, 1])
     (predicted, encoded), (moved, same) = world(frames, actions), world(other, actions)
     assert torch.equal(encoded, same)
-    assert (predicted - moved).abs().amax(dim=(1, 2)).min() > 1e-5  # where float64 is off by 1e-15
+    assert (predicted - moved).abs().amax(dim=(1, 2)).min() > 1e-3
     assert torch.equal(world.rollout(frames[:, 0], actions)[:, 0], world.rollout(other[:, 0], actions)[:, 0])
 
 
