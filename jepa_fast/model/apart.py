@@ -23,8 +23,8 @@ from jepa_fast.model.encoder import Encoder
 from jepa_fast.model.one_step_world import Encoded, Lift, OneStepWorld, StayOrMove, bounded
 from jepa_fast.model.shortcuts import BatchEncoder
 
-# The gate's first logit, 0.80 of moving: what is learned before the gate is, is learned of moves. From 3, 0.93, it learned
-# the borders and for long no walls.
+# The first logit, 0.80 of moving: what is learned before the gate is, is learned of moves. From 3, 0.93, it learned the
+# borders and for long no walls.
 FIRST_LOGIT = 1.5
 # What the gate takes for a unit of length, in pixels: about a step, so that a step shows in a tanh.
 UNIT = 2.0
