@@ -17,9 +17,9 @@ def schedule_table(steps: int, recipe: Recipe, clock: StageClock | None = None) 
     Source: Loshchilov, Hutter, SGDR, arXiv:1608.03983.
     """
     clock, numbers = clock or StageClock(recipe, steps), np.arange(steps)
-    progress = clock.progress(numbers)
-    rate = 0.5 * recipe.optimizer.learning_rate * (1.0 + np.cos(np.pi * progress))
-    table = np.column_stack([rate, energy_weights(recipe, clock.numbers(numbers), progress)])
+    done, length = clock.courses(numbers)
+    rate = 0.5 * recipe.optimizer.learning_rate * (1.0 + np.cos(np.pi * done / length))
+    table = np.column_stack([rate, energy_weights(recipe, clock.numbers(numbers), done / length)])
     return torch.from_numpy(table).to(torch.float32)
 
 

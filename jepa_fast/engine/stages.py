@@ -32,14 +32,14 @@ class StageClock:
         """The stages that steps are in."""
         return np.searchsorted(self.begins[1:], steps, side="right")
 
-    def progress(self, steps: NDArray[np.int64]) -> NDArray[np.float64]:
-        """How far steps are between restarts, the run's first step and its end counted as such: [0, 1)."""
+    def courses(self, steps: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """How many steps after the last restart, or the run's first step, steps are, and after how many the next or the
+        run's end is."""
         starts = [begin for begin, stage in zip(self.begins, self._stages, strict=True) if begin == 0 or stage.restarts]
         ends = np.array([*starts[1:], self._steps])
         which = np.searchsorted(ends, steps, side="right")
         firsts = np.array(starts)[which]
-        done: NDArray[np.float64] = (steps - firsts) / (ends[which] - firsts)
-        return done
+        return steps - firsts, ends[which] - firsts
 
     def waits(self, done: int) -> bool:
         """Whether a trigger may end a stage after `done` steps."""
