@@ -1,3 +1,4 @@
+import functools
 import os
 import signal
 import subprocess
@@ -79,7 +80,11 @@ def test_running_again_keeps_what_is_there(tmp_path):
 
 def test_an_interruption_is_quiet_and_leaves_no_process(tmp_path):
     command = [sys.executable, "-m", "jepa_fast.generate", "--out", str(tmp_path), "--workers", "2"]
-    running = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    # What a shell without job control starts in the background ignores Ctrl-C, and hands that on.
+    default = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    running = subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=default
+    )
     children = Path(f"/proc/{running.pid}/task/{running.pid}/children")
     deadline = time.monotonic() + 30
     # The resource tracker and both workers, which are still starting: the moment they are easiest to hurt.
