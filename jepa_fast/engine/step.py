@@ -63,8 +63,9 @@ class Trainer:
         self._rate = torch.zeros((), device=self.device)
         self.optimizer = FreezingAdam(self.world, config.recipe, self._rate)
         self.stages = StageClock(config.recipe, config.steps)
-        # What one capture or one reducer is to serve has to be the same in all stages.
-        self._same_in_all_stages = config.capture or ranks.group is not None
+        # What one capture or one reducer is to serve has to be the same in all stages; what freezes nothing is.
+        freezes = any(stage.frozen for stage in config.recipe.stages)
+        self._same_in_all_stages = config.capture or ranks.group is not None or not freezes
         self._begun = 0  # steps
         self._schedule = self._table().to(self.device)
         self.failed = torch.zeros((), device=self.device)  # 0 or 1

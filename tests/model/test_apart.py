@@ -190,7 +190,7 @@ def test_states_that_come_close_to_one_another_have_collapsed_and_states_of_rank
 def test_states_follow_the_dot_while_the_gate_stands_still(tmp_path, walks):
     """In the first stage one A a comes to explain the steps of dots wherever they are."""
     recipe = preset("wall_apart")
-    assert "predictor.gate" in recipe.stages[0].frozen
+    assert recipe.stages[0].frozen == ("encoder.wall", "predictor.gate")
     config = configuration("wall_apart", walks, recipe=replace(recipe, stages=recipe.stages[:1]), steps=140)
     torch.manual_seed(config.seed)
     fresh = build_world(recipe.model)
