@@ -155,10 +155,11 @@ def test_records_of_another_budget_are_refused(whole):
         load_records(replace(STUDIES["quick"], steps=30), folder)
 
 
-def test_records_of_a_recipe_that_has_changed_since_are_refused(whole, tmp_path):
+@pytest.mark.parametrize("changed", [{"covariance": 2.0}, {"epochs": -1.0}, {"sharpness": 1.5}])
+def test_records_of_a_recipe_that_has_changed_since_are_refused(whole, tmp_path, changed):
     path = whole / "records" / "quick" / "baseline-seed-0.json"
     fields = json.loads(path.read_text())
-    fields["config"]["recipe"]["stages"][0]["covariance"] = 2.0
+    fields["config"]["recipe"]["stages"][0] |= changed
     (tmp_path / path.name).write_text(json.dumps(fields))
     with pytest.raises(InputError, match=r"seed-0\.json: its recipe is not what baseline is now; remove it"):
         load_records(STUDIES["quick"], tmp_path)

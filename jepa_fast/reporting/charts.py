@@ -68,7 +68,10 @@ class Band:
 def line_chart(
     series: Sequence[Series], x_label: str, y_label: str, log: bool = False, bands: Sequence[Band] = ()
 ) -> str:
-    """The chart as an <svg> element, without a legend. On a log axis values of zero or less are left out."""
+    """The chart as an <svg> element, without a legend. On a log axis values of zero or less are left out.
+
+    Where a curve ends in such values, the chart ends before them.
+    """
     # Ids are hashes of what is drawn: salted by the data, those of two charts on one page differ.
     with mpl.rc_context(_STYLE | {"svg.hashsalt": repr((series, bands))}):
         figure = Figure(figsize=(4.8, 3.0), layout="constrained")
@@ -80,7 +83,8 @@ def line_chart(
             style = "--" if one.dashed else "-"
             # A curve of one point would be invisible.
             marker = "o" if len(one.x) == 1 else None
-            axes.plot(one.x, one.y, style, color=_color(one.color), marker=marker, markersize=4)
+            x, y = _ends_cut(one) if log else (one.x, one.y)
+            axes.plot(x, y, style, color=_color(one.color), marker=marker, markersize=4)
         if log:
             axes.set_yscale("log", nonpositive="mask")
             low, high = axes.get_ylim()
@@ -89,7 +93,10 @@ def line_chart(
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
             axes.yaxis.set_minor_formatter(NullFormatter())
         else:
-            axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+            low, high = axes.get_ylim()
+            low = min(0.0, low)
+            # A flat curve has no margins of its own and would lie on the edge.
+            axes.set_ylim(low, high + 0.05 * (high - low))
         # Steps and axes are counted.
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         axes.set_xlabel(x_label)
@@ -98,6 +105,12 @@ def line_chart(
         drawn = io.StringIO()
         figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _themed(drawn.getvalue())
+
+
+def _ends_cut(series: Series) -> tuple[Sequence[float], Sequence[float]]:
+    """The curve up to its last value above zero: an axis scaled to all of it would be empty from there on."""
+    length = max((index + 1 for index, value in enumerate(series.y) if value > 0), default=0)
+    return series.x[:length], series.y[:length]
 
 
 def _color(number: int) -> str:

@@ -118,8 +118,8 @@ def folded(title: str, html: str) -> str:
 def _section(section: Section) -> str:
     words = "".join(f"<p>{escape(sentence)}</p>" for sentence in section.words)
     figures = "".join(figure.html() for figure in section.figures)
-    # Two or four in a row of three would leave a hole.
-    columns = "grid pairs" if len(section.figures) in (2, 4) else "grid"
+    # One, two or four in a row of three would leave holes.
+    columns = "grid pairs" if len(section.figures) in (1, 2, 4) else "grid"
     grid = f'<div class="{columns}">{figures}</div>' if figures else ""
     return f"<section><h2>{escape(section.title)}</h2>{words}{section.html}{grid}</section>"
 

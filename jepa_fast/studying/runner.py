@@ -72,7 +72,11 @@ def _load(study: Study, path: Path) -> RunRecord:
         require(
             expected in (None, found), f"{path}: {key}", found, f"the study's {expected}; remove it or measure anew"
         )
-    if read_recipe(record.config["recipe"]) != preset(record.preset):
+    try:
+        recipe = read_recipe(record.config["recipe"])
+    except (KeyError, TypeError, InputError):  # of another version: its fields or their values are not today's
+        recipe = None
+    if recipe != preset(record.preset):
         raise InputError(f"{path}: its recipe is not what {record.preset} is now; remove it or measure anew")
     return record
 
