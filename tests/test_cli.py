@@ -2,6 +2,8 @@
 
 import json
 import os
+import platform
+import resource
 import shutil
 import subprocess
 import sys
@@ -198,3 +200,33 @@ def test_python_m_runs_the_command_and_help_names_every_flag():
         "--on-collapse", "--profile", "--profile-window",
     ):  # fmt: skip
         assert flag in done.stdout
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left alone")
+@pytest.mark.parametrize("started", ["cli.run(main, Arguments, '')", "main(Arguments())"])
+def test_a_command_keeps_freed_memory(started):
+    """Ten tensors of 64 MB, one after the other: a command needs no fresh pages for them, another process for each."""
+    program = f"""
+import resource, torch
+from dataclasses import dataclass
+from jepa_fast import cli
+
+@dataclass(frozen=True)
+class Arguments: pass
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def main(arguments):
+    for _ in range(3):
+        torch.ones(2**24)
+    before = faults()
+    for _ in range(10):
+        torch.ones(2**24)
+    print(faults() - before)
+
+{started}
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    is_few = int(done.stdout) < 2**26 // resource.getpagesize() // 10
+    assert is_few == started.startswith("cli")
