@@ -20,6 +20,7 @@ import tyro
 from jepa_fast import cli
 from jepa_fast.config import require
 from jepa_fast.errors import InputError, RunError
+from jepa_fast.reporting.marks import between
 
 ROOT = Path(__file__).resolve().parent.parent
 LATEST = ROOT / "bench" / "latest.json"
@@ -185,8 +186,7 @@ def with_tables(text: str, results: Path) -> str:
                 parts.append(f"### {rows[0].device}\n")
             shown |= {row.name for row in rows}
             parts.append(f"From `{path.relative_to(results.parent.parent)}`.\n\n{table(rows)}\n")
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    return f"{before}{BEGIN}\n\n" + "\n".join(parts) + f"\n{END}{after}"
+    return between(text, BEGIN, END, "\n\n" + "\n".join(parts) + "\n")
 
 
 def main(arguments: Arguments) -> None:

@@ -11,6 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from jepa_fast.reporting.marks import between
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 PAGE = ROOT / "docs" / "loaders.md"
@@ -79,8 +81,7 @@ def drawn(text: str, results: Path) -> str:
         rows = loader_rows(json.loads(path.read_text()))
         origin = f"From `{path.relative_to(results.parent.parent)}`: {rows[0]['device']}, torch {rows[0]['torch']}."
         body = f"{origin}\n\n{tables(rows)}"
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    return f"{before}{BEGIN}\n\n{body}\n\n{END}{after}"
+    return between(text, BEGIN, END, f"\n\n{body}\n\n")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ and last rows of an image, come on top.
 import argparse
 from typing import NamedTuple
 
+from jepa_fast.reporting.marks import between
 from scripts.triton_gates import ROWS, Row, read_rows
 
 README = ROWS.parent / "README.md"
@@ -105,8 +106,7 @@ def main() -> None:
     if not parser.parse_args().write:
         print(table)
         return
-    before, rest = README.read_text().split(BEGIN)
-    README.write_text(f"{before}{BEGIN}\n{table}\n{END}{rest.split(END)[1]}")
+    README.write_text(between(README.read_text(), BEGIN, END, f"\n{table}\n"))
 
 
 if __name__ == "__main__":
