@@ -24,7 +24,7 @@ from jepa_fast.errors import InputError, RunError
 from jepa_fast.studies import STUDIES, Study
 from jepa_fast.studying.process import Command
 from jepa_fast.studying.runner import Runner, load_records
-from jepa_fast.studying.tables import insert, tables
+from jepa_fast.studying.tables import insert, spread, tables
 
 ROOT = Path(jepa_fast.__file__).parents[1]
 SETS = ["probe_normal/val", "probe_wall/val", "probe_wall_other/val", "probe_expert/val"]
@@ -125,6 +125,14 @@ def test_tables_hold_the_means_and_spreads_of_the_records_and_plots_are_drawn(wh
     assert "1 of 4 runs have not been measured yet." in page
     for name in ("study-quick.png", "study-quick-pareto.png"):
         assert (tmp_path / "images" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_spread_has_two_digits_and_no_exponent():
+    assert spread([1.0, 1.1]) == "1.05 ± 0.071"
+    assert spread([10.0, 150.0]) == "80 ± 99"
+    assert spread([10.0, 1510.0]) == "760 ± 1061"
+    assert spread([5.0]) == "5"
+    assert spread([]) == "-"
 
 
 def test_a_run_that_fails_is_a_row_that_says_so(two_rooms, tmp_path):

@@ -40,7 +40,11 @@ def spread(values: Sequence[float], show: Callable[[float], str] = number) -> st
     if not values:
         return "-"
     mean = show(statistics.fmean(values))
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2g}"
+    if len(values) == 1:
+        return mean
+    deviation = statistics.stdev(values)
+    # Two digits, without an exponent.
+    return f"{mean} ± {deviation:.2g}" if deviation < 99.5 else f"{mean} ± {deviation:.0f}"
 
 
 def tables(study: Study, records: Sequence[RunRecord]) -> str:
