@@ -81,9 +81,9 @@ def line_chart(
             axes.fill_between(band.x, band.low, band.high, color=_color(band.color), alpha=band.opacity, linewidth=0)
         for one in series:
             style = "--" if one.dashed else "-"
-            # A curve of one point would be invisible.
-            marker = "o" if len(one.x) == 1 else None
             x, y = _ends_cut(one) if log else (one.x, one.y)
+            # A curve of one point would be invisible.
+            marker = "o" if len(x) == 1 else None
             axes.plot(x, y, style, color=_color(one.color), marker=marker, markersize=4)
         if log:
             axes.set_yscale("log", nonpositive="mask")

@@ -26,6 +26,11 @@ def test_a_log_axis_ends_where_a_curve_falls_to_zero_for_good(values, end):
     assert last_x_label(svg) == end
 
 
+def test_a_curve_of_which_one_point_is_left_is_a_dot():
+    svg = line_chart([Series("one", [1, 2, 3], [5.0, 0.0, 0.0], 1)], "axis", "value", log=True)
+    assert re.search(r"<use [^>]*fill: var\(--series-1\)", svg)
+
+
 def test_nothing_above_zero_is_an_empty_chart():
     assert "--series-1" not in line_chart([Series("one", [1, 2], [0.0, 0.0], 1)], "axis", "value", log=True)
 
