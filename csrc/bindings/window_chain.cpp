@@ -1,0 +1,228 @@
+// Schemas and registrations of window_chain: windows through a chain of ConvNeXt blocks.
+#include <algorithm>
+#include <optional>
+#include <tuple>
+
+#include "bindings/blocks.h"
+#include "cpu/convnext/plan.h"
+
+namespace {
+
+using namespace jepa_fast;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr const char* op = "window_chain";
+
+// Most cells of an axis that windows of so many pixels can lie in.
+int64_t most_cells(int64_t size, int64_t window) {
+  constexpr int64_t side = convnext_pooled_side;
+  int64_t most = 0;
+  for (int64_t first = 1 - window; first < size; ++first) {
+    int64_t count = 0;
+    for (int64_t cell = 0; cell < side; ++cell) {
+      const int64_t begin = std::max<int64_t>({cell * size / side, first, 0});
+      count += begin < std::min(((cell + 1) * size + side - 1) / side, first + window);
+    }
+    most = std::max(most, count);
+  }
+  return most;
+}
+
+// The tensors that a chain's pointers are of.
+struct Chain {
+  Tensor pixels, stem, corners, groups;
+  std::optional<Tensor> base_z, base_update;
+  PackedBlocks packed;
+  int64_t bases;
+  WindowChain chain;
+
+  Chain(
+      const Tensor& pixels_, const Tensor& stem_, PackedBlocks packed_, const Tensor& corners_, const Tensor& groups_,
+      int64_t bases_, int64_t image_height, int64_t image_width, double eps, bool pooled)
+      : pixels(torch::stable::contiguous(pixels_)),
+        stem(checked(op, "stem", stem_, {packed_.channels}, packed_.packed)),
+        corners(torch::stable::contiguous(corners_)),
+        groups(torch::stable::contiguous(groups_)),
+        packed(packed_),
+        bases(bases_) {
+    STD_TORCH_CHECK(pixels.dim() == 3, op, ": pixels: got ", pixels.dim(), " dimensions, expected 3: [N, h, w]");
+    const int64_t windows = pixels.size(0);
+    STD_TORCH_CHECK(
+        pixels.scalar_type() == packed.packed.scalar_type(), op, ": pixels: expected the dtype of the weight");
+    STD_TORCH_CHECK(
+        corners.dim() == 2 && corners.size(0) == windows && corners.size(1) == 2 && groups.dim() == 1 &&
+            groups.size(0) == windows && corners.scalar_type() == ScalarType::Long &&
+            groups.scalar_type() == ScalarType::Long,
+        op, ": corners, groups: expected int64 [N, 2] and [N]");
+    chain.pixels = pixels.const_data_ptr();
+    chain.stem = stem.const_data_ptr();
+    chain.packed = packed.packed.const_data_ptr();
+    chain.base_z = chain.base_update = nullptr;
+    chain.corners = corners.const_data_ptr<int64_t>();
+    chain.groups = groups.const_data_ptr<int64_t>();
+    chain.windows = windows;
+    chain.height = pixels.size(1);
+    chain.width = pixels.size(2);
+    chain.blocks = packed.blocks;
+    chain.channels = packed.channels;
+    chain.image_height = image_height;
+    chain.image_width = image_width;
+    chain.eps = eps;
+    chain.pooled = pooled;
+    STD_TORCH_CHECK(
+        chain.height >= 1 && chain.width >= 1 && chain.height <= image_height && chain.width <= image_width, op,
+        ": pixels: got windows of ", chain.height, " x ", chain.width, ", expected at most the image's ", image_height, " x ",
+        image_width);
+    // Checked here: the kernels follow them into memory.
+    for (int64_t window = 0; window < windows; ++window) {
+      const int64_t row = chain.corners[2 * window];
+      const int64_t column = chain.corners[2 * window + 1];
+      const int64_t group = chain.groups[window];
+      STD_TORCH_CHECK(
+          row >= 0 && column >= 0 && row + chain.height <= image_height && column + chain.width <= image_width, op,
+          ": corners: got a window at (", row, ", ", column, "), which is not inside the image");
+      STD_TORCH_CHECK(
+          group >= 0 && group < std::max<int64_t>(bases, 1), op, ": groups: got ", group, ", expected one of ", bases);
+    }
+    chain.cells_down = most_cells(image_height, chain.height_after(chain.blocks));
+    chain.cells_across = most_cells(image_width, chain.width_after(chain.blocks));
+  }
+
+  Tensor empty(std::initializer_list<int64_t> shape) const { return torch::stable::new_empty(packed.packed, shape); }
+};
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> window_chain_cpu(
+    Tensor pixels, Tensor stem, Tensor weight, Tensor gamma, Tensor beta, Tensor expand, Tensor project,
+    std::optional<Tensor> base_z, std::optional<Tensor> base_update, Tensor corners, Tensor groups, int64_t image_height,
+    int64_t image_width, double eps, bool pooled, bool keep) {
+  STD_TORCH_CHECK(!(pooled && keep), op, ": keep: updates are not kept of what is pooled");
+  STD_TORCH_CHECK(base_z.has_value() == base_update.has_value(), op, ": base_update: expected with base_z, or neither");
+  const PackedBlocks packed = pack_blocks(op, weight, gamma, beta, expand, project, eps);
+  Chain t(
+      pixels, stem, packed, corners, groups, base_z ? base_z->size(0) : 0, image_height, image_width, eps, pooled);
+  WindowChain& chain = t.chain;
+  if (base_z) {
+    const auto of_bases = {t.bases, chain.blocks, image_height, image_width, chain.channels};
+    t.base_z = checked(op, "base_z", *base_z, of_bases, packed.packed);
+    t.base_update = checked(op, "base_update", *base_update, of_bases, packed.packed);
+    chain.base_z = t.base_z->const_data_ptr();
+    chain.base_update = t.base_update->const_data_ptr();
+  }
+  const int64_t count = chain.windows;
+  const int64_t channels = chain.channels;
+  const int64_t side = convnext_pooled_side;
+  const Tensor out = pooled ? t.empty({count, side, side, channels})
+                            : t.empty({count, chain.height_after(chain.blocks), chain.width_after(chain.blocks), channels});
+  const Tensor z = t.empty({count, chain.pixels_after(chain.blocks), channels});
+  const Tensor inputs = t.empty({count, chain.pixels_after(chain.blocks - 1), channels});
+  const Tensor updates = t.empty({keep ? count : 0, chain.pixels_after(chain.blocks), channels});
+  const Tensor hidden = t.empty({pooled ? count : 0, chain.cells_down, chain.cells_across, 4 * channels});
+  const WindowResults results{
+      out.mutable_data_ptr(), z.mutable_data_ptr(), inputs.mutable_data_ptr(),
+      keep ? updates.mutable_data_ptr() : nullptr, hidden.mutable_data_ptr()};
+  torch::stable::parallel_for(0, count, 1, [&](int64_t first, int64_t last) {
+    packed.kernels->windows(chain, results, first, last);
+  });
+  return {out, z, inputs, updates, hidden};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> window_chain_backward_cpu(
+    Tensor to_out, std::optional<Tensor> to_z, std::optional<Tensor> to_updates, Tensor pixels, Tensor stem, Tensor weight,
+    Tensor gamma, Tensor beta, Tensor expand, Tensor project, int64_t bases, Tensor corners, Tensor groups, Tensor z,
+    Tensor inputs, Tensor hidden, int64_t image_height, int64_t image_width, double eps, bool pooled, bool pixel_gradient) {
+  const PackedBlocks packed = pack_blocks(op, weight, gamma, beta, expand, project, eps);
+  const Chain t(pixels, stem, packed, corners, groups, bases, image_height, image_width, eps, pooled);
+  const WindowChain& chain = t.chain;
+  const int64_t count = chain.windows;
+  const int64_t channels = chain.channels;
+  const int64_t side = convnext_pooled_side;
+  const int64_t height = pooled ? side : chain.height_after(chain.blocks);
+  const int64_t width = pooled ? side : chain.width_after(chain.blocks);
+  const int64_t area = chain.pixels_after(chain.blocks);
+  const auto like = [&](const char* name, const Tensor& x, std::initializer_list<int64_t> shape) {
+    return checked(op, name, x, shape, packed.packed);
+  };
+  const Tensor out_gradient = like("to_out", to_out, {count, height, width, channels});
+  const Tensor kept_z = like("z", z, {count, area, channels});
+  const Tensor kept_inputs = like("inputs", inputs, {count, chain.pixels_after(chain.blocks - 1), channels});
+  const Tensor kept_hidden =
+      like("hidden", hidden, {pooled ? count : 0, chain.cells_down, chain.cells_across, 4 * channels});
+  if (to_z) to_z = like("to_z", *to_z, {count, area, channels});
+  if (to_updates) to_updates = like("to_updates", *to_updates, {count, area, channels});
+  const WindowPlan plan = plan_windows(chain, bases);
+  const int64_t chunks = static_cast<int64_t>(plan.chunks.size());
+  const int64_t sums_size = convnext_sums_size(channels);
+  const int64_t stride = chain.blocks * sums_size + channels;
+  const Tensor sums = torch::stable::new_empty(packed.packed, {chunks, stride}, ScalarType::Double);
+  const Tensor parts = t.empty({plan.parts_size});
+  const Tensor to_pixels = t.empty({pixel_gradient ? count : 0, chain.height, chain.width});
+  const WindowGradients gradients{
+      out_gradient.const_data_ptr(),
+      to_z ? to_z->const_data_ptr() : nullptr,
+      to_updates ? to_updates->const_data_ptr() : nullptr,
+      kept_z.const_data_ptr(),
+      kept_inputs.const_data_ptr(),
+      kept_hidden.const_data_ptr(),
+      plan.order.data(),
+      plan.chunks.data(),
+      plan.parts.data(),
+      bases > 0 ? parts.mutable_data_ptr() : nullptr,
+      sums.mutable_data_ptr<double>(),
+      pixel_gradient ? to_pixels.mutable_data_ptr() : nullptr};
+  torch::stable::parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
+    for (int64_t chunk = first; chunk < last; ++chunk) packed.kernels->windows_backward(chain, gradients, chunk);
+  });
+  const BlockGradients to(packed.packed, chain.blocks, channels);
+  const Tensor to_stem = t.empty({channels});
+  const Tensor to_base_z = t.empty({bases, chain.blocks, image_height, image_width, channels});
+  const Tensor to_base_update = t.empty({bases, chain.blocks, image_height, image_width, channels});
+  const auto finish = [&]<typename T>(T*) {
+    const auto data = [](const Tensor& x) { return static_cast<T*>(x.mutable_data_ptr()); };
+    const double* const all = sums.const_data_ptr<double>();
+    torch::stable::parallel_for(0, chain.blocks, 1, [&](int64_t first, int64_t last) {
+      for (int64_t block = first; block < last; ++block) {
+        const int64_t matrix = block * 4 * channels * channels;
+        finish_parameters<T>(
+            all + block * sums_size, chunks, stride, channels,
+            {data(to.weight) + block * 49 * channels, data(to.gamma) + block * channels, data(to.beta) + block * channels,
+             data(to.expand) + matrix, data(to.project) + matrix});
+      }
+    });
+    finish_sums<T>(all + chain.blocks * sums_size, chunks, stride, channels, data(to_stem));
+    const int64_t size = image_height * image_width * channels;
+    torch::stable::parallel_for(0, 2 * bases * chain.blocks, 1, [&](int64_t first, int64_t last) {
+      for (int64_t task = first; task < last; ++task) {
+        const int64_t image = task / 2;
+        T* const out = data(task % 2 == 1 ? to_base_update : to_base_z) + image * size;
+        finish_base<T>(chain, plan, data(parts), image / chain.blocks, image % chain.blocks, task % 2 == 1, out);
+      }
+    });
+  };
+  if (packed.packed.scalar_type() == ScalarType::Double) {
+    finish(static_cast<double*>(nullptr));
+  } else {
+    finish(static_cast<float*>(nullptr));
+  }
+  return {to_pixels, to_stem, to.weight, to.gamma, to.beta, to.expand, to.project, to_base_z, to_base_update};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(jepa_fast, m) {
+  m.def(
+      "window_chain(Tensor pixels, Tensor stem, Tensor weight, Tensor gamma, Tensor beta, Tensor expand, Tensor project, "
+      "Tensor? base_z, Tensor? base_update, Tensor corners, Tensor groups, int image_height, int image_width, float eps, "
+      "bool pooled, bool keep) -> (Tensor out, Tensor z, Tensor inputs, Tensor updates, Tensor hidden)");
+  m.def(
+      "window_chain_backward(Tensor to_out, Tensor? to_z, Tensor? to_updates, Tensor pixels, Tensor stem, Tensor weight, "
+      "Tensor gamma, Tensor beta, Tensor expand, Tensor project, int bases, Tensor corners, Tensor groups, Tensor z, "
+      "Tensor inputs, Tensor hidden, int image_height, int image_width, float eps, bool pooled, bool pixel_gradient) -> "
+      "(Tensor to_pixels, Tensor to_stem, Tensor to_weight, Tensor to_gamma, Tensor to_beta, Tensor to_expand, "
+      "Tensor to_project, Tensor to_base_z, Tensor to_base_update)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(jepa_fast, CPU, m) {
+  m.impl("window_chain", TORCH_BOX(&window_chain_cpu));
+  m.impl("window_chain_backward", TORCH_BOX(&window_chain_backward_cpu));
+}

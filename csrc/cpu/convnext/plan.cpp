@@ -1,0 +1,120 @@
+#include "cpu/convnext/plan.h"
+
+#include <algorithm>
+#include <numeric>
+
+namespace jepa_fast {
+
+int64_t convnext_chunks(int64_t items, int64_t sums) {
+  constexpr int64_t most_chunks = 32;
+  constexpr int64_t most_doubles = int64_t{1} << 21;
+  return std::max<int64_t>(1, std::min({items, most_chunks, most_doubles / sums}));
+}
+
+WindowPlan plan_windows(const WindowChain& chain, int64_t bases) {
+  WindowPlan plan;
+  plan.order.resize(static_cast<size_t>(chain.windows));
+  std::iota(plan.order.begin(), plan.order.end(), 0);
+  std::stable_sort(plan.order.begin(), plan.order.end(), [&](int64_t left, int64_t right) {
+    return chain.groups[left] < chain.groups[right];
+  });
+  const int64_t sums = chain.blocks * convnext_sums_size(chain.channels) + chain.channels;
+  const int64_t chunks = convnext_chunks(chain.windows, sums);
+  const int64_t down = chain.growth_down() * chain.blocks;
+  const int64_t across = chain.growth_across() * chain.blocks;
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    const int64_t first = chain.windows * chunk / chunks;
+    const int64_t last = chain.windows * (chunk + 1) / chunks;
+    const int64_t first_part = static_cast<int64_t>(plan.parts.size());
+    for (int64_t i = first; i < last && bases > 0; ++i) {
+      const int64_t window = plan.order[static_cast<size_t>(i)];
+      const int64_t top = chain.corners[2 * window];
+      const int64_t left = chain.corners[2 * window + 1];
+      const BasePart rectangle{
+          chain.groups[window], std::max<int64_t>(0, top - down),
+          std::min(chain.image_height, top + chain.height + down), std::max<int64_t>(0, left - across),
+          std::min(chain.image_width, left + chain.width + across), 0};
+      if (i == first || plan.parts.back().group != rectangle.group) {
+        plan.parts.push_back(rectangle);
+        continue;
+      }
+      BasePart& part = plan.parts.back();
+      part.first_row = std::min(part.first_row, rectangle.first_row);
+      part.last_row = std::max(part.last_row, rectangle.last_row);
+      part.first_column = std::min(part.first_column, rectangle.first_column);
+      part.last_column = std::max(part.last_column, rectangle.last_column);
+    }
+    plan.chunks.push_back({first, last, first_part, static_cast<int64_t>(plan.parts.size())});
+  }
+  for (BasePart& part : plan.parts) {
+    part.offset = plan.parts_size;
+    const int64_t pixels = (part.last_row - part.first_row) * (part.last_column - part.first_column);
+    plan.parts_size += 2 * chain.blocks * pixels * chain.channels;
+  }
+  return plan;
+}
+
+template <typename T>
+void finish_sums(const double* sums, int64_t chunks, int64_t stride, int64_t count, T* out) {
+  for (int64_t i = 0; i < count; ++i) {
+    double sum = 0;
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += sums[chunk * stride + i];
+    out[i] = static_cast<T>(sum);
+  }
+}
+
+template <typename T>
+void finish_parameters(
+    const double* sums, int64_t chunks, int64_t stride, int64_t channels, const ParameterGradients<T>& to) {
+  const int64_t hidden = 4 * channels;
+  const int64_t count = convnext_sums_size(channels);
+  std::vector<double> totals(static_cast<size_t>(count));
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    for (int64_t i = 0; i < count; ++i) totals[static_cast<size_t>(i)] += sums[chunk * stride + i];
+  }
+  const double* at = totals.data();
+  for (int64_t tap = 0; tap < 49; ++tap) {
+    for (int64_t c = 0; c < channels; ++c) to.weight[c * 49 + tap] = static_cast<T>(*at++);
+  }
+  for (int64_t c = 0; c < channels; ++c) to.gamma[c] = static_cast<T>(*at++);
+  for (int64_t c = 0; c < channels; ++c) to.beta[c] = static_cast<T>(*at++);
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t j = 0; j < hidden; ++j) to.expand[j * channels + c] = static_cast<T>(*at++);
+  }
+  for (int64_t i = 0; i < hidden * channels; ++i) to.project[i] = static_cast<T>(*at++);
+}
+
+template <typename T>
+void finish_base(
+    const WindowChain& chain, const WindowPlan& plan, const T* parts, int64_t group, int64_t block, bool is_update, T* out) {
+  const int64_t row_size = chain.image_width * chain.channels;
+  std::vector<double> row(static_cast<size_t>(row_size));
+  for (int64_t y = 0; y < chain.image_height; ++y, out += row_size) {
+    bool is_touched = false;
+    for (const BasePart& part : plan.parts) {
+      if (part.group != group || y < part.first_row || y >= part.last_row) continue;
+      if (!is_touched) std::fill(row.begin(), row.end(), 0.0);
+      is_touched = true;
+      const int64_t count = (part.last_column - part.first_column) * chain.channels;
+      const int64_t rows = part.last_row - part.first_row;
+      const int64_t layer = is_update ? chain.blocks + block : block;
+      const T* const from = parts + part.offset + (layer * rows + y - part.first_row) * count;
+      double* const to = row.data() + part.first_column * chain.channels;
+      for (int64_t i = 0; i < count; ++i) to[i] += static_cast<double>(from[i]);
+    }
+    if (is_touched) {
+      for (int64_t i = 0; i < row_size; ++i) out[i] = static_cast<T>(row[static_cast<size_t>(i)]);
+    } else {
+      std::fill(out, out + row_size, T{});
+    }
+  }
+}
+
+template void finish_sums(const double*, int64_t, int64_t, int64_t, float*);
+template void finish_sums(const double*, int64_t, int64_t, int64_t, double*);
+template void finish_parameters(const double*, int64_t, int64_t, int64_t, const ParameterGradients<float>&);
+template void finish_parameters(const double*, int64_t, int64_t, int64_t, const ParameterGradients<double>&);
+template void finish_base(const WindowChain&, const WindowPlan&, const float*, int64_t, int64_t, bool, float*);
+template void finish_base(const WindowChain&, const WindowPlan&, const double*, int64_t, int64_t, bool, double*);
+
+}  // namespace jepa_fast
