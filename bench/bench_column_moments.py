@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jepa_fast import extension
+from jepa_fast.kernels import extension
 from jepa_fast.kernels.column_moments import column_moments, column_moments_reference
 
 # One batch of predictions (128 trajectories of 16 steps), one of a larger model, and a whole probing set.

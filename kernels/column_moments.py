@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from jepa_fast import extension
+from jepa_fast.kernels import extension
 
 OPERATOR = "jepa_fast::column_moments"
 SCHEMA = "(Tensor x) -> (Tensor mean, Tensor variance)"

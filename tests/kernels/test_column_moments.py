@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jepa_fast import extension
 from jepa_fast.kernels import column_moments as module
+from jepa_fast.kernels import extension
 from jepa_fast.kernels.column_moments import ColumnMoments, column_moments, column_moments_reference
 
 # Relative error against extended precision: float32 results are off by half a unit in the last place.
