@@ -83,8 +83,8 @@ def test_each_op_says_what_it_runs_on(monkeypatch):
     found = diagnosis.operators()
     assert only(found, "jepa_fast::rollout on cpu").found == "plain PyTorch: not here"
     assert only(found, "jepa_fast::rollout on cuda").found == "Triton kernel"
-    assert only(found, "jepa_fast::column_moments on cpu").found == "compiled kernel"
-    on_cuda = only(found, "jepa_fast::column_moments on cuda")
+    assert only(found, "jepa_fast::vicreg on cpu").found == "compiled kernel"
+    on_cuda = only(found, "jepa_fast::vicreg on cuda")
     assert on_cuda.problem == "the extension was built without CUDA"
     assert "JEPA_FAST_CUDA=ON" in on_cuda.remedy
 

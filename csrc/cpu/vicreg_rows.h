@@ -1,9 +1,9 @@
-// What vicreg_cpu.cpp does element by element: plain loops that the compiler turns into wide instructions.
+// What vicreg.cpp does element by element: plain loops that the compiler turns into wide instructions.
 #pragma once
 
 #include <type_traits>
 
-#include "tile_cpu.h"
+#include "cpu/tile.h"
 #include "vicreg.h"
 
 namespace jepa_fast {

@@ -3,8 +3,8 @@
 #include <cmath>
 #include <vector>
 
-#include "tile_cpu.h"
-#include "vicreg_rows_cpu.h"
+#include "cpu/tile.h"
+#include "cpu/vicreg_rows.h"
 
 namespace jepa_fast {
 namespace {

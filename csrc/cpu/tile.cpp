@@ -1,4 +1,4 @@
-#include "tile_cpu.h"
+#include "cpu/tile.h"
 
 namespace jepa_fast {
 namespace {
