@@ -1,14 +1,16 @@
 """Which ops a run takes on this machine, and why not the others.
 
 reference   plain PyTorch everywhere
-fused       the ops of the compiled extension
+fused       the ops of the compiled extension: vicreg, and on a CPU the encoder's ConvNeXt blocks
 triton      these, and the Triton kernels of encoder and predictor: CUDA alone
 """
 
 from typing import Literal
 
+import torch
+
 from jepa_fast.config import AnyModelConfig, ApartModelConfig, Kernels, ModelConfig, require
-from jepa_fast.kernels import dispatch
+from jepa_fast.kernels import dispatch, extension
 from jepa_fast.kernels.dispatch import PLAIN
 from jepa_fast.kernels.dwconv_norm import CHANNELS
 from jepa_fast.kernels.rollout import TRITON_DIMS
@@ -60,4 +62,9 @@ def describe_ops(kernels: Kernels, device: Literal["cpu", "cuda"], model: AnyMod
         ops["rollout"] = triton(dim=TRITON_DIMS, history=(0,))
     if isinstance(model, ModelConfig | ApartModelConfig):
         ops["convnext_block"] = triton(channels=CHANNELS)
+        if kernels == "fused" and device == "cpu":
+            missing = dispatch.why_no_compiled_blocks(model.channels, torch.empty(0))
+            ops["convnext_block"] = f"compiled cpu kernel ({extension.instruction_set()})"
+            if missing is not None:
+                ops["convnext_block"] = f"{PLAIN}: {missing}"
     return ops

@@ -29,6 +29,32 @@ int64_t most_cells(int64_t size, int64_t window) {
   return most;
 }
 
+// Raises unless all windows lie inside their images and have a base: the kernels follow corners and groups into memory.
+void check_places(const WindowChain& chain, const Tensor& corners, const Tensor& groups, int64_t bases) {
+  STD_TORCH_CHECK(
+      corners.dim() == 2 && corners.size(0) == chain.windows && corners.size(1) == 2 && groups.dim() == 1 &&
+          groups.size(0) == chain.windows && corners.scalar_type() == ScalarType::Long &&
+          groups.scalar_type() == ScalarType::Long,
+      op, ": corners, groups: expected int64 [N, 2] and [N]");
+  STD_TORCH_CHECK(
+      chain.height >= 1 && chain.width >= 1 && chain.height <= chain.image_height && chain.width <= chain.image_width, op,
+      ": windows: got ", chain.height, " x ", chain.width, ", expected at most the image's ", chain.image_height, " x ",
+      chain.image_width);
+  const int64_t* const corner = corners.const_data_ptr<int64_t>();
+  const int64_t* const group = groups.const_data_ptr<int64_t>();
+  for (int64_t window = 0; window < chain.windows; ++window) {
+    const int64_t row = corner[2 * window];
+    const int64_t column = corner[2 * window + 1];
+    STD_TORCH_CHECK(
+        row >= 0 && column >= 0 && row + chain.height <= chain.image_height &&
+            column + chain.width <= chain.image_width,
+        op, ": corners: got a window at (", row, ", ", column, "), which is not inside the image");
+    STD_TORCH_CHECK(
+        group[window] >= 0 && group[window] < std::max<int64_t>(bases, 1), op, ": groups: got ", group[window],
+        ", expected one of ", bases, " bases");
+  }
+}
+
 // The tensors that a chain's pointers are of.
 struct Chain {
   Tensor pixels, stem, corners, groups;
@@ -50,11 +76,6 @@ struct Chain {
     const int64_t windows = pixels.size(0);
     STD_TORCH_CHECK(
         pixels.scalar_type() == packed.packed.scalar_type(), op, ": pixels: expected the dtype of the weight");
-    STD_TORCH_CHECK(
-        corners.dim() == 2 && corners.size(0) == windows && corners.size(1) == 2 && groups.dim() == 1 &&
-            groups.size(0) == windows && corners.scalar_type() == ScalarType::Long &&
-            groups.scalar_type() == ScalarType::Long,
-        op, ": corners, groups: expected int64 [N, 2] and [N]");
     chain.pixels = pixels.const_data_ptr();
     chain.stem = stem.const_data_ptr();
     chain.packed = packed.packed.const_data_ptr();
@@ -70,21 +91,7 @@ struct Chain {
     chain.image_width = image_width;
     chain.eps = eps;
     chain.pooled = pooled;
-    STD_TORCH_CHECK(
-        chain.height >= 1 && chain.width >= 1 && chain.height <= image_height && chain.width <= image_width, op,
-        ": pixels: got windows of ", chain.height, " x ", chain.width, ", expected at most the image's ", image_height, " x ",
-        image_width);
-    // Checked here: the kernels follow them into memory.
-    for (int64_t window = 0; window < windows; ++window) {
-      const int64_t row = chain.corners[2 * window];
-      const int64_t column = chain.corners[2 * window + 1];
-      const int64_t group = chain.groups[window];
-      STD_TORCH_CHECK(
-          row >= 0 && column >= 0 && row + chain.height <= image_height && column + chain.width <= image_width, op,
-          ": corners: got a window at (", row, ", ", column, "), which is not inside the image");
-      STD_TORCH_CHECK(
-          group >= 0 && group < std::max<int64_t>(bases, 1), op, ": groups: got ", group, ", expected one of ", bases);
-    }
+    check_places(chain, corners, groups, bases);
     chain.cells_down = most_cells(image_height, chain.height_after(chain.blocks));
     chain.cells_across = most_cells(image_width, chain.width_after(chain.blocks));
   }
@@ -207,6 +214,81 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
   return {to_pixels, to_stem, to.weight, to.gamma, to.beta, to.expand, to.project, to_base_z, to_base_update};
 }
 
+// The geometry of windows [h, w] whose values after all blocks are [N, P, C], in images [H, W].
+WindowChain geometry(
+    const Tensor& corners, const Tensor& groups, int64_t height, int64_t width, int64_t blocks, int64_t channels,
+    int64_t bases, int64_t image_height, int64_t image_width) {
+  WindowChain chain{};
+  chain.corners = corners.const_data_ptr<int64_t>();
+  chain.groups = groups.const_data_ptr<int64_t>();
+  chain.windows = corners.size(0);
+  chain.height = height;
+  chain.width = width;
+  chain.blocks = blocks;
+  chain.channels = channels;
+  chain.image_height = image_height;
+  chain.image_width = image_width;
+  check_places(chain, corners, groups, bases);
+  return chain;
+}
+
+// windows [N, P, C] over bases [G, L, H, W, C]: [N, L, H, W, C].
+Tensor paste_windows_cpu(
+    Tensor windows, Tensor bases, Tensor corners, Tensor groups, int64_t height, int64_t width) {
+  STD_TORCH_CHECK(bases.dim() == 5, "paste_windows: bases: got ", bases.dim(), " dimensions, expected 5: [G, L, H, W, C]");
+  const bool is_wide = is_double("paste_windows", bases);
+  corners = torch::stable::contiguous(corners);
+  groups = torch::stable::contiguous(groups);
+  bases = torch::stable::contiguous(bases);
+  const WindowChain chain = geometry(
+      corners, groups, height, width, bases.size(1), bases.size(4), bases.size(0), bases.size(2), bases.size(3));
+  windows = checked(
+      "paste_windows", "windows", windows, {chain.windows, chain.pixels_after(chain.blocks), chain.channels}, bases);
+  const Tensor images = torch::stable::new_empty(
+      bases, {chain.windows, chain.blocks, chain.image_height, chain.image_width, chain.channels});
+  const auto run = [&]<typename T>(T*) {
+    torch::stable::parallel_for(
+        0, chain.windows * chain.blocks * chain.image_height, 64, [&](int64_t first, int64_t last) {
+          for (int64_t row = first; row < last; ++row) {
+            paste_row<T>(
+                chain, static_cast<const T*>(windows.const_data_ptr()), static_cast<const T*>(bases.const_data_ptr()), row,
+                static_cast<T*>(images.mutable_data_ptr()));
+          }
+        });
+  };
+  is_wide ? run(static_cast<double*>(nullptr)) : run(static_cast<float*>(nullptr));
+  return images;
+}
+
+std::tuple<Tensor, Tensor> paste_windows_backward_cpu(
+    Tensor to_images, int64_t bases, Tensor corners, Tensor groups, int64_t height, int64_t width) {
+  STD_TORCH_CHECK(to_images.dim() == 5, "paste_windows: to_images: expected 5 dimensions: [N, L, H, W, C]");
+  const bool is_wide = is_double("paste_windows", to_images);
+  corners = torch::stable::contiguous(corners);
+  groups = torch::stable::contiguous(groups);
+  to_images = torch::stable::contiguous(to_images);
+  const WindowChain chain = geometry(
+      corners, groups, height, width, to_images.size(1), to_images.size(4), bases, to_images.size(2), to_images.size(3));
+  STD_TORCH_CHECK(to_images.size(0) == chain.windows, "paste_windows: to_images: expected one image per window");
+  const Tensor to_windows =
+      torch::stable::new_empty(to_images, {chain.windows, chain.pixels_after(chain.blocks), chain.channels});
+  const Tensor to_bases = torch::stable::new_empty(
+      to_images, {bases, chain.blocks, chain.image_height, chain.image_width, chain.channels});
+  const auto run = [&]<typename T>(T*) {
+    const T* const images = static_cast<const T*>(to_images.const_data_ptr());
+    T* const window_values = static_cast<T*>(to_windows.mutable_data_ptr());
+    T* const base_values = static_cast<T*>(to_bases.mutable_data_ptr());
+    torch::stable::parallel_for(0, chain.windows, 1, [&](int64_t first, int64_t last) {
+      for (int64_t window = first; window < last; ++window) paste_backward_window<T>(chain, images, window, window_values);
+    });
+    torch::stable::parallel_for(0, bases * chain.blocks * chain.image_height, 4, [&](int64_t first, int64_t last) {
+      for (int64_t row = first; row < last; ++row) paste_backward_row<T>(chain, images, row, base_values);
+    });
+  };
+  is_wide ? run(static_cast<double*>(nullptr)) : run(static_cast<float*>(nullptr));
+  return {to_windows, to_bases};
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(jepa_fast, m) {
@@ -220,9 +302,16 @@ STABLE_TORCH_LIBRARY_FRAGMENT(jepa_fast, m) {
       "Tensor inputs, Tensor hidden, int image_height, int image_width, float eps, bool pooled, bool pixel_gradient) -> "
       "(Tensor to_pixels, Tensor to_stem, Tensor to_weight, Tensor to_gamma, Tensor to_beta, Tensor to_expand, "
       "Tensor to_project, Tensor to_base_z, Tensor to_base_update)");
+  m.def(
+      "paste_windows(Tensor windows, Tensor bases, Tensor corners, Tensor groups, int height, int width) -> Tensor");
+  m.def(
+      "paste_windows_backward(Tensor to_images, int bases, Tensor corners, Tensor groups, int height, int width) -> "
+      "(Tensor to_windows, Tensor to_bases)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(jepa_fast, CPU, m) {
   m.impl("window_chain", TORCH_BOX(&window_chain_cpu));
   m.impl("window_chain_backward", TORCH_BOX(&window_chain_backward_cpu));
+  m.impl("paste_windows", TORCH_BOX(&paste_windows_cpu));
+  m.impl("paste_windows_backward", TORCH_BOX(&paste_windows_backward_cpu));
 }

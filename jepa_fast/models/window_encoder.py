@@ -13,17 +13,20 @@ and the head reads the base's output and d_L (`jepa_fast.models.window_heads`).
 Nothing is approximated: values and gradients, also those that reach the weights through the base, are those of the
 whole image up to rounding.
 
-Where blocks run as one op, the op takes Z_l as its addend, and neither the stem's collapse nor early pooling is used:
-they save what the op does not spend.
+Where blocks run as one Triton op, the op takes Z_l as its addend, and neither the stem's collapse nor early pooling is
+used: they save what the op does not spend. On a CPU with compiled blocks a window's whole chain is one op, which has
+both.
 """
 
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from jepa_fast.kernels.hidden import hidden_pool, norm_mlp
 from jepa_fast.kernels.window import compute_dtype, depthwise, difference, pool
+from jepa_fast.kernels.window_chain import Blocks, Chain, paste_windows, window_chain
 from jepa_fast.models.biases import bias_or_zeros
 from jepa_fast.models.convnext import Branch, ConvNeXtBlock
 from jepa_fast.models.window_grid import REACH, WindowGrid
@@ -34,8 +37,9 @@ class Bases(NamedTuple):
     """Images that others are compared with, and all of their activations that a window can need."""
 
     images: Tensor  # [G, H, W]
-    convolved: tuple[Tensor, ...]  # Z_l, one [G, H, W, C] per block
-    updates: tuple[Tensor, ...]  # G_l, one [G, H, W, C] per block
+    # Z_l and G_l, one [G, H, W, C] per block; of compiled blocks [G, L, H, W, C].
+    convolved: tuple[Tensor, ...] | Tensor
+    updates: tuple[Tensor, ...] | Tensor
     head_cache: Tensor  # what the head's windows need of the last block's output
 
 
@@ -73,24 +77,50 @@ class WindowEncoder:
             groups: [N], which base each image is compared with; none: base 0.
         """
         place = WindowGrid.of(bases.images, windows, corners, groups)
-        *_, read = self._encode(bases, windows, place)
+        if self._is_compiled(windows):
+            read = self._read_chain(bases, windows, place)
+        else:
+            *_, read = self._encode(bases, windows, place)
         return self.branch.head(read)
 
     def dense(self, images: Tensor) -> Tensor:
         """States [N, D] of whole images [N, H, W], with the rewrites that need no window."""
+        if self._is_compiled(images):
+            x = images[..., None] * self._stem()
+            for block in self._blocks():
+                x = block.fused(x)
+            return self.branch.head(self.head.whole(x))
         *_, read = self._encode_whole(images, keep=False)
         return self.branch.head(read)
 
     def bases(self, images: Tensor) -> Bases:
         """Bases from whole images [G, H, W]."""
+        if self._is_compiled(images):
+            x = images[..., None] * self._stem()
+            z, updates = [], []
+            for block in self._blocks():
+                x, block_z, block_update = block.keep(x)
+                z.append(block_z)
+                updates.append(block_update)
+            return Bases(images, torch.stack(z, dim=1), torch.stack(updates, dim=1), self.head.head_cache(x))
         convolved, updates, head_cache = self._encode_whole(images, keep=True)
         return Bases(images, tuple(convolved), tuple(updates), head_cache)
 
     def derive_bases(self, bases: Bases, windows: Tensor, corners: Tensor, groups: Tensor | None = None) -> Bases:
         """Bases that themselves differ from coarser ones in a window only. Arguments as in a call."""
         place = WindowGrid.of(bases.images, windows, corners, groups)
-        convolved, updates, head_cache = self._encode(bases, windows, place, keep=True)
         images = place.paste(windows[..., None], bases.images[..., None], 0)[..., 0]
+        if self._is_compiled(windows):
+            chain = self._chain(bases, windows, place, keep=True)
+            assert isinstance(bases.convolved, Tensor)
+            assert isinstance(bases.updates, Tensor)
+            z, update = (
+                paste_windows(own, base, place.corners, place.groups, place.size)
+                for own, base in ((chain.z, bases.convolved), (chain.updates, bases.updates))
+            )
+            head_cache = self.head.derived(chain.out, bases.head_cache, place, len(self.branch.blocks))
+            return Bases(images, z, update, head_cache)
+        convolved, updates, head_cache = self._encode(bases, windows, place, keep=True)
         layers = zip(convolved, bases.convolved, updates, bases.updates, strict=True)
         pasted = [
             (place.paste(z, base_z, after), place.paste(update, base_update, after))
@@ -104,6 +134,30 @@ class WindowEncoder:
 
     def _blocks(self) -> list[ConvNeXtBlock]:
         return [block for block in self.branch.blocks if isinstance(block, ConvNeXtBlock)]
+
+    def _is_compiled(self, like: Tensor) -> bool:
+        """Whether blocks run as compiled ops on a tensor like this one."""
+        return self._blocks()[0].is_compiled(like)
+
+    def _chain(self, bases: Bases, windows: Tensor, place: WindowGrid, keep: bool) -> Chain:
+        """The windows through all blocks, as one op."""
+        assert isinstance(bases.convolved, Tensor)
+        assert isinstance(bases.updates, Tensor)
+        pixels = windows - place.crop(bases.images[..., None], 0)[..., 0]
+        parameters = zip(*(block.parameters_in_order() for block in self._blocks()), strict=True)
+        blocks = Blocks(*(torch.stack(each) for each in parameters))
+        pooled = isinstance(self.head, Pooling) and not keep
+        return window_chain(
+            pixels, self._stem(), blocks, bases.convolved, bases.updates, place.corners, place.groups, place.image,
+            self._blocks()[0].norm.eps, pooled=pooled, keep=keep,
+        )  # fmt: skip
+
+    def _read_chain(self, bases: Bases, windows: Tensor, place: WindowGrid) -> Tensor:
+        """What the head reads of windows, by compiled blocks."""
+        out = self._chain(bases, windows, place, keep=False).out
+        if isinstance(self.head, Pooling):
+            return (bases.head_cache.index_select(0, place.groups) + out).permute(0, 3, 1, 2)
+        return self.head.window(out, bases.head_cache, place, len(self.branch.blocks))
 
     def _encode_whole(self, images: Tensor, keep: bool) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Convolved activations and updates of each block, then the head cache or what the head reads."""

@@ -96,7 +96,7 @@ def test_a_base_that_weighs_almost_only_under_the_window_does_not_cancel():
     image[:, :4], image[:, 7:] = base[:, :4], base[:, 7:]
     place = WindowGrid.of(base[..., 0], torch.zeros(1, 3, 12), torch.tensor([[4, 0]]), None)
     head = Coordinates(branch)
-    found = head.window((image - base)[:, 4:7], head.kept(base), place, 0)
+    found = head.window((image - base)[:, 4:7], head.head_cache(base), place, 0)
     torch.testing.assert_close(found, locate(image.permute(0, 3, 1, 2), branch.sharpness), rtol=1e-5, atol=1e-6)
 
 

@@ -40,4 +40,15 @@ template <typename T>
 void finish_base(
     const WindowChain& chain, const WindowPlan& plan, const T* parts, int64_t group, int64_t block, bool is_update, T* out);
 
+// Bases made of windows: images [N, L, H, W, C] that hold their own base [G, L, H, W, C] and over it the windows' values
+// [N, pixels_after(L), C]. Row `row` counts the rows of all images and blocks.
+template <typename T>
+void paste_row(const WindowChain& chain, const T* windows, const T* bases, int64_t row, T* images);
+
+// The gradients of `paste_row`: windows [N, pixels_after(L), C] by window, bases by the row of a base and block.
+template <typename T>
+void paste_backward_window(const WindowChain& chain, const T* images, int64_t window, T* windows);
+template <typename T>
+void paste_backward_row(const WindowChain& chain, const T* images, int64_t row, T* bases);
+
 }  // namespace jepa_fast
