@@ -23,6 +23,14 @@ def loader_threads():
     return [thread for thread in threading.enumerate() if thread.name == "host-loader"]
 
 
+def ended():
+    """Whether the threads of batches that were abandoned, not closed, end by themselves."""
+    deadline = time.monotonic() + 10
+    while loader_threads() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return loader_threads() == []
+
+
 def settled(values):
     """The length of a list once it stops growing."""
     length = -1
@@ -59,7 +67,7 @@ def test_an_abandoned_epoch_leaves_no_thread(split):
     assert loader_threads() == []
     for _ in loader.batches(evaluation_order(40, 2)):
         break
-    assert loader_threads() == []
+    assert ended()
     assert len(list(loader.batches(evaluation_order(40, 2)))) == 20
     assert loader_threads() == []
 
@@ -81,10 +89,34 @@ def test_a_generator_in_a_cycle_that_its_own_thread_collects_does_not_wait_for_i
     next(batches)
     del batches, cycle
     assert collected.wait(10)
-    deadline = time.monotonic() + 10
-    while loader_threads():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    assert ended()
+
+
+def test_batches_closed_while_another_thread_waits_for_one_are_at_their_end(split):
+    going_on, waiting = threading.Event(), threading.Event()
+
+    def orders():
+        yield from evaluation_order(20, 20)
+        waiting.set()
+        going_on.wait(10)
+        yield from evaluation_order(20, 20)
+
+    batches, rest = HostLoader(split).batches(orders()), []
+    next(batches)
+    consumer = threading.Thread(target=lambda: rest.extend(batches))
+    consumer.start()
+    assert waiting.wait(10)
+    closer = threading.Thread(target=batches.close)
+    closer.start()
+    while not batches._closed:
+        time.sleep(0.001)
+    going_on.set()
+    for thread in (closer, consumer):
+        thread.join(10)
+        assert not thread.is_alive()
+    assert rest == []
+    assert loader_threads() == []
+    assert list(batches) == []
 
 
 def test_an_error_while_gathering_reaches_the_consumer(split, monkeypatch):
