@@ -29,6 +29,7 @@ test: lint
 
 # In random order and in two processes: tests that need each other, or the machine to themselves, fail here. The order's
 # seed is in the first lines; ARGS="-p randomly --randomly-seed=N" runs it again.
+test-shuffled: export OMP_NUM_THREADS = 1
 test-shuffled: install
 	$(RUN) -m pytest -p randomly --randomly-dont-reset-seed -n 2 $(ARGS)
 

@@ -31,13 +31,13 @@ def ended():
     return loader_threads() == []
 
 
-def settled(values):
-    """The length of a list once it stops growing."""
-    length = -1
-    while length != len(values):
-        length = len(values)
-        time.sleep(0.05)
-    return length
+def settled(values, expected):
+    """The length of a list that grows to `expected`, however busy the machine is, and a moment later."""
+    deadline = time.monotonic() + 10
+    while len(values) < expected and time.monotonic() < deadline:
+        time.sleep(0.001)
+    time.sleep(0.05)
+    return len(values)
 
 
 def test_batches_are_gathered_ahead_but_not_far(split, monkeypatch):
@@ -52,7 +52,8 @@ def test_batches_are_gathered_ahead_but_not_far(split, monkeypatch):
     batches = HostLoader(split).batches(Sampler(40, 2, seed=0).steps(0, 100))
     for consumed in range(1, 6):
         next(batches)
-        assert settled(gathered) == max(consumed, HELD) + AHEAD
+        expected = max(consumed, HELD) + AHEAD
+        assert settled(gathered, expected) == expected
     batches.close()
     assert len(gathered) == 5 + AHEAD
 
