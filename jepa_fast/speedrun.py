@@ -13,7 +13,7 @@ from jepa_fast.racing.records import Record, problems
 from jepa_fast.racing.rungs import CHECKS, PROBES, meets, results_of, schedule, summary_of, thresholds_of
 
 if TYPE_CHECKING:
-    from jepa_fast.model.build import AnyWorld
+    from jepa_fast.models.registry import AnyWorld
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def run(arguments: Arguments) -> None:
     Raises:
         InputError: an argument is out of range, or the record's folder is there already.
     """
-    from jepa_fast.model.build import build_world
+    from jepa_fast.models.registry import build_world
     from jepa_fast.racing.race import WARM_UP_STEPS, race, warm_up
 
     assert arguments.rung is not None

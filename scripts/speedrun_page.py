@@ -15,8 +15,8 @@ from matplotlib.axes import Axes
 
 from jepa_fast.racing.records import Event, Record, problems
 from jepa_fast.racing.rungs import PROBES, RUNGS, SETS
-from jepa_fast.reporting.marks import between
-from jepa_fast.reporting.probes import short
+from jepa_fast.report.marks import between
+from jepa_fast.report.probes import short
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "records" / "speedrun"

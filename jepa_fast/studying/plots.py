@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from jepa_fast.probing.evaluation import PROBE_SETS
-from jepa_fast.reporting.probes import short
+from jepa_fast.report.probes import short
 from jepa_fast.studies import Study
 from jepa_fast.studying.record import RunRecord
 from jepa_fast.studying.tables import by_preset, errors, scored

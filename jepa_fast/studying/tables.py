@@ -6,9 +6,9 @@ from pathlib import Path
 
 from jepa_fast.config import require
 from jepa_fast.probing.evaluation import PROBE_SETS
-from jepa_fast.reporting.marks import between
-from jepa_fast.reporting.probes import short
-from jepa_fast.reporting.words import number
+from jepa_fast.report.marks import between
+from jepa_fast.report.probes import short
+from jepa_fast.report.words import number
 from jepa_fast.studies import Study
 from jepa_fast.studying.record import RunRecord
 
