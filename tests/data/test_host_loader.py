@@ -109,7 +109,7 @@ def test_batches_closed_while_another_thread_waits_for_one_are_at_their_end(spli
     assert waiting.wait(10)
     closer = threading.Thread(target=batches.close)
     closer.start()
-    while not batches._closed:
+    while not batches._work._ended:
         time.sleep(0.001)
     going_on.set()
     for thread in (closer, consumer):
