@@ -10,11 +10,11 @@ STAMP := $(VENV)/.installed
 install: $(STAMP)
 
 # torch and the build tools first: the extension is then built against the torch it will run with.
-$(STAMP): pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csrc/*)
+$(STAMP): pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csrc/* csrc/*/*)
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) torch setuptools cmake ninja
 	$(PIP_INSTALL) --no-build-isolation --editable '.[dev,dali]'
-	@$(RUN) -c "from jepa_fast import extension; print(extension.load() or 'jepa_fast._C is in place')"
+	@$(RUN) -c "from jepa_fast.kernels import extension; print(extension.load() or 'jepa_fast._C is in place')"
 	@touch $@
 
 # From nothing to a trained and probed model, with its own data. Ends with the path of its report.

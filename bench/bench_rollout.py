@@ -14,11 +14,11 @@ import torch._functorch.config
 from torch import Tensor
 
 from bench.steps import Step, captured, costs
-from jepa_fast import backends
 from jepa_fast.config import ModelConfig
+from jepa_fast.kernels import dispatch
+from jepa_fast.kernels.dropout import new_clock
 from jepa_fast.kernels.rollout import rollout_reference
-from jepa_fast.model.dropout import new_clock
-from jepa_fast.model.predictor import Predictor
+from jepa_fast.models.predictor import Predictor
 
 # Trajectories and steps: a batch of training; the longest evaluation.
 SHAPES = [(128, 16), (256, 90)]
@@ -114,7 +114,7 @@ def bench_rollout(benchmark, device: str, shape: tuple[int, int], kind: torch.dt
     batch, steps = shape
     benchmark.group = f"rollout {part} B={batch} {steps} steps {kind}"
     on_gpu = device == "cuda"
-    if candidate == "jepa_fast" and (missing := backends.why_no_triton("cuda" if on_gpu else "cpu")) is not None:
+    if candidate == "jepa_fast" and (missing := dispatch.why_no_triton("cuda" if on_gpu else "cpu")) is not None:
         pytest.skip(missing)
     if candidate == "eager, launched" and not on_gpu:
         pytest.skip("on a CPU nothing is captured")

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.steps import Step, captured, costs
-from jepa_fast import extension
+from jepa_fast.kernels import extension
 from jepa_fast.kernels.vicreg import vicreg, vicreg_reference
 
 # A batch of predictions (128 trajectories of 16 steps), larger models, and whole data sets.

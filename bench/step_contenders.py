@@ -16,10 +16,10 @@ from jepa_fast.data.host import gather
 from jepa_fast.data.packing import pack
 from jepa_fast.data.shards import Split, open_split
 from jepa_fast.data.two_rooms_source import TwoRoomsSource
-from jepa_fast.model.encoder import POOLED_SIDE, Branch, ConvNeXtBlock
-from jepa_fast.model.energy import energy
-from jepa_fast.model.shortcuts import BatchEncoder
-from jepa_fast.model.world import World
+from jepa_fast.models.convnext import POOLED_SIDE, Branch, ConvNeXtBlock
+from jepa_fast.models.jepa import World
+from jepa_fast.models.sparse_encoder import SparseEncoder
+from jepa_fast.objectives.vicreg import energy
 
 INVARIANCE, VARIANCE, COVARIANCE = 25.0, 25.0, 1.0
 CLIP_NORM = 0.5
@@ -40,7 +40,7 @@ class Contender:
         self.batch, self.spec = batch, split.spec
         self.weights = torch.tensor([INVARIANCE, VARIANCE, COVARIANCE], device=DEVICE)
         bases = None if split.wall_bases is None else torch.from_numpy(split.wall_bases).to(DEVICE)
-        self.batch_encoder = BatchEncoder(self.world.encoder, self.spec, bases)
+        self.batch_encoder = SparseEncoder(self.world.encoder, self.spec, bases)
         self.optimizer = torch.optim.Adam(self.world.parameters(), lr=5e-4, weight_decay=3e-4, fused=True)
         self.forward: Callable[[], tuple[Tensor, ...]] = self.energy
         if compiled:

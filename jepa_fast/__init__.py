@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from jepa_fast.config import Kernels
-    from jepa_fast.model.build import AnyWorld
+    from jepa_fast.models.registry import AnyWorld
 
 __version__ = "0.1.0"
 

@@ -18,13 +18,13 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import jepa_fast.kernels
-from jepa_fast import backends, extension
 from jepa_fast.data.dali import INSTALL
 from jepa_fast.data.manifest import MANIFEST_NAME
 from jepa_fast.data.shards import OTHER_FILES, open_split
 from jepa_fast.data.two_rooms import SPLITS
 from jepa_fast.engine.record import processor
 from jepa_fast.errors import InputError
+from jepa_fast.kernels import dispatch, extension
 
 WRITTEN_BYTES = 64 * 2**20
 LEAST_WRITE_MB_S = 20
@@ -131,7 +131,7 @@ def operators() -> list[Finding]:
 
 def _triton_operator(topic: str, device: Literal["cpu", "cuda"]) -> Finding:
     """What an op with Triton kernels runs on."""
-    missing = backends.why_no_triton(device)
+    missing = dispatch.why_no_triton(device)
     if missing is None:
         return Finding(topic, "Triton kernel")
     if device == "cpu":

@@ -12,7 +12,7 @@ from jepa_fast.config import Kernels, RunConfig
 from jepa_fast.errors import InputError
 
 if TYPE_CHECKING:
-    from jepa_fast.model.build import AnyWorld
+    from jepa_fast.models.registry import AnyWorld
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Evaluate; the table goes to standard output, the JSON into the run folder."""
-    from jepa_fast.backends import PLAIN, why_no_triton
+    from jepa_fast.kernels.dispatch import PLAIN, why_no_triton
     from jepa_fast.probing.evaluation import evaluate
 
     device = cli.choose_device(arguments.device)
@@ -60,7 +60,7 @@ def load_world(arguments: Arguments, kernels: Kernels) -> "tuple[AnyWorld, Path,
     Raises:
         InputError: not exactly one of a run and weights, weights without data, or files that do not open.
     """
-    from jepa_fast.model.world import World
+    from jepa_fast.models.jepa import World
     from jepa_fast.probing.results import EVALUATION
     from jepa_fast.runs import CONFIG, load
     from jepa_fast.weights import WEIGHTS, read_tensors

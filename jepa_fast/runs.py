@@ -7,7 +7,7 @@ import jepa_fast
 from jepa_fast.config import Kernels, RunConfig
 from jepa_fast.engine.checkpoint import load_checkpoint
 from jepa_fast.errors import InputError
-from jepa_fast.model.build import AnyWorld, build_world
+from jepa_fast.models.registry import AnyWorld, build_world
 from jepa_fast.weights import WEIGHTS, load_weights
 
 CONFIG = "config.json"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from jepa_fast.config import Kernels, read_model_config
 from jepa_fast.errors import InputError
-from jepa_fast.model.build import AnyWorld, build_world
+from jepa_fast.models.registry import AnyWorld, build_world
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_CONFIG = "config.json"

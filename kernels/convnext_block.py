@@ -40,7 +40,7 @@ from jepa_fast.kernels.dwconv_norm import (
     widened,
 )
 from jepa_fast.kernels.triton.launch import runs_in_triton
-from jepa_fast.model.window_ops import compute_dtype
+from jepa_fast.kernels.window import compute_dtype
 
 OPERATOR = "jepa_fast::convnext_block"
 

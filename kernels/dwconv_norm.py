@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jepa_fast.kernels.triton.launch import runs_in_triton
-from jepa_fast.model.window_ops import compute_dtype
+from jepa_fast.kernels.window import compute_dtype
 
 OPERATOR = "jepa_fast::dwconv_norm"
 CHANNELS = (16, 32, 64, 96, 128)

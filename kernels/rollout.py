@@ -7,7 +7,7 @@
 first s [B, D], actions a [B, S, 2] -> states [B, S, D]; the residual is r ("sum") or LN(s) ("state"). W1 [4D, D],
 W2 [D, 4D]. float32 or float64; LayerNorm with eps 1e-5. Under bfloat16 autocast both products with W1 and W2 take
 bfloat16 factors, h and its gradient are rounded to bfloat16; states, statistics and sums are float32 all the same.
-Dropout masks are those of `jepa_fast.model.dropout` for [B, S, 4D], bit for bit.
+Dropout masks are those of `jepa_fast.kernels.dropout` for [B, S, 4D], bit for bit.
 
 The Triton kernels take float32 states, D in 16, 32, 64, 128, on CUDA; everything else runs in plain PyTorch.
 Gradients of W1 and W2 are one matrix product each over all B S rows, those of vectors are sums in a fixed order:
@@ -29,8 +29,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jepa_fast import backends
-from jepa_fast.model.dropout import SITE_PREDICTOR, dropout_mask
+from jepa_fast.kernels import dispatch
+from jepa_fast.kernels.dropout import SITE_PREDICTOR, dropout_mask
 
 OPERATOR = "jepa_fast::rollout"
 SCHEMA = (
@@ -221,7 +221,7 @@ def _vectors(weights: RolloutWeights) -> tuple[Tensor, ...]:
 
 def why_no_triton(first: Tensor) -> str | None:
     """Why these states on a CUDA device do not go through the Triton kernels, or None."""
-    reason = backends.why_no_triton("cuda")
+    reason = dispatch.why_no_triton("cuda")
     if reason is not None:
         return reason
     if first.dtype != torch.float32:
@@ -341,7 +341,7 @@ def rollout(
         first: gets a gradient, as do the actions and all weights.
         actions: one (x, y) per step.
         weights: float32, or float64 in plain PyTorch.
-        clock: int64 [3], the dropout clock of `jepa_fast.model.dropout`.
+        clock: int64 [3], the dropout clock of `jepa_fast.kernels.dropout`.
         dropout: rate on the hidden layer; 0 draws no mask.
         residual: what the update is added to.
         activation: whether the GELU follows the hidden norm or comes before it.

@@ -29,7 +29,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from jepa_fast import extension
+from jepa_fast.kernels import extension
 
 OPERATOR = "jepa_fast::vicreg"
 SCHEMA = (

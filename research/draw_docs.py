@@ -10,8 +10,8 @@ from pathlib import Path
 
 from jepa_fast.data.two_rooms import WORLD, Trajectories, render_walls, simulate
 from jepa_fast.probing.evaluation import rectangles
-from jepa_fast.reporting import rooms
-from jepa_fast.reporting.page import THEME
+from jepa_fast.report import rooms
+from jepa_fast.report.page import THEME
 
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
 ROOM, GAP, CAPTION = 150, 16, 22

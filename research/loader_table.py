@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jepa_fast.reporting.marks import between
+from jepa_fast.report.marks import between
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"

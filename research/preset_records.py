@@ -29,14 +29,14 @@ import jepa_fast
 from jepa_fast.config import LoopOptions
 from jepa_fast.data.shards import open_split
 from jepa_fast.engine.loop import training
-from jepa_fast.model.build import AnyWorld
-from jepa_fast.model.one_step_world import PositionWorld
+from jepa_fast.models.gated import PositionModel
+from jepa_fast.models.registry import AnyWorld
 from jepa_fast.probing.evaluation import PROBE_SETS, scores
 from jepa_fast.probing.prober import converged_probe, official_probe
 from jepa_fast.probing.results import Scores
 from jepa_fast.probing.rollouts import Rollouts, all_locations, rollout_split
-from jepa_fast.reporting.marks import between
-from jepa_fast.reporting.probes import short
+from jepa_fast.report.marks import between
+from jepa_fast.report.probes import short
 from jepa_fast.train import Arguments, DataArguments, prepare
 from research import jsonl
 from research.process import Command, Cost
@@ -110,7 +110,7 @@ def measure(preset: str, seed: int, data: Path, run: Path) -> dict[str, Any]:
     training = succeed("jepa_fast.train", *flags)
     succeed("jepa_fast.evaluate", run, "--seed", str(PROBE_SEED + seed))
     world = jepa_fast.load(run)
-    assert isinstance(world, PositionWorld)
+    assert isinstance(world, PositionModel)
     record = asdict(record_of(run, training, PROBE_SEED + seed))
     for name, floor in floors(world, data, PROBE_SEED + seed).items():
         record["probe_sets"][name]["true_locations"] = vars(floor)
@@ -129,7 +129,7 @@ def succeed(module: str, *flags: str | Path) -> Cost:
     return cost
 
 
-def floors(world: PositionWorld, data: Path, probe_seed: int) -> dict[str, Scores]:
+def floors(world: PositionModel, data: Path, probe_seed: int) -> dict[str, Scores]:
     """Both probes' scores on true locations, embedded by the model's encoder: what a perfect predictor would get."""
 
     def embedded(name: str) -> Rollouts:

@@ -24,9 +24,9 @@ from jepa_fast.data.host import gather
 from jepa_fast.data.packing import pack
 from jepa_fast.data.shards import Split, open_split
 from jepa_fast.data.two_rooms_source import TwoRoomsSource
-from jepa_fast.model.energy import energy
-from jepa_fast.model.shortcuts import BatchEncoder
-from jepa_fast.model.world import World
+from jepa_fast.models.jepa import World
+from jepa_fast.models.sparse_encoder import SparseEncoder
+from jepa_fast.objectives.vicreg import energy
 
 STEPS, BATCH, TRAJECTORIES = 300, 4, 1232
 WEIGHTS = (1.0, 25.0, 1.0)  # invariance, variance, covariance
@@ -61,7 +61,7 @@ def train(split: Split, mode: Literal["auto", "off"]) -> tuple[np.ndarray, float
     torch.manual_seed(0)
     world = World()
     assert split.wall_bases is not None
-    batch_encoder = BatchEncoder(world.encoder, split.spec, torch.from_numpy(split.wall_bases), mode)
+    batch_encoder = SparseEncoder(world.encoder, split.spec, torch.from_numpy(split.wall_bases), mode)
     optimizer = torch.optim.Adam(world.parameters(), lr=5e-4, weight_decay=3e-4)
     weights = torch.tensor(WEIGHTS)
     energies = []

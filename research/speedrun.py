@@ -31,7 +31,7 @@ from research.targets import (
 )
 
 if TYPE_CHECKING:
-    from jepa_fast.model.build import AnyWorld
+    from jepa_fast.models.registry import AnyWorld
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def run(arguments: Arguments) -> None:
     Raises:
         InputError: an argument is out of range, or there is a record of that name already.
     """
-    from jepa_fast.model.build import build_world
+    from jepa_fast.models.registry import build_world
     from research.time_to_target import WARM_UP_STEPS, run_to_target, warm_up
 
     assert arguments.target is not None

@@ -13,8 +13,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from jepa_fast.reporting.marks import between
-from jepa_fast.reporting.probes import short
+from jepa_fast.report.marks import between
+from jepa_fast.report.probes import short
 from research.targets import PROBES, SETS, TARGETS, Event, Record, problems, read_records
 
 ROOT = Path(__file__).resolve().parent.parent

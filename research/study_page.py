@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 
 from jepa_fast.config import require
 from jepa_fast.probing.evaluation import PROBE_SETS
-from jepa_fast.reporting.marks import between
-from jepa_fast.reporting.probes import short
-from jepa_fast.reporting.words import number
+from jepa_fast.report.marks import between
+from jepa_fast.report.probes import short
+from jepa_fast.report.words import number
 from research.run_record import RunRecord
 from research.studies import Study
 

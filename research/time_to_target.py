@@ -19,7 +19,7 @@ from jepa_fast.engine.loop import Progress, training
 from jepa_fast.engine.record import read_metrics
 from jepa_fast.errors import RunError
 from jepa_fast.generate import generate
-from jepa_fast.model.build import AnyWorld
+from jepa_fast.models.registry import AnyWorld
 from jepa_fast.probing.evaluation import score
 from jepa_fast.runs import create_run
 from research.targets import CHECK_SEED, CONFIRMATION_SEED, PROBES, Event, Scores, meets

@@ -20,7 +20,7 @@ import tyro
 from jepa_fast import cli
 from jepa_fast.config import require
 from jepa_fast.errors import InputError, RunError
-from jepa_fast.reporting.marks import between
+from jepa_fast.report.marks import between
 
 ROOT = Path(__file__).resolve().parent.parent
 LATEST = ROOT / "bench" / "latest.json"

@@ -16,8 +16,6 @@ BUILD = ROOT / "build" / "gates"
 # Registers per thread. Kernels that stream memory want the many warps that 40 registers leave room for; those on the
 # tensor cores, 128 threads a block, get four blocks on a multiprocessor up to 128.
 REGISTER_CEILINGS = {
-    "column_moments_chunks_kernel": 40,
-    "column_moments_merge_kernel": 72,
     "vicreg_sums_kernel": 40,
     "vicreg_means_kernel": 40,
     "vicreg_scatter_kernel": 128,

@@ -10,7 +10,7 @@ and last rows of an image, come on top.
 import argparse
 from typing import NamedTuple
 
-from jepa_fast.reporting.marks import between
+from jepa_fast.report.marks import between
 from scripts.triton_gates import ROWS, Row, read_rows
 
 README = ROWS.parent / "README.md"

@@ -6,10 +6,10 @@ import shutil
 import pytest
 import torch
 
-from jepa_fast import backends, extension
 from jepa_fast.backends import choose_kernels, describe_ops
 from jepa_fast.config import ApartModelConfig, FeatureModelConfig, ModelConfig
 from jepa_fast.errors import InputError
+from jepa_fast.kernels import dispatch, extension
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def machine(monkeypatch):
     """Pretend to be a machine with or without the extension's kernels, triton, a compiler, a new enough device."""
 
     def pretend(fused=True, triton=True, compiler=True, capability=(9, 0)):
-        backends.why_no_triton.cache_clear()
+        dispatch.why_no_triton.cache_clear()
         monkeypatch.delenv("CC", raising=False)
         monkeypatch.setattr(extension, "load", lambda: None if fused else "no library here")
         monkeypatch.setattr(extension, "has_kernel", lambda operator, device: fused)
@@ -26,7 +26,7 @@ def machine(monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
 
     yield pretend
-    backends.why_no_triton.cache_clear()
+    dispatch.why_no_triton.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -61,8 +61,8 @@ def test_without_compiler_installs_plain_and_says_so_in_one_line(sources: Path, 
     assert (target / "jepa_fast" / "py.typed").exists()
     assert not list(target.rglob("_C*"))
     program = (
-        "import torch, jepa_fast.kernels.column_moments as m; x = torch.tensor([[1.0, 2.0], [3.0, 6.0]]);"
-        "print(m.__file__); print(m.column_moments(x).variance.tolist(), m.column_moments(x).mean.tolist())"
+        "import torch, jepa_fast.kernels.vicreg as m; x = torch.tensor([[1.0, 2.0], [3.0, 6.0]]);"
+        "print(m.__file__); print(m.vicreg(x, x + 1).tolist())"
     )
     ran = subprocess.run(
         [sys.executable, "-c", program],
@@ -74,9 +74,9 @@ def test_without_compiler_installs_plain_and_says_so_in_one_line(sources: Path, 
     )
     place, values = ran.stdout.splitlines()
     assert Path(place).is_relative_to(target)
-    assert values == "[2.0, 8.0] [2.0, 4.0]"
+    assert values == "[1.0, 0.0, 16.0]"
     assert ran.stderr.splitlines() == [
-        "jepa_fast::column_moments on cpu runs in plain PyTorch: jepa_fast was installed without its compiled extension"
+        "jepa_fast::vicreg on cpu runs in plain PyTorch: jepa_fast was installed without its compiled extension"
     ]
 
 
@@ -88,10 +88,10 @@ def test_wheel_holds_the_library_and_the_kernels_as_files(sources: Path, tmp_pat
     assert "-cp311-abi3-" in wheel.name
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-        kernel = archive.read("jepa_fast/kernels/column_moments.py")
+        kernel = archive.read("jepa_fast/kernels/vicreg.py")
     assert {"jepa_fast/_C.abi3.so", "jepa_fast/py.typed"} <= names
     assert not {name for name in names if not name.startswith(("jepa_fast/", "jepa_fast-"))}
-    assert kernel == (ROOT / "kernels" / "column_moments.py").read_bytes()
+    assert kernel == (ROOT / "kernels" / "vicreg.py").read_bytes()
 
 
 def test_source_archive_holds_all_that_a_build_needs(sources: Path) -> None:
@@ -100,8 +100,8 @@ def test_source_archive_holds_all_that_a_build_needs(sources: Path) -> None:
     archive = sources / "dist" / built.stdout.splitlines()[-1]
     shutil.unpack_archive(archive, sources / "dist", filter="data")
     unpacked = Path(str(archive).removesuffix(".tar.gz"))
-    wanted = {"CMakeLists.txt", "setup.py", "jepa_fast/kernels/column_moments.py"}
-    wanted |= {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").iterdir()}
+    wanted = {"CMakeLists.txt", "setup.py", "jepa_fast/kernels/vicreg.py"}
+    wanted |= {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.is_file()}
     assert [name for name in sorted(wanted) if not (unpacked / name).is_file()] == []
     assert not (unpacked / "jepa_fast" / "kernels").is_symlink()
 
@@ -143,9 +143,9 @@ def test_cuda_kernels_compile_without_stack_or_local_memory() -> None:
 
 
 def test_gates_name_a_kernel_that_spills() -> None:
-    cost = gates.KernelCost("column_moments_merge_kernel<float>", "sm_80", registers=62, shared=0, stack=16, local=8)
+    cost = gates.KernelCost("vicreg_means_kernel<float>", "sm_80", registers=32, shared=0, stack=16, local=8)
     assert gates.find_violations([cost]) == [
-        "column_moments_merge_kernel<float> on sm_80: 16 bytes of stack and 8 of local memory, expected none"
+        "vicreg_means_kernel<float> on sm_80: 16 bytes of stack and 8 of local memory, expected none"
     ]
     assert gates.find_violations([cost._replace(stack=0, local=0)]) == []
     assert gates.find_violations([cost._replace(stack=0, local=0, registers=200)]) != []

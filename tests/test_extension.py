@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from jepa_fast import extension
+from jepa_fast.kernels import extension
 
 
 def test_absent_library_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

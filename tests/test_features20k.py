@@ -18,7 +18,7 @@ from jepa_fast.data.shards import open_split
 from jepa_fast.engine.checkpoint import checkpoint_folder, load_checkpoint
 from jepa_fast.engine.record import read_metrics
 from jepa_fast.errors import InputError
-from jepa_fast.model.feature_world import FeatureWorld
+from jepa_fast.models.gated_features import GatedFeatures
 from jepa_fast.presets import preset
 from jepa_fast.probing.results import Evaluation
 from jepa_fast.probing.rollouts import rollout_split
@@ -43,7 +43,7 @@ def test_seconds_of_training_make_the_error_fall_and_untrained_it_fails(tmp_path
         run(tmp_path / "run", configuration("features20k", walks, recipe=recipe, steps=700, batch_size=64))
     )
     torch.manual_seed(0)
-    untrained = FeatureWorld(recipe.model)
+    untrained = GatedFeatures(recipe.model)
     for name, floor, factor in (("probe_normal/val", 20, 100), ("probe_wall/val", 20, 10)):
         split = open_split(walks / name)
         before, after = error_px2(untrained, split), error_px2(trained, split)

@@ -14,7 +14,7 @@ from jepa_fast.engine.guards import is_collapsed
 from jepa_fast.engine.loop import training
 from jepa_fast.engine.record import read_metrics
 from jepa_fast.errors import InputError
-from jepa_fast.model.pixel_world import PixelWorld
+from jepa_fast.models.gated_pixels import GatedPixels
 from jepa_fast.presets import preset
 from jepa_fast.probing.collapse import spectrum
 from jepa_fast.probing.rollouts import rollout_split
@@ -36,7 +36,7 @@ def test_seconds_of_training_make_the_error_fall_and_untrained_it_fails(tmp_path
     config = configuration("pixels300k", walks, steps=500, batch_size=32)
     trained = jepa_fast.load(run(tmp_path / "run", config))
     torch.manual_seed(0)
-    untrained = PixelWorld(config.recipe.model)
+    untrained = GatedPixels(config.recipe.model)
     for name in ("probe_normal/val", "probe_wall/val"):
         split = open_split(walks / name)
         before, after = error_px2(untrained, split), error_px2(trained, split)
@@ -84,7 +84,7 @@ def test_the_dot_is_found_before_the_gate_learns(tmp_path, walks):
     """In the first stage positions spread and the predictor stays as it was drawn."""
     config = configuration("pixels300k", walks, steps=320, batch_size=32)
     create_run(tmp_path, config)
-    fresh = PixelWorld(config.recipe.model)
+    fresh = GatedPixels(config.recipe.model)
     with contextlib.closing(training(config, tmp_path, LoopOptions())) as steps:
         for progress in steps:
             if progress.done == 1:

@@ -13,11 +13,11 @@ from jepa_fast import evaluate, export
 from jepa_fast.config import ModelConfig, Recipe, RunConfig
 from jepa_fast.engine.checkpoint import save_checkpoint
 from jepa_fast.errors import InputError
-from jepa_fast.model.world import World
+from jepa_fast.models.jepa import World
 from jepa_fast.probing.results import Evaluation
 from jepa_fast.runs import create_run
 from jepa_fast.weights import load_weights, read_tensors, save_weights
-from tests.model.test_explorejepa import draw
+from tests.models.test_explorejepa import draw
 
 SMALL = ModelConfig(channels=2, blocks=1, dim=6, residual="state", activation="before_norm")
 

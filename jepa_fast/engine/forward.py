@@ -13,12 +13,13 @@ from jepa_fast import backends
 from jepa_fast.config import EnergyConfig, RunConfig
 from jepa_fast.data.batches import Batch
 from jepa_fast.data.manifest import FrameSpec
-from jepa_fast.model.build import build_world
-from jepa_fast.model.encoder import Encoder
-from jepa_fast.model.flips import Flips
-from jepa_fast.model.objectives import Execution, Function, Span, Terms, choose_objective, no_span
-from jepa_fast.model.shortcuts import BatchEncoder
-from jepa_fast.model.world import World
+from jepa_fast.kernels import dispatch
+from jepa_fast.models.convnext import Encoder
+from jepa_fast.models.flips import Flips
+from jepa_fast.models.jepa import World
+from jepa_fast.models.registry import build_world
+from jepa_fast.models.sparse_encoder import SparseEncoder
+from jepa_fast.objectives.objective import Execution, Function, Span, Terms, choose_objective, no_span
 
 logger = logging.getLogger(__name__)
 
@@ -54,13 +55,13 @@ class Forward(nn.Module):
         if isinstance(config.recipe.energy, EnergyConfig) and config.recipe.energy.targets == "ema":
             assert isinstance(self.world, World)
             self.target_encoder = copy.deepcopy(self.world.encoder).requires_grad_(False).eval()
-            self._encode_targets = self._compiled(BatchEncoder(self.target_encoder, spec, wall_bases, mode))
+            self._encode_targets = self._compiled(SparseEncoder(self.target_encoder, spec, wall_bases, mode))
             self._kept = config.recipe.energy.ema_decay
         ops = backends.describe_ops(config.kernels, config.device, config.recipe.model)
-        fused = ops["vicreg"] != backends.PLAIN
+        fused = ops["vicreg"] != dispatch.PLAIN
         if not isinstance(config.recipe.energy, EnergyConfig):
             del ops["vicreg"]
-            ops[config.recipe.energy.kind] = backends.PLAIN
+            ops[config.recipe.energy.kind] = dispatch.PLAIN
         for name, backend in ops.items():
             logger.info("%s: %s", name, backend)
         if config.compile and group is not None:

@@ -20,7 +20,7 @@ from jepa_fast.engine.checkpoint import State, write_whole
 from jepa_fast.engine.distributed import Ranks
 from jepa_fast.engine.forward import Forward
 from jepa_fast.engine.step import StepResult, Trainer
-from jepa_fast.model.one_step_world import states_of
+from jepa_fast.models.gated import states_of
 from jepa_fast.probing.collapse import Spectrum, spectrum
 
 logger = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from jepa_fast.engine.profiling import Profiler
 from jepa_fast.engine.progress import Journal, metrics_of
 from jepa_fast.engine.step import Trainer
 from jepa_fast.errors import InputError, RunError
-from jepa_fast.model.build import AnyWorld
+from jepa_fast.models.registry import AnyWorld
 
 logger = logging.getLogger(__name__)
 

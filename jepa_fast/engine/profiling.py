@@ -15,7 +15,7 @@ import torch
 from torch.autograd.profiler_util import FunctionEventAvg
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from jepa_fast.model.objectives import Span, no_span
+from jepa_fast.objectives.objective import Span, no_span
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,6 @@ from tqdm import tqdm
 
 from jepa_fast.config import RunConfig
 from jepa_fast.engine.record import Metrics, Record
-from jepa_fast.kernels.column_moments import column_moments
 from jepa_fast.probing.collapse import Spectrum
 
 # Steps at the start of a command that no timing counts: they compile, capture and touch memory.
@@ -89,7 +88,7 @@ class Journal:
 def metrics_of(step: int, readings: dict[str, float], states: Tensor) -> Metrics:
     """A reading: the step's terms and gradient norm, and the spread of its predictions (synchronises)."""
     metrics: Metrics = {"step": step, **readings}
-    std = column_moments(states.flatten(0, 1))[1].sqrt()
+    std = states.detach().flatten(0, 1).double().var(dim=0).float().sqrt()
     metrics["state_std_mean"], metrics["state_std_min"] = float(std.mean()), float(std.min())
     return metrics
 

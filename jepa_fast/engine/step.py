@@ -17,7 +17,7 @@ from jepa_fast.engine.freezing import FreezingAdam
 from jepa_fast.engine.graph import CapturedStep
 from jepa_fast.engine.schedule import schedule_table
 from jepa_fast.engine.stages import StageClock
-from jepa_fast.model.objectives import Span, no_span
+from jepa_fast.objectives.objective import Span, no_span
 
 # Steps before the capture; DistributedDataParallel settles its buckets in the first ten.
 WARM_UPS, WARM_UPS_OF_MANY = 3, 11

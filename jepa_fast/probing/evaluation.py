@@ -13,7 +13,7 @@ from jepa_fast.data.host import gather
 from jepa_fast.data.manifest import MANIFEST_NAME
 from jepa_fast.data.shards import Split, open_split
 from jepa_fast.errors import InputError
-from jepa_fast.model.build import AnyWorld, build_world
+from jepa_fast.models.registry import AnyWorld, build_world
 from jepa_fast.probing.distance import distances_to_solid, errors_by_distance
 from jepa_fast.probing.prober import Probe, converged_probe, official_probe
 from jepa_fast.probing.results import Evaluation, Example, ProbeSetResult, Scores

@@ -9,8 +9,8 @@ from tqdm import tqdm
 
 from jepa_fast.data.host import evaluation_batches, wall_bases
 from jepa_fast.data.shards import Split
-from jepa_fast.model.build import AnyWorld
-from jepa_fast.model.one_step_world import AnyEncoded, OneStepWorld
+from jepa_fast.models.gated import AnyEncoded, GatedModel
+from jepa_fast.models.registry import AnyWorld
 
 
 class Rollouts(NamedTuple):
@@ -45,7 +45,7 @@ def rollout_split(world: AnyWorld, split: Split, name: str, batch_size: int = 25
 
 def _unroll(world: AnyWorld, first: AnyEncoded, actions: Tensor) -> Tensor:
     """States [B, T, D] from one encoded frame [B, 1]."""
-    if isinstance(world, OneStepWorld):
+    if isinstance(world, GatedModel):
         assert not isinstance(first, Tensor)
         return world.unroll(first, actions)
     assert isinstance(first, Tensor)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from jepa_fast.model.dropout import SITE_PREDICTOR
+from jepa_fast.kernels.dropout import SITE_PREDICTOR
 
 EPS = tl.constexpr(1e-5)
 SITE = tl.constexpr(SITE_PREDICTOR)
@@ -11,7 +11,7 @@ SITE = tl.constexpr(SITE_PREDICTOR)
 
 @triton.jit
 def mix(bits):
-    """Bijective mixing of uint32, the one of jepa_fast.model.dropout."""
+    """Bijective mixing of uint32, the one of jepa_fast.kernels.dropout."""
     bits = bits ^ (bits >> 16)
     bits = bits * 0x7FEB352D
     bits = bits ^ (bits >> 15)

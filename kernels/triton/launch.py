@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from jepa_fast.kernels.dispatch import why_no_triton
+
 Grid = tuple[int, int, int]
 
 logger = logging.getLogger(__name__)
@@ -19,8 +21,6 @@ def runs_in_triton(operator: str, x: Tensor) -> bool:
 
 @functools.cache
 def _find_reason(operator: str, device_type: str) -> str | None:
-    from jepa_fast.backends import why_no_triton
-
     reason = why_no_triton("cuda" if device_type == "cuda" else "cpu")
     if reason is not None:
         # On a CPU it is what was asked for.

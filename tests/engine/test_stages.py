@@ -22,8 +22,8 @@ from jepa_fast.engine.schedule import schedule_table
 from jepa_fast.engine.stages import StageClock
 from jepa_fast.engine.step import Trainer
 from jepa_fast.errors import InputError
-from jepa_fast.model.energy import energy, fused_energy
-from jepa_fast.model.objectives import share_of_gradient
+from jepa_fast.objectives.objective import share_of_gradient
+from jepa_fast.objectives.vicreg import energy, fused_energy
 from jepa_fast.presets import preset
 from jepa_fast.runs import create_run
 from jepa_fast.stages import EpochReached, Plateau, RankReached

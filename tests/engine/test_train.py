@@ -14,7 +14,6 @@ import pytest
 import torch
 
 import jepa_fast
-from jepa_fast import extension
 from jepa_fast.config import EnergyConfig, LoopOptions, ModelConfig, Recipe, RunConfig, Stage
 from jepa_fast.data.host import HostLoader, gather, wall_bases
 from jepa_fast.data.sampler import Sampler
@@ -24,6 +23,7 @@ from jepa_fast.engine.loop import train
 from jepa_fast.engine.record import read_metrics
 from jepa_fast.engine.step import Trainer
 from jepa_fast.errors import InputError, RunError
+from jepa_fast.kernels import extension
 from jepa_fast.runs import create_run
 from jepa_fast.train import Arguments, DataArguments, main
 

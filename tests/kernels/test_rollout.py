@@ -5,9 +5,9 @@ import torch
 
 from jepa_fast.config import ModelConfig
 from jepa_fast.kernels import rollout as module
+from jepa_fast.kernels.dropout import SITE_PREDICTOR, dropout_mask
 from jepa_fast.kernels.rollout import RolloutWeights, rollout, rollout_reference
-from jepa_fast.model.dropout import SITE_PREDICTOR, dropout_mask
-from jepa_fast.model.predictor import Predictor
+from jepa_fast.models.predictor import Predictor
 from tests.kernels.rollout_cases import FORMS, draw, results, truth, worst_error
 
 # Norm of the error over the norm of the truth, of states and of every gradient.
@@ -192,7 +192,7 @@ def test_bad_input_is_named(change, message):
 
 
 def test_plain_pytorch_on_a_device_is_announced_once(caplog, monkeypatch):
-    monkeypatch.setattr(module.backends, "why_no_triton", lambda device: "no such thing here")
+    monkeypatch.setattr(module.dispatch, "why_no_triton", lambda device: "no such thing here")
     module._announce_plain.cache_clear()
     case = draw(4, 2, 3)
     arguments = (case.first, case.actions, case.clock, list(case.weights), 0.0, False, False, False, True)
@@ -208,7 +208,7 @@ def test_plain_pytorch_on_a_device_is_announced_once(caplog, monkeypatch):
 
 @pytest.mark.parametrize(("dim", "dtype"), [(100, torch.float32), (128, torch.float64)])
 def test_states_that_the_kernels_do_not_take_run_in_plain_pytorch(monkeypatch, dim, dtype):
-    monkeypatch.setattr(module.backends, "why_no_triton", lambda device: None)
+    monkeypatch.setattr(module.dispatch, "why_no_triton", lambda device: None)
     assert module.why_no_triton(torch.zeros(2, 128)) is None
     assert "the kernels take" in module.why_no_triton(torch.zeros(2, dim, dtype=dtype))
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.profiler import ProfilerActivity, profile
 
-from jepa_fast import extension
+from jepa_fast.kernels import extension
 from jepa_fast.kernels import vicreg as module
 from jepa_fast.kernels.vicreg import covariance_term, vicreg, vicreg_reference
 

@@ -29,12 +29,12 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ not fou
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cuda_on_cpu")
-    for name in ("vicreg.h", "scalar.h", "tensor_tile.cuh"):
+    for name in ("vicreg.h", "scalar.h", "cuda/tensor_tile.cuh"):
         shutil.copy(SOURCES / name, folder)
     for path in (HERE / "cuda_on_cpu").iterdir():
         shutil.copy(path, folder)
     for name in ("vicreg", "vicreg_backward"):
-        text = (SOURCES / f"{name}.cu").read_text()
+        text = (SOURCES / "cuda" / f"{name}.cu").read_text()
         kernels = text.count("__global__")
         # kernel<<<grid, block, 0, stream>>>(arguments); becomes a call that runs it for every thread.
         text, launches = re.subn(

@@ -17,7 +17,7 @@ from jepa_fast.data.shards import open_split
 from jepa_fast.engine.checkpoint import save_checkpoint
 from jepa_fast.errors import InputError
 from jepa_fast.evaluate import Arguments, main
-from jepa_fast.model.world import World
+from jepa_fast.models.jepa import World
 from jepa_fast.probing import rollouts as rollouts_module
 from jepa_fast.probing.evaluation import PROBE_SETS, evaluate, rectangles, score
 from jepa_fast.probing.prober import converged_probe

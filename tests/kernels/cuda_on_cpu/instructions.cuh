@@ -1,4 +1,4 @@
-// The instructions of csrc/instructions.cuh in plain C++. Tensor cores are taken to be worse than any that was measured:
+// The instructions of csrc/cuda/instructions.cuh in plain C++. Tensor cores are taken to be worse than any that was measured:
 // every addend is cut off at the last bit that a float as large as the largest addend has, and so is the sum.
 #pragma once
 

@@ -3,16 +3,15 @@
 import pytest
 import torch
 
-from jepa_fast.kernels import convnext_block
-from jepa_fast.model import window_ops
-from jepa_fast.model.dropout import new_clock
-from jepa_fast.model.encoder import Encoder
-from jepa_fast.model.shortcuts import BatchEncoder
-from tests.model.conftest import draw_batch
+from jepa_fast.kernels import convnext_block, window
+from jepa_fast.kernels.dropout import new_clock
+from jepa_fast.models.convnext import Encoder
+from jepa_fast.models.sparse_encoder import SparseEncoder
+from tests.models.conftest import draw_batch
 
 
 def states_and_gradients(encoder, batch, spec, bases, mode):
-    states = BatchEncoder(encoder, spec, bases, mode)(batch, new_clock(5))
+    states = SparseEncoder(encoder, spec, bases, mode)(batch, new_clock(5))
     states.square().sum().backward()
     return states.detach(), {name: weight.grad for name, weight in encoder.named_parameters()}
 
@@ -26,9 +25,9 @@ def test_windows_match_the_plain_encoder_in_float64(monkeypatch, error, options,
     plain = Encoder(16, 1, 16, 0.1, **options).double()
     fused = Encoder(16, 1, 16, 0.1, "triton", **options)
     fused.load_state_dict(plain.state_dict())
-    assert BatchEncoder(fused, spec, bases).plan(batch)[:2] == ("windows", "once")
+    assert SparseEncoder(fused, spec, bases).plan(batch)[:2] == ("windows", "once")
     truth, exact = states_and_gradients(plain, batch, spec, bases, "off")
-    for module in (convnext_block, window_ops):
+    for module in (convnext_block, window):
         monkeypatch.setattr(module, "runs_in_triton", lambda *_: True)
     states, gradients = states_and_gradients(fused, batch, spec, bases, "auto")
     assert error(states, truth) < 1e-5

@@ -1,0 +1,140 @@
+"""A world model that learns from pixels where the dot is and what stops it.
+
+    position    p = softargmax(spread(relu(look(dot))) / temperature): two small convolutions, expected coordinates
+    state       z = W p, as in `one_step_world`
+    prediction  z' = z + g A a: the mean of moving by A a and of staying
+    gate        g: a network on the wall's image around where the dot is and around where it would go
+
+The room is the wall's image of frame 0, carried beside the state. The gate looks at it through two lattices of points
+one pixel apart, laid around p and p + a and mirrored so that the action leads right and down. Its first layer, on what
+is sampled there bilinearly, is a convolution of the image, as linear maps commute: computed only where the dot is.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from jepa_fast.config import PixelModelConfig
+from jepa_fast.models.gated import ActionStep, BlockedFreeMixture, Encoded, Lift, PositionModel, bounded
+from jepa_fast.models.softargmax import soft_argmax_of_windows
+
+# A dot's first logits are tenths of this: the softmax begins nearly flat, and positions nearly the same for all frames.
+FIRST_TEMPERATURE = 1.0
+
+
+class DotEncoder(nn.Module):
+    """Images of a dot on black to positions, and these to states. No biases: black gives logits of 0 wherever it is."""
+
+    def __init__(self, config: PixelModelConfig) -> None:
+        super().__init__()
+        self.margin = config.kernel - 1
+        self.look = nn.Conv2d(1, config.channels, config.kernel, padding=self.margin, bias=False)
+        # Written as a transposed convolution: what each hidden pixel adds to the logits around it.
+        self.spread = nn.ConvTranspose2d(config.channels, 1, config.kernel, bias=False)
+        # Begins by adding alone. Where light lowers logits, all of the frame but the dot is found, which is as far from
+        # collapse as it gets that way: half of the seeds would never leave it.
+        with torch.no_grad():
+            self.spread.weight.abs_()
+        self.log_temperature = nn.Parameter(torch.tensor(FIRST_TEMPERATURE).log())
+        self.lift = Lift(config.dim, config.spread)
+
+    def locate(self, dots: Tensor, corners: Tensor, size: tuple[int, int]) -> Tensor:
+        """Positions [N, 2] (x, y) of windows [N, h, w] at corners [N, 2] (row, column) in frames of `size`.
+
+        Logits reach as far as the dot's light does through both convolutions, beyond the window; elsewhere they are 0.
+        """
+        logits = self.spread(F.relu(self.look(dots[:, None])))[:, 0]
+        corners = corners.to(torch.int64) - self.margin
+        return soft_argmax_of_windows(logits, corners, size, self.log_temperature.exp())
+
+
+class PixelPredictor(nn.Module):
+    """Stay or move by A a: how likely is a network's word on the wall's image around the dot and around its aim.
+
+    What a wall is, on which side of a line a dot stops and how it passes a door is for the network to learn. Along each
+    axis the lattices are mirrored with the action, so that mirrored scenes give the same gates.
+    """
+
+    offsets: Tensor
+
+    def __init__(self, config: PixelModelConfig) -> None:
+        super().__init__()
+        self.action = ActionStep(config.dim)
+        reach = torch.arange(config.lattice, dtype=torch.float32) - (config.lattice - 1) / 2
+        self.register_buffer("offsets", torch.cartesian_prod(reach, reach).flip(-1), persistent=False)  # [S, 2] (x, y)
+        hidden = config.hidden
+        self.gate = nn.Sequential(
+            nn.Linear(2 * len(self.offsets) + 2, hidden), nn.ReLU(),
+            nn.Linear(hidden, hidden), nn.ReLU(),
+            nn.Linear(hidden, 1),
+        )  # fmt: skip
+
+    def seen(self, positions: Tensor, room: Tensor, actions: Tensor) -> Tensor:
+        """What the gate goes by [B, T, 2 S + 2]: the image around the dot, around its aim, and the action's lengths.
+
+        Args:
+            positions: [B, T, 2] (x, y) in pixels.
+            room: [B, H, W]; black outside.
+            actions: [B, T, 2] in pixels.
+        """
+        signs = torch.where(actions < 0, -1.0, 1.0).to(actions)
+        mirrored = self.offsets * signs[..., None, :]
+        points = torch.cat([positions[..., None, :] + mirrored, (positions + actions)[..., None, :] + mirrored], dim=-2)
+        height, width = room.shape[1:]
+        # Of grid_sample's unit: -1 and 1 are the centres of the outermost pixels.
+        half = torch.tensor([(width - 1) / 2, (height - 1) / 2], device=room.device).to(room)
+        samples = F.grid_sample(room[:, None], points / half - 1, align_corners=True)  # [B, 1, T, 2 S]
+        return torch.cat([samples[:, 0], actions.abs()], dim=-1)
+
+    def log_chances(self, positions: Tensor, room: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Logarithms of the chances of staying and of moving, [B, T] each; arguments as in `seen`."""
+        # Logarithms all the way: a gate that is sure and wrong must still feel how wrong it is.
+        logits = bounded(self.gate(self.seen(positions, room, actions))[..., 0])
+        return F.logsigmoid(-logits), F.logsigmoid(logits)
+
+
+class GatedPixels(PositionModel):
+    """A joint-embedding predictive world model on pixels.
+
+    Its room is the wall's image [B, H, W], white at 1.
+    """
+
+    can_collapse = True
+
+    def __init__(self, config: PixelModelConfig | None = None) -> None:
+        config = config or PixelModelConfig()
+        super().__init__(config)
+        self.to_white = 1 / config.white
+        self.encoder = DotEncoder(config)
+        self.predictor = PixelPredictor(config)
+
+    @property
+    def lift(self) -> Lift:
+        """What makes states of positions."""
+        return self.encoder.lift
+
+    def encode(self, dots: Tensor, corners: Tensor | None, walls: Tensor, scale: float = 1.0) -> Encoded:
+        """The encodings of images which `scale` brings into the range of the data."""
+        with torch.autocast(dots.device.type, enabled=False):
+            dtype, half = self.lift.weight.dtype, (self.side - 1) / 2
+            to_white = scale * self.to_white
+            if corners is None:
+                corners = torch.zeros(2, dtype=torch.int64, device=dots.device).expand(*dots.shape[:2], 2)
+            images = dots.flatten(0, 1).to(dtype) * to_white
+            positions = self.encoder.locate(images, corners.flatten(0, 1), (self.side, self.side))
+            states = self.lift((positions - half) / half).unflatten(0, dots.shape[:2])
+            return Encoded(states, walls.to(dtype) * to_white)
+
+    def predict(self, encoded: Encoded, actions: Tensor) -> BlockedFreeMixture:
+        """One step from every encoded frame [B, T] by its action [B, T, 2] in pixels."""
+        with torch.autocast(actions.device.type, enabled=False):
+            half = (self.side - 1) / 2
+            positions = half + half * self.lift.positions(encoded.states)
+            actions = actions.to(positions)
+            log_stay, log_move = self.predictor.log_chances(positions, encoded.room, actions)
+            step = self.spread * self.predictor.action(actions / half)
+            return BlockedFreeMixture(encoded.states, step, log_stay, log_move)
+
+    def explain(self) -> str:
+        """How frames are encoded."""
+        return "two learned convolutions, a softmax over the frame, one learned linear layer"

@@ -1,0 +1,195 @@
+"""Exact encoding of images that equal a shared base image outside a small window.
+
+Every layer of a `Branch` before its pooling is local: what happens at a pixel depends on a 7x7 neighbourhood per block.
+Two images that agree outside an h x w window therefore have activations that agree outside a window of
+(h + 6l) x (w + 6l) after block l. The base's activations are computed once for all images that share it, and for each
+image only the difference to them is carried, on the growing window:
+
+    z_l = dwconv(d_{l-1}) + crop(Z_l)                      Z_l: the base's convolved activations
+    d_l = pad(d_{l-1}) + W2 gelu(W1 LN(z_l)) - crop(G_l)   G_l: the base's block update; d_l = 0 outside the image
+
+and the head reads the base's output and d_L (`jepa_fast.models.window_heads`).
+
+Nothing is approximated: values and gradients, also those that reach the weights through the base, are those of the
+whole image up to rounding.
+
+Where blocks run as one op, the op takes Z_l as its addend, and neither the stem's collapse nor early pooling is used:
+they save what the op does not spend.
+"""
+
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from jepa_fast.kernels.hidden import hidden_pool, norm_mlp
+from jepa_fast.kernels.window import compute_dtype, depthwise, difference, pool
+from jepa_fast.models.biases import bias_or_zeros
+from jepa_fast.models.convnext import Branch, ConvNeXtBlock
+from jepa_fast.models.window_grid import REACH, WindowGrid
+from jepa_fast.models.window_heads import Pooling, pooling_matrix, window_head, window_pooling
+
+
+class Bases(NamedTuple):
+    """Images that others are compared with, and all of their activations that a window can need."""
+
+    images: Tensor  # [G, H, W]
+    convolved: tuple[Tensor, ...]  # Z_l, one [G, H, W, C] per block
+    updates: tuple[Tensor, ...]  # G_l, one [G, H, W, C] per block
+    head_cache: Tensor  # what the head's windows need of the last block's output
+
+
+class WindowEncoder:
+    """A `Branch` for images that differ from shared base images in small windows only.
+
+    It holds no parameters of its own: it reads the branch's, and gradients go there.
+
+        encoder = WindowEncoder(branch)
+        bases = encoder.bases(base_images)                             # once per forward
+        states = encoder(bases, windows, corners, groups)              # as branch(images) gives
+
+    The caller vouches that image n equals base groups[n] outside its window; nothing here can see the images.
+    """
+
+    def __init__(self, branch: Branch, stem_collapse: bool = True, early_pool: bool = True, channel: int = 0) -> None:
+        """`channel` is the one that images, windows and differences are of, for a branch that has several.
+
+        Whole images are black in the others. Bases may have come from elsewhere with anything in the others, which then
+        is the same in all images over them; their own images are those of this channel.
+        """
+        self.branch = branch
+        self.channel = channel
+        self.stem_collapse = stem_collapse
+        self.head = window_head(branch)
+        self.early_pool = early_pool and isinstance(self.head, Pooling)
+
+    def __call__(self, bases: Bases, windows: Tensor, corners: Tensor, groups: Tensor | None = None) -> Tensor:
+        """States [N, D].
+
+        Args:
+            bases: what `bases` or `refine` gave in this forward pass.
+            windows: [N, h, w], the images' content, with the base's values where nothing differs.
+            corners: [N, 2], (row, column) of each window's top left pixel; the window lies inside the image.
+            groups: [N], which base each image is compared with; none: base 0.
+        """
+        place = WindowGrid.of(bases.images, windows, corners, groups)
+        *_, read = self._encode(bases, windows, place)
+        return self.branch.head(read)
+
+    def dense(self, images: Tensor) -> Tensor:
+        """States [N, D] of whole images [N, H, W], with the rewrites that need no window."""
+        *_, read = self._encode_whole(images, keep=False)
+        return self.branch.head(read)
+
+    def bases(self, images: Tensor) -> Bases:
+        """Bases from whole images [G, H, W]."""
+        convolved, updates, head_cache = self._encode_whole(images, keep=True)
+        return Bases(images, tuple(convolved), tuple(updates), head_cache)
+
+    def derive_bases(self, bases: Bases, windows: Tensor, corners: Tensor, groups: Tensor | None = None) -> Bases:
+        """Bases that themselves differ from coarser ones in a window only. Arguments as in a call."""
+        place = WindowGrid.of(bases.images, windows, corners, groups)
+        convolved, updates, head_cache = self._encode(bases, windows, place, keep=True)
+        images = place.paste(windows[..., None], bases.images[..., None], 0)[..., 0]
+        layers = zip(convolved, bases.convolved, updates, bases.updates, strict=True)
+        pasted = [
+            (place.paste(z, base_z, after), place.paste(update, base_update, after))
+            for after, (z, base_z, update, base_update) in enumerate(layers, start=1)
+        ]
+        return Bases(images, tuple(z for z, _ in pasted), tuple(update for _, update in pasted), head_cache)
+
+    def _stem(self) -> Tensor:
+        """What a pixel is multiplied by, [C]."""
+        return self.branch.stem.weight[:, self.channel].flatten()
+
+    def _blocks(self) -> list[ConvNeXtBlock]:
+        return [block for block in self.branch.blocks if isinstance(block, ConvNeXtBlock)]
+
+    def _encode_whole(self, images: Tensor, keep: bool) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Convolved activations and updates of each block, then the head cache or what the head reads."""
+        stem = self._stem()
+        x = images[..., None] * stem
+        kept_convolved, kept_updates = [], []
+        blocks = self._blocks()
+        for index, block in enumerate(blocks):
+            if block.is_fused and not keep:
+                x = block.fused(x)
+                continue
+            if index == 0 and self.stem_collapse:
+                z = _collapsed(images, stem, block, (REACH, REACH))
+            else:
+                z = depthwise(x, block.dwconv.weight, (REACH, REACH))
+            if index == len(blocks) - 1 and self.early_pool and not keep:
+                rows, columns = (pooling_matrix(size, images).expand(len(images), -1, -1) for size in images.shape[1:])
+                pooled = pool(x, rows, columns) + _project_pooled(z, block, rows, columns)
+                return [], [], pooled.permute(0, 3, 1, 2)
+            update = _update(z, block)
+            x = x + update
+            if keep:
+                kept_convolved.append(z.to(images.dtype))
+                kept_updates.append(update)
+        # Where blocks are one op, x may be bf16; what comes of it is not rounded again.
+        x = x.to(images.dtype)
+        return kept_convolved, kept_updates, self.head.head_cache(x) if keep else self.head.whole(x)
+
+    def _encode(
+        self, bases: Bases, windows: Tensor, place: WindowGrid, keep: bool = False
+    ) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """As `_encode_whole`, with activations and updates on the windows."""
+        stem = self._stem()
+        pixels = windows - place.crop(bases.images[..., None], 0)[..., 0]
+        delta = pixels[..., None] * stem
+        kept_convolved, kept_updates = [], []
+        blocks = self._blocks()
+        for index, block in enumerate(blocks):
+            after = index + 1
+            growth = tuple(new - old for new, old in zip(place.margin(after), place.margin(index), strict=True))
+            padding = (growth[0] + REACH, growth[1] + REACH)
+            if block.is_fused and not keep:
+                base_z = place.crop(bases.convolved[index].to(compute_dtype(delta)), after, is_fused=True)
+                grown = block.fused(delta, base_z, padding)
+                base_update = bases.updates[index]
+                delta = difference(grown, base_update, place.corners, place.groups, place.margin(after), is_fused=True)
+                continue
+            base_z = place.crop(bases.convolved[index], after)
+            if index == 0 and self.stem_collapse:
+                z = _collapsed(pixels, stem, block, padding) + base_z
+            else:
+                z = depthwise(delta, block.dwconv.weight, padding, base_z)
+            # Negated while it is still one image: the gradient of a difference would be negated for every window.
+            base_update = place.crop(-bases.updates[index], after)
+            if index == len(blocks) - 1 and self.early_pool and not keep:
+                rows, columns = window_pooling(place, after, delta)
+                pooled = pool(delta, *window_pooling(place, index, delta)) + pool(base_update, rows, columns)
+                base_pooled = bases.head_cache.index_select(0, place.groups)
+                pooled = base_pooled + pooled + _project_pooled(z, block, rows, columns)
+                return [], [], pooled.permute(0, 3, 1, 2)
+            delta = F.pad(delta, (0, 0, growth[1], growth[1], growth[0], growth[0]))
+            update = _update(z, block)
+            delta = (delta + base_update + update) * place.inside(after).to(delta.dtype)
+            if keep:
+                kept_convolved.append(z)
+                kept_updates.append(update)
+        read = self.head.derived if keep else self.head.window
+        return kept_convolved, kept_updates, read(delta, bases.head_cache, place, len(blocks))
+
+
+def _collapsed(images: Tensor, stem: Tensor, block: ConvNeXtBlock, padding: tuple[int, int]) -> Tensor:
+    """Stem and first convolution as one dense convolution 1 -> C of images [N, h, w]: [N, h', w', C]."""
+    kernel = block.dwconv.weight * stem.view(-1, 1, 1, 1)
+    # Permuted, so that the strides say channels last: with one channel every layout is, and NCHW would be taken.
+    return F.conv2d(images[..., None].permute(0, 3, 1, 2), kernel, padding=padding).permute(0, 2, 3, 1)
+
+
+def _update(z: Tensor, block: ConvNeXtBlock) -> Tensor:
+    """What the block adds to its input, [N, h, w, C], from its convolved activations."""
+    norm = block.norm
+    return norm_mlp(z, norm.weight, bias_or_zeros(norm), block.expand.weight, block.project.weight, norm.eps)
+
+
+def _project_pooled(z: Tensor, block: ConvNeXtBlock, rows: Tensor, columns: Tensor) -> Tensor:
+    """The pooled `_update`, [N, 6, 6, C], projected after pooling."""
+    norm = block.norm
+    hidden = hidden_pool(z, norm.weight, bias_or_zeros(norm), block.expand.weight, rows, columns, norm.eps)
+    pooled: Tensor = block.project(hidden)
+    return pooled

@@ -1,0 +1,1 @@
+"""What a training step minimises: VICReg, InfoNCE and the mixture likelihood of one step."""
