@@ -1,6 +1,6 @@
-"""Windows through the encoder's blocks, forward and backward: compiled chain, the pieces that any device has, torch.compile.
+"""Windows through the encoder's blocks, forward and backward: compiled chain, the pieces of any device, torch.compile.
 
-The batch of the default recipe, with 16 channels; half and a quarter of the windows with 32 and 64, so that all take as long.
+The batch of the default recipe with 16 channels; half and a quarter of the windows with 32 and 64.
 """
 
 import pytest
@@ -74,7 +74,7 @@ CANDIDATES = {"jepa_fast": compiled_chain, "pieces": pieces, "pieces, compiled":
 def bench_window_chain(benchmark, candidate: str, channels: int) -> None:
     benchmark.group = f"window_chain [{WINDOWS * 16 // channels}, {SIDE}, {SIDE}], C {channels}"
     arguments = draw(channels)
-    pixels, stem, blocks, base_z, base_update, *_ = arguments
+    _, stem, blocks, base_z, base_update, *_ = arguments
     leaves = [stem, *blocks, base_z, base_update]
     function = CANDIDATES[candidate]
     truth = window_chain_reference(*arguments, EPS, pooled=True).out

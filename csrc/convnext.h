@@ -45,8 +45,14 @@ struct WindowChain {
   const void* packed;  // [L, convnext_packed_size]
   const void* base_z;       // [G, L, H, W, C]
   const void* base_update;  // [G, L, H, W, C]
-  const int64_t* corners;   // [N, 2]: (row, column) of a window's top left pixel
-  const int64_t* groups;    // [N]: which base
+  // Bases that are windows over those bases themselves, or none: z and updates of M windows [over_height, over_width] after
+  // each block [M, P, C], their corners [M, 2] and which of the G bases they lie on [M].
+  const void* over_z;
+  const void* over_update;
+  const int64_t* over_corners;
+  const int64_t* over_groups;
+  const int64_t* corners;  // [N, 2]: (row, column) of a window's top left pixel
+  const int64_t* groups;   // [N]: which of the M bases, or of the G where there are none over them
   int64_t windows;
   int64_t height;
   int64_t width;
@@ -54,6 +60,8 @@ struct WindowChain {
   int64_t channels;
   int64_t image_height;
   int64_t image_width;
+  int64_t over_height;
+  int64_t over_width;
   int64_t cells_down;   // of the 6 x 6 pooled cells, so many at most under a window
   int64_t cells_across;
   double eps;
@@ -81,18 +89,21 @@ struct WindowResults {
   void* hidden;   // pooled: mean hidden activations of the cells [N, cells_down, cells_across, 4C]
 };
 
-// A rectangle of the image that a chunk's windows of one group cover, and where its base's gradient lies among the partial
-// ones: z then updates, [2, L, rows, columns, C] from `offset` on.
+// What a chunk's windows cover of a base, and where that base's gradient lies among the partial ones, from `offset` on: z
+// then updates. Of an image it is a rectangle, [2, L, rows, columns, C]; of a window over one its rows, [2, L, rows, its
+// width after the block, C].
 struct BasePart {
-  int64_t group;
-  int64_t first_row, last_row, first_column, last_column;
+  int64_t base;
+  int64_t first_row, last_row, first_column, last_column;  // of the image
   int64_t offset;
+  int64_t size;
 };
 
-// Windows order[first] to order[last - 1], sorted by group, whose gradients are summed one after the other.
+// Windows order[first] to order[last - 1], sorted by group and row, whose gradients are summed one after the other.
 struct WindowChunk {
   int64_t first, last;
-  int64_t first_part, last_part;  // its parts, in ascending order of group
+  int64_t first_part, last_part;
+  int64_t first_over, last_over;
 };
 
 struct WindowGradients {
@@ -104,8 +115,11 @@ struct WindowGradients {
   const void* hidden;
   const int64_t* order;
   const WindowChunk* chunks;
-  const BasePart* parts;
-  void* bases;        // the parts; null: no base
+  const BasePart* parts;      // of images
+  const BasePart* overs;      // of windows over them
+  const int64_t* part_of;     // [N] in the order of `order`: the part of a window's image, if there are bases
+  const int64_t* over_of;     // [N]: of the window under it, if there is one
+  void* bases;        // the partial gradients; null: no base
   double* sums;       // [chunks, L convnext_sums_size + C]: of the blocks' parameters, then of the stem
   void* to_pixels;    // [N, h, w], or null
 };

@@ -8,7 +8,8 @@
 A window [h, w] grows by three pixels to each side with every block, not along an axis that it fills. pixels [N, h, w];
 stem [C]; parameters of L blocks stacked: weight [L, C, 1, 7, 7], gamma and beta [L, C], expand W1 [L, 4C, C], project
 W2 [L, C, 4C]; base_z and base_update [G, L, H, W, C], or none, for zero; corners int64 [N, 2] (row, column) of windows
-inside the image; groups int64 [N]. float32 or float64.
+inside the image; groups int64 [N]. float32 or float64. With `over` the windows' bases are M windows over those bases,
+and groups are among these.
 
 The result is d_L [N, h_L, w_L, C], or with `pooled` its share of 6 x 6 average pooled cells [N, 6, 6, C]; W2 of the
 last block is then applied to cells, not to pixels. With `keep` z and updates of all blocks are results too, windows of
@@ -24,7 +25,7 @@ it kept.
 `paste_windows` makes bases of what `keep` keeps: the windows' z or updates, and around them those of their own bases.
 
 Bytes moved, in sizes A of a window's activations [P, C]: forward 3 A (Z, G; z), backward 5 A and what the gradients of
-bases take. FLOPs per element: forward 98 + 16 C, backward 196 + 40 C; of the last block with `pooled` 8 C and 16 C less.
+bases take. FLOPs per element: forward 98 + 16 C, backward 196 + 40 C; of a last block with `pooled` 8 C and 16 C less.
 Source: docs/exact_shortcuts.md.
 """
 
@@ -48,6 +49,16 @@ class Chain(NamedTuple):
     out: Tensor  # d_L [N, h_L, w_L, C], or [N, 6, 6, C]
     z: Tensor  # [N, P, C]
     updates: Tensor  # [N, P, C]; without `keep` none: [0, P, C]
+
+
+class Over(NamedTuple):
+    """Bases that are windows over the bases themselves, as `window_chain` keeps them."""
+
+    z: Tensor  # [M, P, C]
+    updates: Tensor  # [M, P, C]
+    corners: Tensor  # int64 [M, 2]
+    groups: Tensor  # int64 [M]
+    size: tuple[int, int]
 
 
 class Blocks(NamedTuple):
@@ -78,8 +89,14 @@ def window_chain_reference(
     eps: float = 1e-5,
     pooled: bool = False,
     keep: bool = False,
+    over: Over | None = None,
 ) -> Chain:
     """The same in plain PyTorch and in the precision of its arguments: the truth of the tests."""
+    if over is not None:
+        assert base_z is not None
+        assert base_update is not None
+        place = over.corners, over.groups, over.size
+        base_z, base_update = _pasted(over.z, base_z, *place), _pasted(over.updates, base_update, *place)
     size = (pixels.shape[1], pixels.shape[2])
     delta = pixels[..., None] * stem
     all_z, updates = [], []
@@ -139,6 +156,7 @@ def window_chain(
     *,
     pooled: bool = False,
     keep: bool = False,
+    over: Over | None = None,
 ) -> Chain:
     """The windows' last difference or its share of the pooled cells, and with `keep` all z and updates.
 
@@ -154,10 +172,11 @@ def window_chain(
     if why_no_compiled_blocks(channels, pixels) is not None:
         with torch.autocast(pixels.device.type, enabled=False):
             return window_chain_reference(
-                pixels, stem, blocks, base_z, base_update, corners, groups, image, eps, pooled, keep
+                pixels, stem, blocks, base_z, base_update, corners, groups, image, eps, pooled, keep, over
             )
+    under = (None, None, None, None, 0, 0) if over is None else (*over[:4], *over.size)
     out, z, _, updates, _ = torch.ops.jepa_fast.window_chain(
-        pixels, stem, *blocks, base_z, base_update, corners, groups, *image, eps, pooled, keep
+        pixels, stem, *blocks, base_z, base_update, *under, corners, groups, *image, eps, pooled, keep
     )
     return Chain(out, z, updates)
 
@@ -175,6 +194,11 @@ def paste_windows(windows: Tensor, bases: Tensor, corners: Tensor, groups: Tenso
     if why_no_compiled_blocks(bases.shape[4], bases) is None:
         out: Tensor = torch.ops.jepa_fast.paste_windows(windows, bases, corners, groups, *size)
         return out
+    return _pasted(windows, bases, corners, groups, size)
+
+
+def _pasted(windows: Tensor, bases: Tensor, corners: Tensor, groups: Tensor, size: tuple[int, int]) -> Tensor:
+    """`paste_windows` in plain PyTorch."""
     image = (bases.shape[2], bases.shape[3])
     pasted, first = [], 0
     for block, grown in enumerate(grown_sizes(size, image, bases.shape[1])[1:]):
@@ -230,8 +254,9 @@ def _check(
 
 def _window_chain_fake(
     pixels: Tensor, stem: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, expand: Tensor, project: Tensor,
-    base_z: Tensor | None, base_update: Tensor | None, corners: Tensor, groups: Tensor, image_height: int,
-    image_width: int, eps: float, pooled: bool, keep: bool,
+    base_z: Tensor | None, base_update: Tensor | None, over_z: Tensor | None, over_update: Tensor | None,
+    over_corners: Tensor | None, over_groups: Tensor | None, over_height: int, over_width: int, corners: Tensor,
+    groups: Tensor, image_height: int, image_width: int, eps: float, pooled: bool, keep: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     count, blocks, channels = pixels.shape[0], weight.shape[0], weight.shape[1]
     image = (image_height, image_width)
@@ -258,17 +283,26 @@ def _most_cells(size: int, window: int) -> int:
 
 def _window_chain_backward_fake(
     to_out: Tensor, to_z: Tensor | None, to_updates: Tensor | None, pixels: Tensor, stem: Tensor, weight: Tensor,
-    gamma: Tensor, beta: Tensor, expand: Tensor, project: Tensor, bases: int, corners: Tensor, groups: Tensor, z: Tensor,
-    inputs: Tensor, hidden: Tensor, image_height: int, image_width: int, eps: float, pooled: bool, pixel_gradient: bool,
+    gamma: Tensor, beta: Tensor, expand: Tensor, project: Tensor, bases: int, over_corners: Tensor | None,
+    over_groups: Tensor | None, over_height: int, over_width: int, corners: Tensor, groups: Tensor,
+    z: Tensor, inputs: Tensor, hidden: Tensor, image_height: int, image_width: int, eps: float, pooled: bool,
+    pixel_gradient: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     of_bases = (bases, weight.shape[0], image_height, image_width, weight.shape[1])
     pixels_shape = (pixels.shape[0] if pixel_gradient else 0, *pixels.shape[1:])
     parameters = (like.new_empty(like.shape) for like in (stem, weight, gamma, beta, expand, project))
-    return pixels.new_empty(pixels_shape), *parameters, pixels.new_empty(of_bases), pixels.new_empty(of_bases)
+    image = (image_height, image_width)
+    sizes = grown_sizes((over_height, over_width), image, weight.shape[0])[1:]
+    overs = 0 if over_corners is None else len(over_corners)
+    of_overs = (overs, sum(height * width for height, width in sizes), weight.shape[1])
+    of_both = (pixels.new_empty(shape) for shape in (of_bases, of_bases, of_overs, of_overs))
+    return pixels.new_empty(pixels_shape), *parameters, *of_both
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, base_z, _, corners, groups, height, width, eps, pooled, keep = inputs
+    *tensors, base_z, _, _, _, over_corners, over_groups, over_height, over_width = inputs[:-7]
+    corners, groups, height, width, eps, pooled, keep = inputs[-7:]
+    ctx.over = over_corners, over_groups, over_height, over_width
     _, z, kept_inputs, updates, hidden = output
     ctx.bases = 0 if base_z is None else len(base_z)
     ctx.options = height, width, eps, pooled
@@ -285,12 +319,14 @@ def _gradients(
     if to_out is None:
         to_out = z.new_zeros(ctx.shape)
     to_pixels, *gradients = torch.ops.jepa_fast.window_chain_backward(
-        to_out, to_z, to_updates, *tensors, ctx.bases, corners, groups, z, kept_inputs, hidden, *ctx.options,
+        to_out, to_z, to_updates, *tensors, ctx.bases, *ctx.over, corners, groups, z, kept_inputs, hidden, *ctx.options,
         ctx.needs_input_grad[0],
     )  # fmt: skip
     if ctx.bases == 0:
+        gradients[-4:-2] = [None, None]
+    if ctx.over[0] is None:
         gradients[-2:] = [None, None]
-    return to_pixels if ctx.needs_input_grad[0] else None, *gradients, *(None,) * 7
+    return to_pixels if ctx.needs_input_grad[0] else None, *gradients, *(None,) * 11
 
 
 def _paste_windows_fake(

@@ -4,6 +4,7 @@
 #include <tuple>
 
 #include "bindings/blocks.h"
+#include "cpu/convnext/bases.h"
 #include "cpu/convnext/plan.h"
 
 namespace {
@@ -29,47 +30,57 @@ int64_t most_cells(int64_t size, int64_t window) {
   return most;
 }
 
-// Raises unless all windows lie inside their images and have a base: the kernels follow corners and groups into memory.
-void check_places(const WindowChain& chain, const Tensor& corners, const Tensor& groups, int64_t bases) {
+// Raises unless windows [N, height, width] at `corners` lie inside images and `groups` are of so many bases: the kernels
+// follow both into memory.
+void check_places(
+    const WindowChain& chain, const char* name, const Tensor& corners, const Tensor& groups, int64_t windows, int64_t height,
+    int64_t width, int64_t bases) {
   STD_TORCH_CHECK(
-      corners.dim() == 2 && corners.size(0) == chain.windows && corners.size(1) == 2 && groups.dim() == 1 &&
-          groups.size(0) == chain.windows && corners.scalar_type() == ScalarType::Long &&
+      corners.dim() == 2 && corners.size(0) == windows && corners.size(1) == 2 && groups.dim() == 1 &&
+          groups.size(0) == windows && corners.scalar_type() == ScalarType::Long &&
           groups.scalar_type() == ScalarType::Long,
-      op, ": corners, groups: expected int64 [N, 2] and [N]");
+      op, ": ", name, "corners, groups: expected int64 [N, 2] and [N]");
   STD_TORCH_CHECK(
-      chain.height >= 1 && chain.width >= 1 && chain.height <= chain.image_height && chain.width <= chain.image_width, op,
-      ": windows: got ", chain.height, " x ", chain.width, ", expected at most the image's ", chain.image_height, " x ",
+      height >= 1 && width >= 1 && height <= chain.image_height && width <= chain.image_width, op, ": ", name,
+      "windows: got ", height, " x ", width, ", expected at most the image's ", chain.image_height, " x ",
       chain.image_width);
   const int64_t* const corner = corners.const_data_ptr<int64_t>();
   const int64_t* const group = groups.const_data_ptr<int64_t>();
-  for (int64_t window = 0; window < chain.windows; ++window) {
+  for (int64_t window = 0; window < windows; ++window) {
     const int64_t row = corner[2 * window];
     const int64_t column = corner[2 * window + 1];
     STD_TORCH_CHECK(
-        row >= 0 && column >= 0 && row + chain.height <= chain.image_height &&
-            column + chain.width <= chain.image_width,
-        op, ": corners: got a window at (", row, ", ", column, "), which is not inside the image");
+        row >= 0 && column >= 0 && row + height <= chain.image_height && column + width <= chain.image_width, op, ": ",
+        name, "corners: got a window at (", row, ", ", column, "), which is not inside the image");
     STD_TORCH_CHECK(
-        group[window] >= 0 && group[window] < std::max<int64_t>(bases, 1), op, ": groups: got ", group[window],
+        group[window] >= 0 && group[window] < std::max<int64_t>(bases, 1), op, ": ", name, "groups: got ", group[window],
         ", expected one of ", bases, " bases");
   }
 }
+
+// Bases that are windows over bases.
+struct Over {
+  std::optional<Tensor> z, update, corners, groups;
+  int64_t height, width;
+};
 
 // The tensors that a chain's pointers are of.
 struct Chain {
   Tensor pixels, stem, corners, groups;
   std::optional<Tensor> base_z, base_update;
+  Over over;
   PackedBlocks packed;
   int64_t bases;
-  WindowChain chain;
+  WindowChain chain{};
 
   Chain(
       const Tensor& pixels_, const Tensor& stem_, PackedBlocks packed_, const Tensor& corners_, const Tensor& groups_,
-      int64_t bases_, int64_t image_height, int64_t image_width, double eps, bool pooled)
+      const Over& over_, int64_t bases_, int64_t image_height, int64_t image_width, double eps, bool pooled)
       : pixels(torch::stable::contiguous(pixels_)),
         stem(checked(op, "stem", stem_, {packed_.channels}, packed_.packed)),
         corners(torch::stable::contiguous(corners_)),
         groups(torch::stable::contiguous(groups_)),
+        over(over_),
         packed(packed_),
         bases(bases_) {
     STD_TORCH_CHECK(pixels.dim() == 3, op, ": pixels: got ", pixels.dim(), " dimensions, expected 3: [N, h, w]");
@@ -79,7 +90,6 @@ struct Chain {
     chain.pixels = pixels.const_data_ptr();
     chain.stem = stem.const_data_ptr();
     chain.packed = packed.packed.const_data_ptr();
-    chain.base_z = chain.base_update = nullptr;
     chain.corners = corners.const_data_ptr<int64_t>();
     chain.groups = groups.const_data_ptr<int64_t>();
     chain.windows = windows;
@@ -91,7 +101,19 @@ struct Chain {
     chain.image_width = image_width;
     chain.eps = eps;
     chain.pooled = pooled;
-    check_places(chain, corners, groups, bases);
+    int64_t under = bases;
+    if (over.corners) {
+      STD_TORCH_CHECK(over.groups.has_value() && bases > 0, op, ": over: expected groups, and bases under it");
+      over.corners = torch::stable::contiguous(*over.corners);
+      over.groups = torch::stable::contiguous(*over.groups);
+      under = over.corners->size(0);
+      check_places(chain, "over ", *over.corners, *over.groups, under, over.height, over.width, bases);
+      chain.over_corners = over.corners->const_data_ptr<int64_t>();
+      chain.over_groups = over.groups->const_data_ptr<int64_t>();
+      chain.over_height = over.height;
+      chain.over_width = over.width;
+    }
+    check_places(chain, "", corners, groups, windows, chain.height, chain.width, under);
     chain.cells_down = most_cells(image_height, chain.height_after(chain.blocks));
     chain.cells_across = most_cells(image_width, chain.width_after(chain.blocks));
   }
@@ -101,13 +123,16 @@ struct Chain {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> window_chain_cpu(
     Tensor pixels, Tensor stem, Tensor weight, Tensor gamma, Tensor beta, Tensor expand, Tensor project,
-    std::optional<Tensor> base_z, std::optional<Tensor> base_update, Tensor corners, Tensor groups, int64_t image_height,
-    int64_t image_width, double eps, bool pooled, bool keep) {
+    std::optional<Tensor> base_z, std::optional<Tensor> base_update, std::optional<Tensor> over_z,
+    std::optional<Tensor> over_update, std::optional<Tensor> over_corners, std::optional<Tensor> over_groups,
+    int64_t over_height, int64_t over_width, Tensor corners, Tensor groups, int64_t image_height, int64_t image_width,
+    double eps, bool pooled, bool keep) {
   STD_TORCH_CHECK(!(pooled && keep), op, ": keep: updates are not kept of what is pooled");
   STD_TORCH_CHECK(base_z.has_value() == base_update.has_value(), op, ": base_update: expected with base_z, or neither");
   const PackedBlocks packed = pack_blocks(op, weight, gamma, beta, expand, project, eps);
+  const Over over{over_z, over_update, over_corners, over_groups, over_height, over_width};
   Chain t(
-      pixels, stem, packed, corners, groups, base_z ? base_z->size(0) : 0, image_height, image_width, eps, pooled);
+      pixels, stem, packed, corners, groups, over, base_z ? base_z->size(0) : 0, image_height, image_width, eps, pooled);
   WindowChain& chain = t.chain;
   if (base_z) {
     const auto of_bases = {t.bases, chain.blocks, image_height, image_width, chain.channels};
@@ -115,6 +140,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> window_chain_cpu(
     t.base_update = checked(op, "base_update", *base_update, of_bases, packed.packed);
     chain.base_z = t.base_z->const_data_ptr();
     chain.base_update = t.base_update->const_data_ptr();
+  }
+  if (over_corners) {
+    STD_TORCH_CHECK(over_z.has_value() && over_update.has_value(), op, ": over_z, over_update: expected with over_corners");
+    const auto of_overs = {over_corners->size(0), over_pixels_before(chain, chain.blocks), chain.channels};
+    t.over.z = checked(op, "over_z", *over_z, of_overs, packed.packed);
+    t.over.update = checked(op, "over_update", *over_update, of_overs, packed.packed);
+    chain.over_z = t.over.z->const_data_ptr();
+    chain.over_update = t.over.update->const_data_ptr();
   }
   const int64_t count = chain.windows;
   const int64_t channels = chain.channels;
@@ -134,12 +167,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> window_chain_cpu(
   return {out, z, inputs, updates, hidden};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> window_chain_backward_cpu(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> window_chain_backward_cpu(
     Tensor to_out, std::optional<Tensor> to_z, std::optional<Tensor> to_updates, Tensor pixels, Tensor stem, Tensor weight,
-    Tensor gamma, Tensor beta, Tensor expand, Tensor project, int64_t bases, Tensor corners, Tensor groups, Tensor z,
+    Tensor gamma, Tensor beta, Tensor expand, Tensor project, int64_t bases, std::optional<Tensor> over_corners,
+    std::optional<Tensor> over_groups, int64_t over_height, int64_t over_width, Tensor corners, Tensor groups, Tensor z,
     Tensor inputs, Tensor hidden, int64_t image_height, int64_t image_width, double eps, bool pooled, bool pixel_gradient) {
   const PackedBlocks packed = pack_blocks(op, weight, gamma, beta, expand, project, eps);
-  const Chain t(pixels, stem, packed, corners, groups, bases, image_height, image_width, eps, pooled);
+  const Over over{std::nullopt, std::nullopt, over_corners, over_groups, over_height, over_width};
+  const Chain t(pixels, stem, packed, corners, groups, over, bases, image_height, image_width, eps, pooled);
   const WindowChain& chain = t.chain;
   const int64_t count = chain.windows;
   const int64_t channels = chain.channels;
@@ -174,6 +209,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
       plan.order.data(),
       plan.chunks.data(),
       plan.parts.data(),
+      plan.overs.data(),
+      plan.part_of.data(),
+      plan.over_of.data(),
       bases > 0 ? parts.mutable_data_ptr() : nullptr,
       sums.mutable_data_ptr<double>(),
       pixel_gradient ? to_pixels.mutable_data_ptr() : nullptr};
@@ -184,8 +222,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
   const Tensor to_stem = t.empty({channels});
   const Tensor to_base_z = t.empty({bases, chain.blocks, image_height, image_width, channels});
   const Tensor to_base_update = t.empty({bases, chain.blocks, image_height, image_width, channels});
+  const int64_t overs = over_corners ? over_corners->size(0) : 0;
+  const int64_t over_size = over_pixels_before(chain, chain.blocks);
+  const Tensor to_over_z = t.empty({overs, over_size, channels});
+  const Tensor to_over_update = t.empty({overs, over_size, channels});
   const auto finish = [&]<typename T>(T*) {
     const auto data = [](const Tensor& x) { return static_cast<T*>(x.mutable_data_ptr()); };
+    torch::stable::parallel_for(0, overs, 1, [&](int64_t first, int64_t last) {
+      for (int64_t each = first; each < last; ++each) {
+        const int64_t at = each * over_size * channels;
+        finish_over<T>(chain, plan, data(parts), each, data(to_over_z) + at, data(to_over_update) + at);
+      }
+    });
     const double* const all = sums.const_data_ptr<double>();
     torch::stable::parallel_for(0, chain.blocks, 1, [&](int64_t first, int64_t last) {
       for (int64_t block = first; block < last; ++block) {
@@ -211,7 +259,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
   } else {
     finish(static_cast<float*>(nullptr));
   }
-  return {to_pixels, to_stem, to.weight, to.gamma, to.beta, to.expand, to.project, to_base_z, to_base_update};
+  return {to_pixels,  to_stem,   to.weight,      to.gamma,  to.beta,       to.expand,
+          to.project, to_base_z, to_base_update, to_over_z, to_over_update};
 }
 
 // The geometry of windows [h, w] whose values after all blocks are [N, P, C], in images [H, W].
@@ -228,7 +277,7 @@ WindowChain geometry(
   chain.channels = channels;
   chain.image_height = image_height;
   chain.image_width = image_width;
-  check_places(chain, corners, groups, bases);
+  check_places(chain, "", corners, groups, chain.windows, height, width, bases);
   return chain;
 }
 
@@ -294,14 +343,15 @@ std::tuple<Tensor, Tensor> paste_windows_backward_cpu(
 STABLE_TORCH_LIBRARY_FRAGMENT(jepa_fast, m) {
   m.def(
       "window_chain(Tensor pixels, Tensor stem, Tensor weight, Tensor gamma, Tensor beta, Tensor expand, Tensor project, "
-      "Tensor? base_z, Tensor? base_update, Tensor corners, Tensor groups, int image_height, int image_width, float eps, "
-      "bool pooled, bool keep) -> (Tensor out, Tensor z, Tensor inputs, Tensor updates, Tensor hidden)");
+      "Tensor? base_z, Tensor? base_update, Tensor? over_z, Tensor? over_update, Tensor? over_corners, "
+      "Tensor? over_groups, int over_height, int over_width, Tensor corners, Tensor groups, int image_height, "
+      "int image_width, float eps, bool pooled, bool keep) -> (Tensor out, Tensor z, Tensor inputs, Tensor updates, Tensor hidden)");
   m.def(
       "window_chain_backward(Tensor to_out, Tensor? to_z, Tensor? to_updates, Tensor pixels, Tensor stem, Tensor weight, "
-      "Tensor gamma, Tensor beta, Tensor expand, Tensor project, int bases, Tensor corners, Tensor groups, Tensor z, "
-      "Tensor inputs, Tensor hidden, int image_height, int image_width, float eps, bool pooled, bool pixel_gradient) -> "
+      "Tensor gamma, Tensor beta, Tensor expand, Tensor project, int bases, Tensor? over_corners, Tensor? over_groups, "
+      "int over_height, int over_width, Tensor corners, Tensor groups, Tensor z, Tensor inputs, Tensor hidden, int image_height, int image_width, float eps, bool pooled, bool pixel_gradient) -> "
       "(Tensor to_pixels, Tensor to_stem, Tensor to_weight, Tensor to_gamma, Tensor to_beta, Tensor to_expand, "
-      "Tensor to_project, Tensor to_base_z, Tensor to_base_update)");
+      "Tensor to_project, Tensor to_base_z, Tensor to_base_update, Tensor to_over_z, Tensor to_over_update)");
   m.def(
       "paste_windows(Tensor windows, Tensor bases, Tensor corners, Tensor groups, int height, int width) -> Tensor");
   m.def(

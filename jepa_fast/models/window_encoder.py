@@ -26,7 +26,7 @@ from torch import Tensor
 
 from jepa_fast.kernels.hidden import hidden_pool, norm_mlp
 from jepa_fast.kernels.window import compute_dtype, depthwise, difference, pool
-from jepa_fast.kernels.window_chain import Blocks, Chain, paste_windows, window_chain
+from jepa_fast.kernels.window_chain import Blocks, Chain, Over, paste_windows, window_chain
 from jepa_fast.models.biases import bias_or_zeros
 from jepa_fast.models.convnext import Branch, ConvNeXtBlock
 from jepa_fast.models.window_grid import REACH, WindowGrid
@@ -41,6 +41,7 @@ class Bases(NamedTuple):
     convolved: tuple[Tensor, ...] | Tensor
     updates: tuple[Tensor, ...] | Tensor
     head_cache: Tensor  # what the head's windows need of the last block's output
+    over: Over | None = None  # of compiled blocks: the bases are windows over those in convolved and updates
 
 
 class WindowEncoder:
@@ -109,17 +110,13 @@ class WindowEncoder:
     def derive_bases(self, bases: Bases, windows: Tensor, corners: Tensor, groups: Tensor | None = None) -> Bases:
         """Bases that themselves differ from coarser ones in a window only. Arguments as in a call."""
         place = WindowGrid.of(bases.images, windows, corners, groups)
-        images = place.paste(windows[..., None], bases.images[..., None], 0)[..., 0]
+        images = place.fill(windows, bases.images)
         if self._is_compiled(windows):
+            bases = self._flat(bases)
             chain = self._chain(bases, windows, place, keep=True)
-            assert isinstance(bases.convolved, Tensor)
-            assert isinstance(bases.updates, Tensor)
-            z, update = (
-                paste_windows(own, base, place.corners, place.groups, place.size)
-                for own, base in ((chain.z, bases.convolved), (chain.updates, bases.updates))
-            )
             head_cache = self.head.derived(chain.out, bases.head_cache, place, len(self.branch.blocks))
-            return Bases(images, z, update, head_cache)
+            over = Over(chain.z, chain.updates, place.corners, place.groups, place.size)
+            return bases._replace(images=images, head_cache=head_cache, over=over)
         convolved, updates, head_cache = self._encode(bases, windows, place, keep=True)
         layers = zip(convolved, bases.convolved, updates, bases.updates, strict=True)
         pasted = [
@@ -139,17 +136,28 @@ class WindowEncoder:
         """Whether blocks run as compiled ops on a tensor like this one."""
         return self._blocks()[0].is_compiled(like)
 
+    def _flat(self, bases: Bases) -> Bases:
+        """The same bases as whole images."""
+        if bases.over is None:
+            return bases
+        place = bases.over.corners, bases.over.groups, bases.over.size
+        assert isinstance(bases.convolved, Tensor)
+        assert isinstance(bases.updates, Tensor)
+        convolved = paste_windows(bases.over.z, bases.convolved, *place)
+        updates = paste_windows(bases.over.updates, bases.updates, *place)
+        return bases._replace(convolved=convolved, updates=updates, over=None)
+
     def _chain(self, bases: Bases, windows: Tensor, place: WindowGrid, keep: bool) -> Chain:
         """The windows through all blocks, as one op."""
         assert isinstance(bases.convolved, Tensor)
         assert isinstance(bases.updates, Tensor)
-        pixels = windows - place.crop(bases.images[..., None], 0)[..., 0]
+        pixels = windows - place.cut(bases.images)
         parameters = zip(*(block.parameters_in_order() for block in self._blocks()), strict=True)
         blocks = Blocks(*(torch.stack(each) for each in parameters))
         pooled = isinstance(self.head, Pooling) and not keep
         return window_chain(
             pixels, self._stem(), blocks, bases.convolved, bases.updates, place.corners, place.groups, place.image,
-            self._blocks()[0].norm.eps, pooled=pooled, keep=keep,
+            self._blocks()[0].norm.eps, pooled=pooled, keep=keep, over=bases.over,
         )  # fmt: skip
 
     def _read_chain(self, bases: Bases, windows: Tensor, place: WindowGrid) -> Tensor:

@@ -9,7 +9,14 @@ import torch
 
 from jepa_fast.kernels import dispatch, extension
 from jepa_fast.kernels.convnext_block import convnext_block_keep
-from jepa_fast.kernels.window_chain import Blocks, paste_windows, window_chain, window_chain_reference
+from jepa_fast.kernels.window_chain import (
+    Blocks,
+    Over,
+    grown_sizes,
+    paste_windows,
+    window_chain,
+    window_chain_reference,
+)  # fmt: skip
 
 needs_library = pytest.mark.skipif(
     not extension.LIBRARY.exists(), reason="jepa_fast is installed without its compiled extension"
@@ -53,6 +60,19 @@ def draw(shape, dtype=torch.float64, seed=0):
     return normal(count, *size), normal(channels), blocks, *base, corners, groups, image
 
 
+def draw_over(shape, size, dtype=torch.float64):
+    """Arguments of `window_chain`, the windows' bases being three windows over one image."""
+    *arguments, groups, image = draw(shape, dtype)
+    _, _, _, channels, layers, _ = shape
+    pixels = sum(height * width for height, width in grown_sizes(size, image, layers)[1:])
+    generator = torch.Generator().manual_seed(3)
+    kept = [torch.randn(3, pixels, channels, generator=generator, dtype=torch.float64).to(dtype) for _ in range(2)]
+    room = [whole - own for whole, own in zip(image, size, strict=True)]
+    corners = torch.tensor([[0, 0], room, [room[0] // 2, room[1] // 3]])
+    over = Over(*kept, corners, torch.zeros(3, dtype=torch.int64), size)
+    return *arguments, torch.arange(len(groups)) % 3, image, over
+
+
 def leaves_of(arguments):
     """The arguments as leaves that want gradients, and those leaves alone."""
     pixels, stem, blocks, base_z, base_update, *rest = arguments
@@ -92,6 +112,25 @@ def test_values_and_gradients_are_those_of_plain_pytorch(name, pooled, keep):
     for ours, theirs in zip(gradients, truth, strict=True):
         assert ours.shape == theirs.shape
         assert relative(ours, theirs) < 1e-12
+
+
+# Windows that lie inside, beside and across the windows under them; strips that fill an axis; the whole image.
+@pytest.mark.parametrize("size", [(7, 8), (26, 3), (5, 27), (1, 1), (26, 27)])
+@pytest.mark.parametrize(("pooled", "keep"), MODES, ids=["pooled", "difference", "keep"])
+def test_bases_may_be_windows_over_bases(size, pooled, keep):
+    *arguments, over = draw_over((9, (4, 5), (26, 27), 16, 2, 1), size)
+
+    def run(function):
+        leaves = [each.clone().requires_grad_() for each in (*over[:2], *arguments[3:5])]
+        fresh = *arguments[:3], *leaves[2:], *arguments[5:]
+        chain = function(*fresh, pooled=pooled, keep=keep, over=over._replace(z=leaves[0], updates=leaves[1]))
+        outs = [chain.out, chain.z, chain.updates] if keep else [chain.out]
+        generator = torch.Generator().manual_seed(1)
+        probes = [torch.randn(out.shape, generator=generator, dtype=out.dtype) for out in outs]
+        return [*outs, *torch.autograd.grad(outs, leaves, probes)]
+
+    for ours, theirs in zip(run(window_chain), run(window_chain_reference), strict=True):
+        assert relative(ours.detach(), theirs.detach()) < 1e-12
 
 
 @pytest.mark.parametrize(("pooled", "keep"), MODES, ids=["pooled", "difference", "keep"])
@@ -192,7 +231,8 @@ def test_gradients_are_those_of_finite_differences(pooled, keep):
 @pytest.mark.parametrize(("pooled", "keep"), MODES, ids=["pooled", "difference", "keep"])
 def test_operators_are_registered_soundly(pooled, keep):
     pixels, stem, blocks, *rest, image = draw((3, (4, 5), (14, 13), 16, 2, 2))
-    arguments = (pixels, stem, *blocks, *rest, *image, 1e-5, pooled, keep)
+    none = (None, None, None, None, 0, 0)
+    arguments = (pixels, stem, *blocks, *rest[:2], *none, *rest[2:], *image, 1e-5, pooled, keep)
     differentiable = tuple(
         each.requires_grad_() if isinstance(each, torch.Tensor) and each.is_floating_point() else each
         for each in arguments

@@ -1,7 +1,7 @@
 """Encoders whose blocks are one op, against the plain ones.
 
-With kernels "triton" on a CPU the op's compiled blocks or its own reference, on a GPU its kernels; with "fused" on a CPU the
-chain of compiled blocks.
+With kernels "triton" on a CPU the op's compiled blocks or its own reference, on a GPU its kernels; with "fused" on a
+CPU the chain of compiled blocks.
 """
 
 import logging

@@ -1,26 +1,19 @@
 #include <algorithm>
 #include <vector>
 
+#include "cpu/convnext/bases.h"
 #include "cpu/convnext/plan.h"
 
 namespace jepa_fast {
 namespace {
 
-// What a window covers of one row of its image after block `block`, of which 0 is the first: columns [first, last), and
-// where in the window that lies. Nothing: first == last.
-struct Covered {
-  int64_t first, last;
-  int64_t offset;  // pixels into the windows' values
-};
-
 Covered covered(const WindowChain& chain, int64_t window, int64_t block, int64_t row) {
-  const int64_t top = chain.corners[2 * window] - chain.growth_down() * (block + 1);
-  const int64_t left = chain.corners[2 * window + 1] - chain.growth_across() * (block + 1);
-  const int64_t width = chain.width_after(block + 1);
-  if (row < top || row >= top + chain.height_after(block + 1)) return {0, 0, 0};
-  const int64_t first = std::max<int64_t>(0, left);
-  const int64_t start = window * chain.pixels_after(chain.blocks) + chain.pixels_after(block);
-  return {first, std::min(chain.image_width, left + width), start + (row - top) * width + first - left};
+  return covered_by(chain, chain.corners + 2 * window, chain.height, chain.width, block, row);
+}
+
+// Where the pixels that a window covers of a row are among the values of all windows.
+int64_t offset_of(const WindowChain& chain, int64_t window, int64_t block, const Covered& own) {
+  return window * chain.pixels_after(chain.blocks) + chain.pixels_after(block) + own.row * own.width + own.column;
 }
 
 }  // namespace
@@ -37,7 +30,7 @@ void paste_row(const WindowChain& chain, const T* windows, const T* bases, int64
   T* const to = images + row * size;
   const T* const base = bases + base_row * size;
   std::copy(base, base + own.first * channels, to);
-  const T* const from = windows + own.offset * channels;
+  const T* const from = windows + offset_of(chain, window, block, own) * channels;
   std::copy(from, from + (own.last - own.first) * channels, to + own.first * channels);
   std::copy(base + own.last * channels, base + size, to + own.last * channels);
 }
@@ -53,7 +46,7 @@ void paste_backward_window(const WindowChain& chain, const T* images, int64_t wi
       const Covered own = covered(chain, window, block, y);
       const int64_t row = (window * chain.blocks + block) * chain.image_height + y;
       const T* const from = images + (row * chain.image_width + own.first) * channels;
-      std::copy(from, from + (own.last - own.first) * channels, windows + own.offset * channels);
+      std::copy(from, from + (own.last - own.first) * channels, windows + offset_of(chain, window, block, own) * channels);
     }
   }
 }

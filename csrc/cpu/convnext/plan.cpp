@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <numeric>
 
+#include "cpu/convnext/bases.h"
+
 namespace jepa_fast {
 
 int64_t convnext_chunks(int64_t items, int64_t sums) {
@@ -12,46 +14,98 @@ int64_t convnext_chunks(int64_t items, int64_t sums) {
 }
 
 WindowPlan plan_windows(const WindowChain& chain, int64_t bases) {
+  // Fewer windows than this are not worth the sums of a chunk.
+  constexpr int64_t fewest_windows = 4;
   WindowPlan plan;
   plan.order.resize(static_cast<size_t>(chain.windows));
   std::iota(plan.order.begin(), plan.order.end(), 0);
+  // By group, then by row: a chunk's windows cover little of their base.
   std::stable_sort(plan.order.begin(), plan.order.end(), [&](int64_t left, int64_t right) {
-    return chain.groups[left] < chain.groups[right];
+    const int64_t shift = chain.groups[left] - chain.groups[right];
+    return shift != 0 ? shift < 0 : chain.corners[2 * left] < chain.corners[2 * right];
   });
   const int64_t sums = chain.blocks * convnext_sums_size(chain.channels) + chain.channels;
-  const int64_t chunks = convnext_chunks(chain.windows, sums);
+  const int64_t chunks = convnext_chunks((chain.windows + fewest_windows - 1) / fewest_windows, sums);
   const int64_t down = chain.growth_down() * chain.blocks;
   const int64_t across = chain.growth_across() * chain.blocks;
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-    const int64_t first = chain.windows * chunk / chunks;
-    const int64_t last = chain.windows * (chunk + 1) / chunks;
-    const int64_t first_part = static_cast<int64_t>(plan.parts.size());
-    for (int64_t i = first; i < last && bases > 0; ++i) {
-      const int64_t window = plan.order[static_cast<size_t>(i)];
-      const int64_t top = chain.corners[2 * window];
-      const int64_t left = chain.corners[2 * window + 1];
-      const BasePart rectangle{
-          chain.groups[window], std::max<int64_t>(0, top - down),
-          std::min(chain.image_height, top + chain.height + down), std::max<int64_t>(0, left - across),
-          std::min(chain.image_width, left + chain.width + across), 0};
-      if (i == first || plan.parts.back().group != rectangle.group) {
-        plan.parts.push_back(rectangle);
-        continue;
-      }
-      BasePart& part = plan.parts.back();
+  // The part from `first` on that is of this base, grown to hold the rectangle, or a new one.
+  const auto extend = [](std::vector<BasePart>& parts, int64_t first, const BasePart& rectangle) {
+    for (int64_t i = first; i < static_cast<int64_t>(parts.size()); ++i) {
+      BasePart& part = parts[static_cast<size_t>(i)];
+      if (part.base != rectangle.base) continue;
       part.first_row = std::min(part.first_row, rectangle.first_row);
       part.last_row = std::max(part.last_row, rectangle.last_row);
       part.first_column = std::min(part.first_column, rectangle.first_column);
       part.last_column = std::max(part.last_column, rectangle.last_column);
+      return i;
     }
-    plan.chunks.push_back({first, last, first_part, static_cast<int64_t>(plan.parts.size())});
+    parts.push_back(rectangle);
+    return static_cast<int64_t>(parts.size()) - 1;
+  };
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    const int64_t first = chain.windows * chunk / chunks;
+    const int64_t last = chain.windows * (chunk + 1) / chunks;
+    const int64_t first_part = static_cast<int64_t>(plan.parts.size());
+    const int64_t first_over = static_cast<int64_t>(plan.overs.size());
+    for (int64_t i = first; i < last && bases > 0; ++i) {
+      const int64_t window = plan.order[static_cast<size_t>(i)];
+      const int64_t top = chain.corners[2 * window];
+      const int64_t left = chain.corners[2 * window + 1];
+      BasePart rectangle{
+          chain.groups[window], std::max<int64_t>(0, top - down),
+          std::min(chain.image_height, top + chain.height + down), std::max<int64_t>(0, left - across),
+          std::min(chain.image_width, left + chain.width + across), 0, 0};
+      if (chain.over_corners != nullptr) {
+        plan.over_of.push_back(extend(plan.overs, first_over, rectangle));
+        rectangle.base = chain.over_groups[rectangle.base];
+      }
+      plan.part_of.push_back(extend(plan.parts, first_part, rectangle));
+    }
+    plan.chunks.push_back(
+        {first, last, first_part, static_cast<int64_t>(plan.parts.size()), first_over,
+         static_cast<int64_t>(plan.overs.size())});
   }
   for (BasePart& part : plan.parts) {
     part.offset = plan.parts_size;
     const int64_t pixels = (part.last_row - part.first_row) * (part.last_column - part.first_column);
-    plan.parts_size += 2 * chain.blocks * pixels * chain.channels;
+    part.size = 2 * chain.blocks * pixels * chain.channels;
+    plan.parts_size += part.size;
+  }
+  for (BasePart& over : plan.overs) {
+    over.offset = plan.parts_size;
+    for (int64_t block = 0; block < chain.blocks; ++block) {
+      const int64_t width = covered_by_over(chain, over.base, block, over.first_row).width;
+      over.size += 2 * (over.last_row - over.first_row) * width * chain.channels;
+    }
+    plan.parts_size += over.size;
   }
   return plan;
+}
+
+template <typename T>
+void finish_over(const WindowChain& chain, const WindowPlan& plan, const T* parts, int64_t over, T* to_z, T* to_update) {
+  const int64_t pixels = over_pixels_before(chain, chain.blocks);
+  std::vector<double> sums(static_cast<size_t>(2 * pixels * chain.channels));
+  for (const BasePart& part : plan.overs) {
+    if (part.base != over) continue;
+    for (int64_t kind = 0; kind < 2; ++kind) {
+      const T* from = parts + part.offset + kind * part.size / 2;
+      for (int64_t block = 0; block < chain.blocks; ++block) {
+        for (int64_t row = part.first_row; row < part.last_row; ++row) {
+          const Covered own = covered_by_over(chain, over, block, row);
+          const int64_t start = kind * pixels + over_pixels_before(chain, block) + own.row * own.width;
+          double* const to = sums.data() + (start + own.column) * chain.channels;
+          for (int64_t i = 0; i < (own.last - own.first) * chain.channels; ++i) {
+            to[i] += static_cast<double>(from[own.column * chain.channels + i]);
+          }
+          from += own.width * chain.channels;
+        }
+      }
+    }
+  }
+  const int64_t count = pixels * chain.channels;
+  for (int64_t i = 0; i < count; ++i) to_z[i] = static_cast<T>(sums[static_cast<size_t>(i)]);
+  for (int64_t i = 0; i < count; ++i) to_update[i] = static_cast<T>(sums[static_cast<size_t>(count + i)]);
 }
 
 template <typename T>
@@ -92,7 +146,7 @@ void finish_base(
   for (int64_t y = 0; y < chain.image_height; ++y, out += row_size) {
     bool is_touched = false;
     for (const BasePart& part : plan.parts) {
-      if (part.group != group || y < part.first_row || y >= part.last_row) continue;
+      if (part.base != group || y < part.first_row || y >= part.last_row) continue;
       if (!is_touched) std::fill(row.begin(), row.end(), 0.0);
       is_touched = true;
       const int64_t count = (part.last_column - part.first_column) * chain.channels;
@@ -114,6 +168,8 @@ template void finish_sums(const double*, int64_t, int64_t, int64_t, float*);
 template void finish_sums(const double*, int64_t, int64_t, int64_t, double*);
 template void finish_parameters(const double*, int64_t, int64_t, int64_t, const ParameterGradients<float>&);
 template void finish_parameters(const double*, int64_t, int64_t, int64_t, const ParameterGradients<double>&);
+template void finish_over(const WindowChain&, const WindowPlan&, const float*, int64_t, float*, float*);
+template void finish_over(const WindowChain&, const WindowPlan&, const double*, int64_t, double*, double*);
 template void finish_base(const WindowChain&, const WindowPlan&, const float*, int64_t, int64_t, bool, float*);
 template void finish_base(const WindowChain&, const WindowPlan&, const double*, int64_t, int64_t, bool, double*);
 

@@ -15,6 +15,9 @@ struct WindowPlan {
   std::vector<int64_t> order;
   std::vector<WindowChunk> chunks;
   std::vector<BasePart> parts;
+  std::vector<BasePart> overs;
+  std::vector<int64_t> part_of;
+  std::vector<int64_t> over_of;
   int64_t parts_size = 0;  // numbers in all parts together
 };
 
@@ -39,6 +42,10 @@ void finish_sums(const double* sums, int64_t chunks, int64_t stride, int64_t cou
 template <typename T>
 void finish_base(
     const WindowChain& chain, const WindowPlan& plan, const T* parts, int64_t group, int64_t block, bool is_update, T* out);
+
+// The gradients of a window's z and updates where it is a base: to_z and to_update [P, C].
+template <typename T>
+void finish_over(const WindowChain& chain, const WindowPlan& plan, const T* parts, int64_t over, T* to_z, T* to_update);
 
 // Bases made of windows: images [N, L, H, W, C] that hold their own base [G, L, H, W, C] and over it the windows' values
 // [N, pixels_after(L), C]. Row `row` counts the rows of all images and blocks.

@@ -1,6 +1,7 @@
 // A window through all blocks, forward: the difference to its base, which grows and stays in the cache.
 #pragma once
 
+#include "cpu/convnext/bases.h"
 #include "cpu/convnext/block.h"
 
 namespace jepa_fast {
@@ -87,6 +88,7 @@ struct WindowForward {
   T* cells;         // [cells, 4C]: sums of hidden activations
   T* rest;          // [cells, C]: sums of all that W2 does not make
   T* projected;     // [cells, C]
+  T* under;         // [P, C]: a row of a base that is put together
 
   WindowForward(const WindowChain& chain, const WindowResults& results, Pieces& pieces)
       : chain(chain), results(results), channels(chain.channels), hidden(4 * chain.channels),
@@ -99,6 +101,29 @@ struct WindowForward {
     cells = pieces.take<T>(count * hidden);
     rest = pieces.take<T>(count * channels);
     projected = pieces.take<T>(count * channels);
+    under = pieces.take<T>(tile_pixels(channels) * channels);
+  }
+
+  // Pixels [column, column + count) of row `row` of what lies under a window after block `block`, 0 the first.
+  const T* base_row(
+      const void* bases, const void* overs, int64_t window, int64_t block, int64_t row, int64_t column, int64_t count) {
+    const int64_t image = image_under(chain, window) * chain.blocks + block;
+    const T* const base =
+        static_cast<const T*>(bases) + ((image * chain.image_height + row) * chain.image_width + column) * channels;
+    if (overs == nullptr) return base;
+    const int64_t over = chain.groups[window];
+    const Covered own = covered_by_over(chain, over, block, row);
+    const int64_t first = most(own.first, column);
+    const int64_t last = least(own.last, column + count);
+    if (first >= last) return base;
+    const int64_t start =
+        over * over_pixels_before(chain, chain.blocks) + over_pixels_before(chain, block) + own.row * own.width;
+    const T* const from = static_cast<const T*>(overs) + (start + own.column + first - own.first) * channels;
+    if (last - first == count) return from;
+    copy(base, (first - column) * channels, under);
+    copy(from, (last - first) * channels, under + (first - column) * channels);
+    copy(base + (last - column) * channels, (column + count - last) * channels, under + (last - column) * channels);
+    return under;
   }
 
   void run(int64_t window) {
@@ -146,13 +171,6 @@ struct WindowForward {
                             after.last_column < after.width;
     if (hangs_over) fill_zero(z, size);
     if (hangs_over && updates != nullptr) fill_zero(updates, size);
-    const int64_t image = ((chain.groups[window] * chain.blocks + block - 1) * chain.image_height) * chain.image_width;
-    const T* const base_z = chain.base_z == nullptr ? nullptr : static_cast<const T*>(chain.base_z) + image * channels;
-    const T* const base_update =
-        chain.base_update == nullptr ? nullptr : static_cast<const T*>(chain.base_update) + image * channels;
-    const auto on_base = [&](const T* base, int64_t y, int64_t x) {
-      return base + ((after.top + y) * chain.image_width + after.left + x) * channels;
-    };
     const Cells down(chain.image_height, after.top + after.first_row, after.top + after.last_row);
     const Cells across(chain.image_width, after.left + after.first_column, after.left + after.last_column);
     if (to_cells) {
@@ -167,7 +185,11 @@ struct WindowForward {
             convolve_row<T, Width>(
                 from.data + reach.row * from.row + tile.column * channels, from.row, reach.rows(),
                 weights.taps + reach.first * kernel_side * channels, channels,
-                base_z == nullptr ? nullptr : on_base(base_z, y, tile.column), tile.columns,
+                chain.base_z == nullptr ? nullptr
+                                        : base_row(
+                                              chain.base_z, chain.over_z, window, block - 1, after.top + y,
+                                              after.left + tile.column, tile.columns),
+                tile.columns,
                 z + (y * after.width + tile.column) * channels);
           }
           space.template normalise<false>(
@@ -183,9 +205,12 @@ struct WindowForward {
           for (int64_t y = tile.row, p = 0; y < tile.row + tile.rows; ++y) {
             const int64_t row_before = y - chain.growth_down();
             const bool has_row = row_before >= before.first_row && row_before < before.last_row;
+            const T* base = chain.base_update == nullptr ? nullptr
+                                                         : base_row(
+                                                               chain.base_update, chain.over_update, window, block - 1,
+                                                               after.top + y, after.left + tile.column, tile.columns);
             for (int64_t x = tile.column; x < tile.column + tile.columns; ++x, ++p) {
               const T* old = from.data + row_before * from.row + (x + 3) * channels;
-              const T* base = base_update == nullptr ? nullptr : on_base(base_update, y, x);
               T* const update = space.update + p * channels;
               T* const next = to_cells ? space.normal + p * channels : to + y * to_row + x * channels;
               for (int64_t c = 0; c < channels; c += Width) {
@@ -194,6 +219,7 @@ struct WindowForward {
                 if (base != nullptr) value -= load<V>(base + c);
                 store(next + c, value);
               }
+              if (base != nullptr) base += channels;
               if (updates != nullptr) copy(update, channels, updates + (y * after.width + x) * channels);
             }
           }

@@ -36,16 +36,16 @@ struct WindowBackward {
     row_hidden = pieces.take<T>((chain.cells_across + 1) * hidden);
   }
 
-  void run(int64_t window, const BasePart* part) {
+  void run(int64_t window, const BasePart* part, const BasePart* over) {
     fill_zero(sums, chain.blocks * sums_size + channels);
     if (!chain.pooled) {
       const int64_t size = chain.height_after(chain.blocks) * chain.width_after(chain.blocks) * channels;
       copy(static_cast<const T*>(gradients.to_out) + window * size, size, deltas[chain.blocks % 2]);
     }
-    for (int64_t block = chain.blocks; block >= 1; --block) step(window, block, part);
+    for (int64_t block = chain.blocks; block >= 1; --block) step(window, block, part, over);
   }
 
-  void step(int64_t window, int64_t block, const BasePart* part) {
+  void step(int64_t window, int64_t block, const BasePart* part, const BasePart* over) {
     const Place before = place_of(chain, window, block - 1);
     const Place after = place_of(chain, window, block);
     const Packed<T> weights(chain.packed, block - 1, channels);
@@ -94,7 +94,7 @@ struct WindowBackward {
             for (int64_t i = 0; i < tile.columns * channels; ++i) to[i] += more[i];
           }
         });
-    if (part != nullptr) add_to_base(*part, block, after, to_z_rows, delta);
+    if (part != nullptr) add_to_base(window, *part, over, block, after, to_z_rows, delta);
     taps_backward(window, block, before, after, to_z_rows, weights, block_sums, delta);
     if (block > 1 || gradients.to_pixels != nullptr) {
       input_backward(before, after, to_z_rows, weights, delta, deltas[(block - 1) % 2]);
@@ -188,20 +188,42 @@ struct WindowBackward {
     }
   }
 
-  void add_to_base(const BasePart& part, int64_t block, const Place& after, const Padded<T>& to_z_rows, const T* delta) {
-    const int64_t columns = part.last_column - part.first_column;
-    const int64_t size = (part.last_row - part.first_row) * columns * channels;
-    T* const z = static_cast<T*>(gradients.bases) + part.offset + (block - 1) * size;
-    T* const update = z + chain.blocks * size;
-    const int64_t count = (after.last_column - after.first_column) * channels;
+  void add_to_base(
+      int64_t window, const BasePart& part, const BasePart* over, int64_t block, const Place& after,
+      const Padded<T>& to_z_rows, const T* delta) {
     for (int64_t y = after.first_row; y < after.last_row; ++y) {
-      const int64_t row = after.top + y - part.first_row;
-      const int64_t at = (row * columns + after.left + after.first_column - part.first_column) * channels;
-      const T* const from_z = to_z_rows.at(y, after.first_column);
-      const T* const from_delta = delta + (y * after.width + after.first_column) * channels;
-      for (int64_t c = 0; c < count; c += Width) {
-        store(z + at + c, load<V>(z + at + c) + load<V>(from_z + c));
-        store(update + at + c, load<V>(update + at + c) - load<V>(from_delta + c));
+      const int64_t row = after.top + y;
+      const int64_t first = after.left + after.first_column;
+      const int64_t last = after.left + after.last_column;
+      Covered own{last, last, 0, 0, 0};
+      if (over != nullptr) own = covered_by_over(chain, chain.groups[window], block - 1, row);
+      const int64_t own_first = least(most(own.first, first), last);
+      const int64_t own_last = most(own_first, least(own.last, last));
+      const auto add = [&](int64_t begin, int64_t end, T* z, T* update) {
+        const T* const from_z = to_z_rows.at(y, begin - after.left);
+        const T* const from_delta = delta + (y * after.width + begin - after.left) * channels;
+        for (int64_t c = 0; c < (end - begin) * channels; c += Width) {
+          store(z + c, load<V>(z + c) + load<V>(from_z + c));
+          store(update + c, load<V>(update + c) - load<V>(from_delta + c));
+        }
+      };
+      const int64_t columns = part.last_column - part.first_column;
+      const int64_t rows = part.last_row - part.first_row;
+      const int64_t at = ((block - 1) * rows + row - part.first_row) * columns - part.first_column;
+      T* const image = static_cast<T*>(gradients.bases) + part.offset;
+      const auto add_to_image = [&](int64_t begin, int64_t end) {
+        add(begin, end, image + (at + begin) * channels, image + part.size / 2 + (at + begin) * channels);
+      };
+      add_to_image(first, own_first);
+      add_to_image(own_last, last);
+      if (own_first < own_last) {
+        const int64_t over_rows = over->last_row - over->first_row;
+        int64_t offset = (row - over->first_row) * own.width + own.column + own_first - own.first;
+        for (int64_t each = 1; each < block; ++each) {
+          offset += over_rows * covered_by_over(chain, chain.groups[window], each - 1, row).width;
+        }
+        T* const strip = static_cast<T*>(gradients.bases) + over->offset + offset * channels;
+        add(own_first, own_last, strip, strip + over->size / 2);
       }
     }
   }
@@ -291,20 +313,15 @@ void windows_backward(const WindowChain& chain, const WindowGradients& gradients
   const int64_t count = chain.blocks * backward.sums_size + chain.channels;
   double* const sums = gradients.sums + index * count;
   fill_zero(sums, count);
-  if (gradients.bases != nullptr) {
-    for (int64_t i = chunk.first_part; i < chunk.last_part; ++i) {
-      const BasePart& part = gradients.parts[i];
-      const int64_t pixels = (part.last_row - part.first_row) * (part.last_column - part.first_column);
-      fill_zero(static_cast<T*>(gradients.bases) + part.offset, 2 * chain.blocks * pixels * chain.channels);
-    }
-  }
-  int64_t part = chunk.first_part;
+  const auto clear = [&](const BasePart* part, const BasePart* last) {
+    for (; part < last; ++part) fill_zero(static_cast<T*>(gradients.bases) + part->offset, part->size);
+  };
+  clear(gradients.parts + chunk.first_part, gradients.parts + chunk.last_part);
+  clear(gradients.overs + chunk.first_over, gradients.overs + chunk.last_over);
   for (int64_t i = chunk.first; i < chunk.last; ++i) {
-    const int64_t window = gradients.order[i];
-    if (gradients.bases != nullptr) {
-      while (gradients.parts[part].group != chain.groups[window]) ++part;
-    }
-    backward.run(window, gradients.bases == nullptr ? nullptr : gradients.parts + part);
+    backward.run(
+        gradients.order[i], gradients.bases == nullptr ? nullptr : gradients.parts + gradients.part_of[i],
+        chain.over_corners == nullptr ? nullptr : gradients.overs + gradients.over_of[i]);
     for (int64_t j = 0; j < count; ++j) sums[j] += static_cast<double>(backward.sums[j]);
   }
 }
