@@ -120,7 +120,7 @@ struct TileSpace {
 
   // inner, and normal where it is kept, of z: rows of the tile lie z_row apart.
   template <bool KeepNormal>
-  void normalise(const T* z, int64_t z_row, const Tile& tile, const Packed<T>& block) {
+  __attribute__((noinline)) void normalise(const T* z, int64_t z_row, const Tile& tile, const Packed<T>& block) {
     const T share = T(1) / static_cast<T>(channels);
     int64_t p = 0;
     for (int64_t row = 0; row < tile.rows; ++row) {
@@ -160,12 +160,12 @@ struct TileSpace {
   }
 
   // after = gelu(before)
-  void activate(int64_t pixels) {
+  __attribute__((noinline)) void activate(int64_t pixels) {
     for (int64_t i = 0; i < pixels * hidden; i += hidden_width) store(after + i, gelu(load<H>(before + i), T()));
   }
 
   // before = gelu'(before)
-  void derive(int64_t pixels) {
+  __attribute__((noinline)) void derive(int64_t pixels) {
     for (int64_t i = 0; i < pixels * hidden; i += hidden_width) {
       store(before + i, gelu_derivative(load<H>(before + i), T()));
     }
@@ -178,7 +178,7 @@ struct TileSpace {
 
   // The gradients of W2 and of the hidden activations, from that of the update in `update`; `before` becomes the gradient of
   // itself.
-  void project_backward(int64_t pixels, const Packed<T>& block, const Sums<T>& sums) {
+  __attribute__((noinline)) void project_backward(int64_t pixels, const Packed<T>& block, const Sums<T>& sums) {
     product<T, hidden_width, true>(channels, hidden, pixels, update, 1, channels, after, sums.project);
     product<T, hidden_width>(pixels, hidden, channels, update, channels, 1, block.project, after);
     for (int64_t i = 0; i < pixels * hidden; i += hidden_width) {
@@ -187,7 +187,7 @@ struct TileSpace {
   }
 
   // The gradients of W1, gamma, beta and z from that of `before`, which is in it. z's replaces `update`.
-  void expand_backward(int64_t pixels, const Packed<T>& block, const Sums<T>& sums) {
+  __attribute__((noinline)) void expand_backward(int64_t pixels, const Packed<T>& block, const Sums<T>& sums) {
     product<T, hidden_width, true>(channels, hidden, pixels, inner, 1, channels, before, sums.expand_t);
     T* const to_inner = inner;
     product<T, Width>(pixels, channels, hidden, before, hidden, 1, block.expand, to_inner);

@@ -9,6 +9,12 @@
 
 #include "cpu/convnext/lanes.h"
 
+#ifdef __AVX512F__
+#include <immintrin.h>
+
+#include "cpu/convnext/gelu_tables.h"
+#endif
+
 namespace jepa_fast {
 namespace {
 
@@ -45,6 +51,40 @@ template <typename V>
 JEPA_FAST_INLINE V gelu_derivative(V x, float) {
   return odd_about_half(x, derivative_limit, derivative);
 }
+
+#ifdef __AVX512F__
+// The polynomial of Degree about the nearest of 32 points from 0 to `limit`, of |x| brought to it. A permutation looks the
+// coefficients up by the low five bits of its index, which rounding to an integer by a large addend leaves there.
+template <int Degree>
+JEPA_FAST_INLINE __m512 look_up(__m512 size, float limit, const float (&table)[Degree + 1][32]) {
+  const __m512 large = _mm512_set1_ps(12582912.0f);  // 1.5 * 2^23
+  const __m512 bound = _mm512_set1_ps(limit);
+  const __m512 clamped = size < bound ? size : bound;
+  const __m512 shifted = _mm512_fmadd_ps(clamped, _mm512_set1_ps(31 / limit), large);
+  const __m512i index = _mm512_castps_si512(shifted);
+  const __m512 place =
+      _mm512_fnmadd_ps(_mm512_sub_ps(shifted, large), _mm512_set1_ps(limit / 31), clamped);
+  __m512 sum = _mm512_permutex2var_ps(_mm512_load_ps(table[Degree]), index, _mm512_load_ps(table[Degree] + 16));
+  JEPA_FAST_UNROLL
+  for (int i = Degree - 1; i >= 0; --i) {
+    const __m512 next = _mm512_permutex2var_ps(_mm512_load_ps(table[i]), index, _mm512_load_ps(table[i] + 16));
+    sum = _mm512_fmadd_ps(sum, place, next);
+  }
+  return sum;
+}
+
+JEPA_FAST_INLINE __m512 gelu(__m512 x, float) {
+  const __m512 size = _mm512_abs_ps(x);
+  return _mm512_fmadd_ps(
+      size, look_up<3>(size, distribution_limit, distribution_table), _mm512_mul_ps(x, _mm512_set1_ps(0.5f)));
+}
+
+JEPA_FAST_INLINE __m512 gelu_derivative(__m512 x, float) {
+  const __m512 sign = _mm512_and_ps(x, _mm512_set1_ps(-0.0f));
+  const __m512 half = look_up<4>(_mm512_abs_ps(x), derivative_limit, derivative_table);
+  return _mm512_add_ps(_mm512_xor_ps(half, sign), _mm512_set1_ps(0.5f));
+}
+#endif
 
 template <typename V>
 JEPA_FAST_INLINE V gelu(V x, double) {

@@ -27,6 +27,11 @@ JEPA_FAST_INLINE Place place_of(const WindowChain& chain, int64_t window, int64_
   return place;
 }
 
+JEPA_FAST_INLINE bool hangs_over(const Place& place) {
+  return place.first_row > 0 || place.first_column > 0 || place.last_row < place.height ||
+         place.last_column < place.width;
+}
+
 // Rows of an input that a row of the convolution's output reads: taps [first, last) meet input rows from `row` on.
 struct Reach {
   int64_t first, last, row;
@@ -75,6 +80,15 @@ struct Padded {
       : data(data), border(border), row((width + 2 * border) * channels), channels(channels) {}
 
   T* at(int64_t y, int64_t x) const { return data + y * row + (x + border) * channels; }
+
+  // Zero where nothing will be written: the columns around the window, all of it where it hangs over the image.
+  void clear(const Place& place) const {
+    if (hangs_over(place)) return fill_zero(data, place.height * row);
+    for (int64_t y = 0; y < place.height; ++y) {
+      fill_zero(data + y * row, border * channels);
+      fill_zero(data + (y + 1) * row - border * channels, border * channels);
+    }
+  }
 };
 
 template <typename T, int Width>
@@ -132,7 +146,7 @@ struct WindowForward {
   }
 
   // The difference before the first block: stem times pixels.
-  void start(int64_t window) {
+  __attribute__((noinline)) void start(int64_t window) {
     const Padded<T> to(buffers[0], chain.width, border, channels);
     fill_zero(to.data, chain.height * to.row);
     const T* pixel = static_cast<const T*>(chain.pixels) + window * chain.height * chain.width;
@@ -160,17 +174,16 @@ struct WindowForward {
     int64_t to_row = after.width * channels;
     if (!last) {
       const Padded<T> next(buffers[block % 2], after.width, border, channels);
-      fill_zero(next.data, after.height * next.row);
+      next.clear(after);
       to = next.at(0, 0);
       to_row = next.row;
     } else if (!to_cells) {
       to = static_cast<T*>(results.out) + window * size;
       fill_zero(to, size);
     }
-    const bool hangs_over = after.first_row > 0 || after.first_column > 0 || after.last_row < after.height ||
-                            after.last_column < after.width;
-    if (hangs_over) fill_zero(z, size);
-    if (hangs_over && updates != nullptr) fill_zero(updates, size);
+    const bool is_cut = hangs_over(after);
+    if (is_cut) fill_zero(z, size);
+    if (is_cut && updates != nullptr) fill_zero(updates, size);
     const Cells down(chain.image_height, after.top + after.first_row, after.top + after.last_row);
     const Cells across(chain.image_width, after.left + after.first_column, after.left + after.last_column);
     if (to_cells) {
@@ -239,7 +252,7 @@ struct WindowForward {
   }
 
   // Adds a tile's values [P, count] to the cells that its pixels lie in.
-  void pool(
+  __attribute__((noinline)) void pool(
       const Tile& tile, const Place& place, const Cells& down, const Cells& across, const T* values, int64_t count,
       T* sums) {
     for (int64_t row = 0; row < tile.rows; ++row) {
@@ -264,7 +277,7 @@ struct WindowForward {
   }
 
   // Sums to means, the hidden ones projected and kept.
-  void finish_cells(int64_t window, const Cells& down, const Cells& across, const Packed<T>& weights) {
+  __attribute__((noinline)) void finish_cells(int64_t window, const Cells& down, const Cells& across, const Packed<T>& weights) {
     for (int64_t i = 0; i < down.count; ++i) {
       for (int64_t j = 0; j < across.count; ++j) {
         const T share = T(1) / static_cast<T>(down.whole[i] * across.whole[j]);

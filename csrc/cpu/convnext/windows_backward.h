@@ -52,7 +52,7 @@ struct WindowBackward {
     const Sums<T> block_sums(sums + (block - 1) * sums_size, channels);
     T* const delta = deltas[block % 2];
     const Padded<T> to_z_rows(to_z, after.width, 3 - chain.growth_across(), channels);
-    fill_zero(to_z, after.height * to_z_rows.row);
+    if (hangs_over(after) || to_z_rows.border > 0) fill_zero(to_z, after.height * to_z_rows.row);
     const int64_t offset = window * chain.pixels_after(chain.blocks) + chain.pixels_after(block - 1);
     const T* const z = static_cast<const T*>(gradients.z) + offset * channels;
     const T* const more_z =
@@ -103,7 +103,7 @@ struct WindowBackward {
   }
 
   // The gradient of the pooled cells, spread to pixels: `delta` [h, w, C], and cell_gradients of the hidden activations.
-  void spread_cells(
+  __attribute__((noinline)) void spread_cells(
       int64_t window, const Place& after, const Cells& down, const Cells& across, const Packed<T>& weights,
       const Sums<T>& block_sums, T* delta) {
     constexpr int64_t side = convnext_pooled_side;
@@ -171,7 +171,7 @@ struct WindowBackward {
   }
 
   // space.before times the gradient of the hidden activations, which pixels in the same cells share.
-  void scale_by_cells(const Tile& tile, const Place& after, const Cells& down, const Cells& across) {
+  __attribute__((noinline)) void scale_by_cells(const Tile& tile, const Place& after, const Cells& down, const Cells& across) {
     using H = typename TileSpace<T, Width>::H;
     constexpr int wide = TileSpace<T, Width>::hidden_width;
     for (int64_t row = 0; row < tile.rows; ++row) {
@@ -188,7 +188,7 @@ struct WindowBackward {
     }
   }
 
-  void add_to_base(
+  __attribute__((noinline)) void add_to_base(
       int64_t window, const BasePart& part, const BasePart* over, int64_t block, const Place& after,
       const Padded<T>& to_z_rows, const T* delta) {
     for (int64_t y = after.first_row; y < after.last_row; ++y) {
@@ -228,7 +228,7 @@ struct WindowBackward {
     }
   }
 
-  void taps_backward(
+  __attribute__((noinline)) void taps_backward(
       int64_t window, int64_t block, const Place& before, const Place& after, const Padded<T>& to_z_rows,
       const Packed<T>& weights, const Sums<T>& block_sums, const T* delta) {
     const T* input = spread_pixels;
@@ -258,7 +258,7 @@ struct WindowBackward {
   }
 
   // The first block's input is stem times pixels: from the taps' gradients for pixels alone come those of taps and stem.
-  void stem_backward(
+  __attribute__((noinline)) void stem_backward(
       const Place& before, const Place& after, const Packed<T>& weights, const Sums<T>& block_sums, const T* delta) {
     const T* const stem = static_cast<const T*>(chain.stem);
     T* const to_stem = sums + chain.blocks * sums_size;
@@ -279,7 +279,7 @@ struct WindowBackward {
   }
 
   // `to` [h, w, C]: the gradient of the difference before a block, zero outside the image.
-  void input_backward(
+  __attribute__((noinline)) void input_backward(
       const Place& before, const Place& after, const Padded<T>& to_z_rows, const Packed<T>& weights, const T* delta, T* to) {
     fill_zero(to, before.height * before.width * channels);
     for (int64_t y = before.first_row; y < before.last_row; ++y) {
