@@ -159,16 +159,33 @@ struct TileSpace {
     product<T, hidden_width>(pixels, hidden, channels, inner, channels, 1, block.expand_t, before);
   }
 
+  // to = f(from), f of some vectors in place
+  template <typename F>
+  JEPA_FAST_INLINE void for_hidden(int64_t pixels, const T* from, T* to, const F& f) {
+    int64_t i = 0;
+    for (; i + gelu_vectors * hidden_width <= pixels * hidden; i += gelu_vectors * hidden_width) {
+      H values[gelu_vectors];
+      JEPA_FAST_UNROLL
+      for (int v = 0; v < gelu_vectors; ++v) values[v] = load<H>(from + i + v * hidden_width);
+      f(values);
+      JEPA_FAST_UNROLL
+      for (int v = 0; v < gelu_vectors; ++v) store(to + i + v * hidden_width, values[v]);
+    }
+    for (; i < pixels * hidden; i += hidden_width) {
+      H value[1] = {load<H>(from + i)};
+      f(value);
+      store(to + i, value[0]);
+    }
+  }
+
   // after = gelu(before)
   __attribute__((noinline)) void activate(int64_t pixels) {
-    for (int64_t i = 0; i < pixels * hidden; i += hidden_width) store(after + i, gelu(load<H>(before + i), T()));
+    for_hidden(pixels, before, after, [](auto& values) { gelu(values, T()); });
   }
 
   // before = gelu'(before)
   __attribute__((noinline)) void derive(int64_t pixels) {
-    for (int64_t i = 0; i < pixels * hidden; i += hidden_width) {
-      store(before + i, gelu_derivative(load<H>(before + i), T()));
-    }
+    for_hidden(pixels, before, before, [](auto& values) { gelu_derivative(values, T()); });
   }
 
   // update = W2 after

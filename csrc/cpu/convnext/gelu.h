@@ -29,27 +29,42 @@ constexpr float derivative[16] = {
     7.320127872e-02f, -7.216554364e-02f, 6.003820400e-02f,  -5.588345650e-02f, 5.753096643e-02f, -3.216038082e-02f,
     1.844901966e-03f, -6.905367784e-03f, 1.623519580e-02f,  -6.768852912e-03f};
 
-// 0.5 + x p(x^2), x brought to [-limit, limit]; the polynomial is in 2 x^2 / limit^2 - 1.
-template <typename V, int Count>
-JEPA_FAST_INLINE V odd_about_half(V x, float limit, const float (&coefficients)[Count]) {
+// Vectors that are computed side by side: one step of a polynomial waits for the last, and a processor looks only so far
+// ahead for others.
+constexpr int gelu_vectors = 4;
+
+// x = 0.5 + x p(x^2), x brought to [-limit, limit]; the polynomial is in 2 x^2 / limit^2 - 1.
+template <typename V, int Vectors, int Count>
+JEPA_FAST_INLINE void odd_about_half(V (&x)[Vectors], float limit, const float (&coefficients)[Count]) {
   const V bound = spread<V>(limit);
-  const V low = x < -bound ? -bound : x;
-  const V clamped = low > bound ? bound : low;
-  const V place = clamped * (clamped * (2 / (limit * limit))) - 1.0f;
-  V sum = spread<V>(coefficients[Count - 1]);
+  V place[Vectors], sum[Vectors];
   JEPA_FAST_UNROLL
-  for (int i = Count - 2; i >= 0; --i) sum = sum * place + coefficients[i];
-  return clamped * sum + 0.5f;
+  for (int v = 0; v < Vectors; ++v) {
+    const V low = x[v] < -bound ? -bound : x[v];
+    x[v] = low > bound ? bound : low;
+    place[v] = x[v] * (x[v] * (2 / (limit * limit))) - 1.0f;
+    sum[v] = spread<V>(coefficients[Count - 1]);
+  }
+  JEPA_FAST_UNROLL
+  for (int i = Count - 2; i >= 0; --i) {
+    JEPA_FAST_UNROLL
+    for (int v = 0; v < Vectors; ++v) sum[v] = sum[v] * place[v] + coefficients[i];
+  }
+  JEPA_FAST_UNROLL
+  for (int v = 0; v < Vectors; ++v) x[v] = x[v] * sum[v] + 0.5f;
 }
 
-template <typename V>
-JEPA_FAST_INLINE V gelu(V x, float) {
-  return x * odd_about_half(x, distribution_limit, distribution);
+template <typename V, int Vectors>
+JEPA_FAST_INLINE void gelu(V (&x)[Vectors], float) {
+  V value[Vectors];
+  for (int v = 0; v < Vectors; ++v) value[v] = x[v];
+  odd_about_half(value, distribution_limit, distribution);
+  for (int v = 0; v < Vectors; ++v) x[v] *= value[v];
 }
 
-template <typename V>
-JEPA_FAST_INLINE V gelu_derivative(V x, float) {
-  return odd_about_half(x, derivative_limit, derivative);
+template <typename V, int Vectors>
+JEPA_FAST_INLINE void gelu_derivative(V (&x)[Vectors], float) {
+  odd_about_half(x, derivative_limit, derivative);
 }
 
 #ifdef __AVX512F__
@@ -73,32 +88,43 @@ JEPA_FAST_INLINE __m512 look_up(__m512 size, float limit, const float (&table)[D
   return sum;
 }
 
-JEPA_FAST_INLINE __m512 gelu(__m512 x, float) {
-  const __m512 size = _mm512_abs_ps(x);
-  return _mm512_fmadd_ps(
-      size, look_up<3>(size, distribution_limit, distribution_table), _mm512_mul_ps(x, _mm512_set1_ps(0.5f)));
+template <int Vectors>
+JEPA_FAST_INLINE void gelu(__m512 (&x)[Vectors], float) {
+  JEPA_FAST_UNROLL
+  for (int v = 0; v < Vectors; ++v) {
+    const __m512 size = _mm512_abs_ps(x[v]);
+    x[v] = _mm512_fmadd_ps(
+        size, look_up<3>(size, distribution_limit, distribution_table), _mm512_mul_ps(x[v], _mm512_set1_ps(0.5f)));
+  }
 }
 
-JEPA_FAST_INLINE __m512 gelu_derivative(__m512 x, float) {
-  const __m512 sign = _mm512_and_ps(x, _mm512_set1_ps(-0.0f));
-  const __m512 half = look_up<4>(_mm512_abs_ps(x), derivative_limit, derivative_table);
-  return _mm512_add_ps(_mm512_xor_ps(half, sign), _mm512_set1_ps(0.5f));
+template <int Vectors>
+JEPA_FAST_INLINE void gelu_derivative(__m512 (&x)[Vectors], float) {
+  JEPA_FAST_UNROLL
+  for (int v = 0; v < Vectors; ++v) {
+    const __m512 sign = _mm512_and_ps(x[v], _mm512_set1_ps(-0.0f));
+    const __m512 half = look_up<4>(_mm512_abs_ps(x[v]), derivative_limit, derivative_table);
+    x[v] = _mm512_add_ps(_mm512_xor_ps(half, sign), _mm512_set1_ps(0.5f));
+  }
 }
 #endif
 
-template <typename V>
-JEPA_FAST_INLINE V gelu(V x, double) {
-  for (unsigned i = 0; i < sizeof(V) / sizeof(double); ++i) x[i] *= 0.5 * erfc(-M_SQRT1_2 * x[i]);
-  return x;
+template <typename V, int Vectors>
+JEPA_FAST_INLINE void gelu(V (&x)[Vectors], double) {
+  for (int v = 0; v < Vectors; ++v) {
+    for (unsigned i = 0; i < sizeof(V) / sizeof(double); ++i) x[v][i] *= 0.5 * erfc(-M_SQRT1_2 * x[v][i]);
+  }
 }
 
-template <typename V>
-JEPA_FAST_INLINE V gelu_derivative(V x, double) {
+template <typename V, int Vectors>
+JEPA_FAST_INLINE void gelu_derivative(V (&x)[Vectors], double) {
   constexpr double density = 0.5 * M_2_SQRTPI * M_SQRT1_2;
-  for (unsigned i = 0; i < sizeof(V) / sizeof(double); ++i) {
-    x[i] = 0.5 * erfc(-M_SQRT1_2 * x[i]) + x[i] * density * exp(-0.5 * x[i] * x[i]);
+  for (int v = 0; v < Vectors; ++v) {
+    for (unsigned i = 0; i < sizeof(V) / sizeof(double); ++i) {
+      const double at = x[v][i];
+      x[v][i] = 0.5 * erfc(-M_SQRT1_2 * at) + at * density * exp(-0.5 * at * at);
+    }
   }
-  return x;
 }
 
 }  // namespace
