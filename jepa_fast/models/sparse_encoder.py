@@ -154,9 +154,9 @@ class SparseEncoder:
         if plan.agent == "dense":
             return self._dense(self._agent, expand_dots(batch, spec).flatten(0, 1))
         assert batch.corners is not None
-        black = torch.zeros(1, spec.height, spec.width, dtype=torch.uint8, device=batch.dots.device)
-        bases = self._agent.bases(self._pixels(black))
-        return self._agent(bases, self._pixels(batch.dots.flatten(0, 1)), batch.corners.flatten(0, 1))
+        windows = self._pixels(batch.dots.flatten(0, 1))
+        bases = self._agent.black_base((spec.height, spec.width), windows)
+        return self._agent(bases, windows, batch.corners.flatten(0, 1))
 
     def _encode_wall(self, batch: Batch, spec: FrameSpec, plan: Plan) -> Tensor:
         """Wall states [B, D], or [B * T, D] where every frame is encoded."""

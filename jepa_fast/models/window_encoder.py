@@ -97,15 +97,29 @@ class WindowEncoder:
     def bases(self, images: Tensor) -> Bases:
         """Bases from whole images [G, H, W]."""
         if self._is_compiled(images):
-            x = images[..., None] * self._stem()
-            z, updates = [], []
-            for block in self._blocks():
-                x, block_z, block_update = block.keep(x)
-                z.append(block_z)
-                updates.append(block_update)
-            return Bases(images, torch.stack(z, dim=1), torch.stack(updates, dim=1), self.head.head_cache(x))
+            x, all_z, all_updates = self._keep(images)
+            return Bases(images, all_z, all_updates, self.head.head_cache(x))
         convolved, updates, head_cache = self._encode_whole(images, keep=True)
         return Bases(images, tuple(convolved), tuple(updates), head_cache)
+
+    def black_base(self, image: tuple[int, int], like: Tensor) -> Bases:
+        """The base of a black image [H, W], in the dtype and on the device of `like`.
+
+        After l blocks its activations depend on how near the border is, up to 3 (l - 1) pixels: by compiled blocks a
+        small image is encoded, and its middle row and column repeated.
+        """
+        reach = REACH * (len(self.branch.blocks) - 1)
+        small = [min(side, 2 * reach + 1) for side in image]
+        if not self._is_compiled(like) or small == list(image):
+            return self.bases(like.new_zeros(1, *image))
+        base = self._keep(like.new_zeros(1, *small))
+        # Of each row and column of the image, the one of the small image that is as near to a border.
+        rows, columns = (
+            torch.arange(side).clamp(max=reach) + (torch.arange(side) - (side - 1 - reach)).clamp(min=0)
+            for side in image
+        )
+        x, z, updates = (part.index_select(-3, rows).index_select(-2, columns) for part in base)
+        return Bases(like.new_zeros(1, *image), z, updates, self.head.head_cache(x))
 
     def derive_bases(self, bases: Bases, windows: Tensor, corners: Tensor, groups: Tensor | None = None) -> Bases:
         """Bases that themselves differ from coarser ones in a window only. Arguments as in a call."""
@@ -135,6 +149,16 @@ class WindowEncoder:
     def _is_compiled(self, like: Tensor) -> bool:
         """Whether blocks run as compiled ops on a tensor like this one."""
         return self._blocks()[0].is_compiled(like)
+
+    def _keep(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The last output [G, H, W, C], all z and updates [G, L, H, W, C] of whole images, by compiled blocks."""
+        x = images[..., None] * self._stem()
+        z, updates = [], []
+        for block in self._blocks():
+            x, block_z, block_update = block.keep(x)
+            z.append(block_z)
+            updates.append(block_update)
+        return x, torch.stack(z, dim=1), torch.stack(updates, dim=1)
 
     def _flat(self, bases: Bases) -> Bases:
         """The same bases as whole images."""
