@@ -120,7 +120,7 @@ def changed(base: Recipe, arguments: Arguments) -> Recipe:
     Raises:
         InputError: the result contradicts itself.
     """
-    given = {name: value(arguments) for name, (_, value) in RECIPE_FLAGS.items()}
+    given = {name: value_of(arguments) for name, (_, value_of) in RECIPE_FLAGS.items()}
     return replace(base, **{name: value for name, value in given.items() if value is not None})
 
 
@@ -264,23 +264,23 @@ def resumed(stored: RunConfig, arguments: Arguments, device: Literal["cpu", "cud
     """
     from jepa_fast.backends import choose_kernels
 
-    given = {
+    given: dict[str, tuple[Any, Any]] = {
         "--preset": (arguments.preset and canonical(arguments.preset), canonical(stored.preset)),
         "--steps": (arguments.steps, stored.steps),
         "--seed": (arguments.seed, stored.seed),
         "--amp": (arguments.amp, stored.amp),
         "--data.batch-size": (arguments.data.batch_size, stored.batch_size),
     }
-    for name, (flag, value) in RECIPE_FLAGS.items():
-        given[flag] = value(arguments), getattr(stored.recipe, name)
+    for name, (flag, value_of) in RECIPE_FLAGS.items():
+        given[flag] = value_of(arguments), getattr(stored.recipe, name)
     for flag, (value, expected) in given.items():
         if value is not None:
             for differing, found, wanted in cli.differences(value, expected, flag):
                 raise InputError(f"{differing}: got {found!r}, expected {wanted!r}, as the run was started")
     unused = {"--out": arguments.out, "--epochs": arguments.epochs, "--minutes": arguments.minutes}
-    for flag, value in unused.items():
-        require(value is None, flag, value, "to be left out with --resume")
-    asked = {
+    for flag, left_out in unused.items():
+        require(left_out is None, flag, left_out, "to be left out with --resume")
+    asked: dict[str, Any] = {
         "compile": arguments.compile,
         "capture": arguments.capture,
         "exact_shortcuts": arguments.encoder.exact_shortcuts,
