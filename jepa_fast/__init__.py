@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from jepa_fast.config import Kernels
-    from jepa_fast.models.registry import AnyWorld
+    from jepa_fast.models.model import Model
 
 __version__ = "0.1.0"
 
 
-def load(folder: "str | Path", kernels: "Kernels" = "reference") -> "AnyWorld":
-    """The trained World of a run folder, or of a folder that `jepa_fast.export` wrote, in evaluation mode, on the CPU.
+def load(folder: "str | Path", kernels: "Kernels" = "reference") -> "Model":
+    """The trained model of a run folder, or of a folder that `jepa_fast.export` wrote, in evaluation mode, on the CPU.
 
     With kernels "triton" it runs on fused ops once it is moved to a CUDA device.
 

@@ -1,4 +1,4 @@
-"""Run folders: creating one, and reading a trained world back."""
+"""Run folders: creating one, and reading a trained model back."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,8 @@ import jepa_fast
 from jepa_fast.config import Kernels, RunConfig
 from jepa_fast.engine.checkpoint import load_checkpoint
 from jepa_fast.errors import InputError
-from jepa_fast.models.registry import AnyWorld, build_world
+from jepa_fast.models.model import Model
+from jepa_fast.models.registry import build_model
 from jepa_fast.weights import WEIGHTS, load_weights
 
 CONFIG = "config.json"
@@ -30,8 +31,8 @@ def create_run(folder: Path, config: RunConfig) -> None:
         raise InputError(f"--out: {folder} cannot be written ({error.strerror})") from error
 
 
-def load(folder: str | Path, kernels: Kernels = "reference") -> AnyWorld:
-    """The trained world of a run, or one exported from a run, in evaluation mode, on the CPU.
+def load(folder: str | Path, kernels: Kernels = "reference") -> Model:
+    """The trained model of a run, or one exported from a run, in evaluation mode, on the CPU.
 
     With kernels "triton" it runs on fused ops once it is moved to a CUDA device.
 
@@ -42,12 +43,12 @@ def load(folder: str | Path, kernels: Kernels = "reference") -> AnyWorld:
     if (folder / WEIGHTS).is_file():
         return load_weights(folder, kernels)
     config = RunConfig.load(folder / CONFIG)
-    world = build_world(config.recipe.model, kernels)
+    model = build_model(config.recipe.model, config.recipe.objective, kernels)
     try:
-        world.load_state_dict(load_checkpoint(folder)["world"])
+        model.load_state_dict(load_checkpoint(folder)["model"])
     except (KeyError, RuntimeError) as error:
         raise InputError(f"{folder}: its checkpoint is not of the model in its {CONFIG} ({error})") from error
-    return world.eval()
+    return model.eval()
 
 
 def describe_run(folder: Path) -> dict[str, Any]:

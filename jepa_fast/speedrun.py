@@ -13,7 +13,7 @@ from jepa_fast.racing.records import Record, problems
 from jepa_fast.racing.rungs import CHECKS, PROBES, meets, results_of, schedule, summary_of, thresholds_of
 
 if TYPE_CHECKING:
-    from jepa_fast.models.registry import AnyWorld
+    from jepa_fast.models.model import Model
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def run(arguments: Arguments) -> None:
     Raises:
         InputError: an argument is out of range, or the record's folder is there already.
     """
-    from jepa_fast.models.registry import build_world
+    from jepa_fast.models.registry import build_model
     from jepa_fast.racing.race import WARM_UP_STEPS, race, warm_up
 
     assert arguments.rung is not None
@@ -100,7 +100,7 @@ def run(arguments: Arguments) -> None:
         outcomes = [race(one, Path(folder) / f"run-{one.seed}", checks, thresholds) for one in configs]
         log = [event for outcome in outcomes for event in outcome.log]
         results = results_of(log, list(arguments.seeds))
-        parameters = sum(parameter.numel() for parameter in build_world(first.recipe.model).parameters())
+        parameters = sum(parameter.numel() for parameter in build_model(first.recipe.model).parameters())
         record = Record(
             rung=arguments.rung,
             thresholds=thresholds,
@@ -115,7 +115,7 @@ def run(arguments: Arguments) -> None:
             summary=summary_of(results),
             log=log,
         )
-        keep(record, [outcome.world for outcome in outcomes], Path(folder) / "record")
+        keep(record, [outcome.model for outcome in outcomes], Path(folder) / "record")
         (Path(folder) / "record").rename(out)
     print(record.table())
     logger.info("%s", out)
@@ -161,16 +161,16 @@ def environment_of(config: RunConfig, folder: Path) -> dict[str, Any]:
     return read_environment(folder)
 
 
-def keep(record: Record, worlds: "list[AnyWorld | None]", folder: Path) -> None:
+def keep(record: Record, models: "list[Model | None]", folder: Path) -> None:
     """Write the record into a new folder, and the weights of a small model, seed by seed."""
     from jepa_fast.weights import save_weights
 
     folder.mkdir()
     record.save(folder)
     if record.parameters <= MOST_KEPT:
-        for result, world in zip(record.results, worlds, strict=True):
-            if world is not None:
-                save_weights(world, folder / f"seed-{result['seed']}", {"preset": record.preset, **result})
+        for result, model in zip(record.results, models, strict=True):
+            if model is not None:
+                save_weights(model, folder / f"seed-{result['seed']}", {"preset": record.preset, **result})
 
 
 def verify(folder: Path, data: Path | None) -> None:

@@ -1,4 +1,4 @@
-"""Train a world model: `python -m jepa_fast.train`. Flags become a RunConfig; the engine does the rest."""
+"""Train a model: `python -m jepa_fast.train`. Flags become a RunConfig; the engine does the rest."""
 
 import logging
 import time

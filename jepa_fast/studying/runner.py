@@ -221,7 +221,7 @@ def describe(record: RunRecord) -> str:
     errors = {name: record.probe_sets[name].trained.converged for name in (AGENT, WALL) if name in record.probe_sets}
     parts = [f"{name} {error:.3f} px²" for name, error in errors.items()]
     if record.collapse is not None and record.collapse.collapsed:
-        parts.append("states have collapsed")
+        parts.append("latents have collapsed")
     if record.train_wall_s is not None:
         parts.append(f"trained in {duration(record.train_wall_s)}")
     return ", ".join(parts)
