@@ -30,7 +30,8 @@ def main(folder: Path = Path("runs/own_encoder"), trajectories: int = 2560, step
     generate(folder / "data", trajectories=trajectories, splits=("train",), workers=1)
     model = jf.JEPA(encoder=Encoder(dim), predictor=jf.MLPPredictor(dim=dim, action_dim=2), objective=jf.VICReg())
     run = jf.fit(model, folder / "data", steps=steps, out=folder / "run")
-    print(f"loss {run.metrics[0]['total']:.2f} at step {run.metrics[0]['step']}, {run.metrics[-1]['total']:.2f} at the end")
+    first, last = run.metrics[0], run.metrics[-1]
+    print(f"loss {first['total']:.2f} at step {first['step']}, {last['total']:.2f} at step {last['step']}")
     return run
 
 

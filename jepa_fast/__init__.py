@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jepa_fast import functional as functional
     from jepa_fast import nn as nn
-    from jepa_fast.data.dataset import TrajectoryDataset as TrajectoryDataset
-    from jepa_fast.data.dataset import pack as pack
+    from jepa_fast.config import InfoNCEConfig as InfoNCEConfig
+    from jepa_fast.config import OptimizerConfig as OptimizerConfig
+    from jepa_fast.config import Stage as Stage
+    from jepa_fast.config import VICRegConfig as VICRegConfig
     from jepa_fast.fitting import Run as Run
     from jepa_fast.fitting import fit as fit
     from jepa_fast.models.jepa import JEPA as JEPA
@@ -33,10 +35,14 @@ __version__ = "0.1.0"
 # Public name -> the module that has it; functional and nn are modules themselves.
 _PLACES = {
     "InfoNCE": "jepa_fast.objectives.infonce",
+    "InfoNCEConfig": "jepa_fast.config",
     "JEPA": "jepa_fast.models.jepa",
     "MLPPredictor": "jepa_fast.models.predictor",
+    "OptimizerConfig": "jepa_fast.config",
     "Run": "jepa_fast.fitting",
+    "Stage": "jepa_fast.config",
     "TrajectoryDataset": "jepa_fast.data.dataset",
+    "VICRegConfig": "jepa_fast.config",
     "VICReg": "jepa_fast.objectives.vicreg",
     "fit": "jepa_fast.fitting",
     "load": "jepa_fast.runs",
@@ -47,10 +53,14 @@ _MODULES = ("functional", "nn")
 __all__ = [
     "JEPA",
     "InfoNCE",
+    "InfoNCEConfig",
     "MLPPredictor",
+    "OptimizerConfig",
     "Run",
+    "Stage",
     "TrajectoryDataset",
     "VICReg",
+    "VICRegConfig",
     "fit",
     "functional",
     "load",

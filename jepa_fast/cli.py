@@ -10,7 +10,7 @@ import io
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from itertools import zip_longest
 from typing import Annotated, Any, Literal, TypeVar
@@ -98,6 +98,9 @@ def differences(given: Any, expected: Any, flag: str) -> Iterator[tuple[str, Any
     elif _is_tree(given) and _is_tree(expected) and len(given) == len(expected):
         for number, (one, other) in enumerate(zip(given, expected, strict=True)):
             yield from differences(one, other, f"{flag}.{number}")
+    elif isinstance(given, Mapping) and isinstance(expected, Mapping) and given.keys() == expected.keys():
+        for name in given:
+            yield from differences(given[name], expected[name], f"{flag}.{name}")
     elif given != expected:
         yield flag, given, expected
 

@@ -7,11 +7,10 @@ from typing import Literal
 from jepa_fast import train
 from jepa_fast.config import Kernels, OptimizerConfig, Recipe, Stage
 from jepa_fast.engine.record import Metrics, read_metrics
-from jepa_fast.errors import require
 from jepa_fast.models.model import Model
 
-# The baseline's, which finds structure within hundreds of steps.
-OPTIMIZER = OptimizerConfig(learning_rate=1e-3)
+# The baseline's.
+OPTIMIZER = OptimizerConfig(learning_rate=3e-3)
 
 
 @dataclass(frozen=True)

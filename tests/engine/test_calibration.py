@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from jepa_fast import train
-from jepa_fast.config import ModelConfig, RunConfig, Stage
+from jepa_fast.config import JEPAConfig, RunConfig, Stage
 from jepa_fast.engine import calibration
 from jepa_fast.engine.checkpoint import load_checkpoint
 from jepa_fast.engine.loop import training
@@ -15,7 +15,7 @@ from jepa_fast.errors import InputError
 from jepa_fast.presets import preset
 from jepa_fast.runs import CONFIG
 
-SMALL = ModelConfig(channels=4, blocks=1, dim=16)
+SMALL = JEPAConfig(channels=4, blocks=1, dim=16)
 
 
 def arguments(data, **settings):
@@ -26,7 +26,7 @@ def arguments(data, **settings):
 
 def state(folder):
     kept = load_checkpoint(folder)
-    return [*kept["world"].values(), *(value for one in kept["optimizer"]["state"].values() for value in one.values())]
+    return [*kept["model"].values(), *(value for one in kept["optimizer"]["state"].values() for value in one.values())]
 
 
 def test_a_run_of_minutes_has_the_bits_of_one_of_its_steps_and_resumes_to_them(tmp_path, two_rooms, monkeypatch):
@@ -35,15 +35,15 @@ def test_a_run_of_minutes_has_the_bits_of_one_of_its_steps_and_resumes_to_them(t
 
     measure = calibration.measure
 
-    def measured(config, ranks):
+    def measured(config, ranks, model):
         """Steps are timed as always, and said to be slow: what is left of ten minutes is a dozen, on any machine."""
-        measure(config, ranks)
+        measure(config, ranks, model)
         return 50.0, 0.0
 
     monkeypatch.setattr(calibration, "measure", measured)
 
-    def some_steps(config, folder, options, ranks):
-        steps = training(config, folder, replace(options, checkpoint_minutes=0), ranks)
+    def some_steps(config, folder, options, ranks, model):
+        steps = training(config, folder, replace(options, checkpoint_minutes=0), ranks, model)
         while next(steps).done < 3:
             pass
         steps.close()
@@ -84,7 +84,7 @@ def test_stages_count_by_their_shares_and_are_each_timed_in_place(two_rooms, mon
     config = train.resolve(replace(arguments(two_rooms, steps=1), preset="staged"), "cpu", two_rooms)
     seen = []
 
-    def timed(config, number, ranks):
+    def timed(config, number, ranks, model):
         seen.append(number)
         return (1.0, 0.5) if number == 0 else (5.0, 0.25)
 
@@ -100,7 +100,7 @@ def test_a_stage_is_timed_with_what_it_freezes(two_rooms, monkeypatch):
     frozen = []
 
     def step(trainer, batch):
-        frozen.append(trainer.stages.number(int(trainer.clock[1])))
+        frozen.append(trainer.stage(int(trainer.clock[1])))
         return advance(trainer, batch)
 
     advance = calibration.Trainer.step
@@ -111,7 +111,7 @@ def test_a_stage_is_timed_with_what_it_freezes(two_rooms, monkeypatch):
 
 
 def test_a_budget_that_is_over_before_a_step_is_refused(two_rooms, monkeypatch):
-    monkeypatch.setattr(calibration, "measure", lambda config, ranks: (3.0, 60.0))
+    monkeypatch.setattr(calibration, "measure", lambda config, ranks, model: (3.0, 60.0))
     config = train.resolve(arguments(two_rooms, steps=1), "cpu", two_rooms)
     with pytest.raises(InputError, match=r"--minutes: got 1\.0, expected at least 1\.1, where a step takes 3 s"):
         calibration.steps_within(60, config)
@@ -121,6 +121,6 @@ def test_a_budget_that_is_over_before_a_step_is_refused(two_rooms, monkeypatch):
 
 def test_a_recipe_of_one_stage_is_timed_once(two_rooms, monkeypatch):
     config = train.resolve(arguments(two_rooms, steps=1), "cpu", two_rooms)
-    assert config.recipe.stages == (Stage(1, 25.0, 25.0, 1.0),) == preset("baseline").stages
-    monkeypatch.setattr(calibration, "_time_stage", lambda config, number, ranks: (1.0, number))
+    assert config.recipe.stages == (Stage(1),) == preset("baseline").stages
+    monkeypatch.setattr(calibration, "_time_stage", lambda config, number, ranks, model: (1.0, number))
     assert calibration.measure(config) == (1.0, 0)
