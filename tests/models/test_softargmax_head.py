@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from jepa_fast.config import ModelConfig
+from jepa_fast.config import JEPAConfig
 from jepa_fast.errors import InputError
 from jepa_fast.models.convnext import Branch, Encoder, locate
-from jepa_fast.models.jepa import World
+from jepa_fast.models.jepa import build_jepa
 from jepa_fast.models.sparse_encoder import Rewrites, SparseEncoder
 from jepa_fast.models.window_grid import WindowGrid
 from jepa_fast.models.window_heads import Coordinates
@@ -115,10 +115,10 @@ def test_bf16_autocast_rounds_no_coordinate(drawn):
 
 
 def test_the_preset_has_the_head_in_both_branches_and_the_default_has_it_in_none():
-    ours, default = World(preset("softargmax").model), World()
+    ours, default = build_jepa(preset("softargmax").model), build_jepa()
     names = {name for name in ours.state_dict() if name.endswith("sharpness")}
     assert names == {"encoder.agent.sharpness", "encoder.wall.sharpness"}
     assert not [name for name in default.state_dict() if name.endswith("sharpness")]
     assert ours.encoder.agent.fc.in_features == 2 * 16
     with pytest.raises(InputError, match=r"model\.head: got 'max', expected 'pool' or 'softargmax'"):
-        ModelConfig(head="max")
+        JEPAConfig(head="max")
