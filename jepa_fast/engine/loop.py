@@ -27,15 +27,28 @@ from jepa_fast.models.model import Model
 logger = logging.getLogger(__name__)
 
 
-def train(config: RunConfig, folder: Path, options: LoopOptions | None = None, ranks: Ranks = ALONE) -> int:
+def train(
+    config: RunConfig,
+    folder: Path,
+    options: LoopOptions | None = None,
+    ranks: Ranks = ALONE,
+    model: Model | None = None,
+) -> int:
     """Train in run folder `folder` until `config.steps` or a stop signal; returns the steps done.
+
+    Args:
+        config: of the run; as stored in the folder, where it is resumed.
+        folder: holds config.json already.
+        options: how the run is watched and kept.
+        ranks: the processes that share it.
+        model: what is trained, its weights and its objective included; by default built from the configuration.
 
     Raises:
         InputError: the data or the checkpoint do not fit the configuration.
         RunError: a loss that is not finite, latents that collapsed, a disk that takes no more.
     """
     done = config.steps
-    with contextlib.closing(training(config, folder, options or LoopOptions(), ranks)) as steps:
+    with contextlib.closing(training(config, folder, options or LoopOptions(), ranks, model)) as steps:
         for progress in steps:
             done = progress.done
     return done
@@ -48,10 +61,12 @@ class Progress(NamedTuple):
     model: Model
 
 
-def training(config: RunConfig, folder: Path, options: LoopOptions, ranks: Ranks = ALONE) -> "Training":
-    """The loop, a step at a time: gives the run's progress after each. Errors as in `train`."""
+def training(
+    config: RunConfig, folder: Path, options: LoopOptions, ranks: Ranks = ALONE, model: Model | None = None
+) -> "Training":
+    """The loop, a step at a time: gives the run's progress after each. Arguments and errors as in `train`."""
     opened = contextlib.ExitStack()
-    return Training(_training(config, folder, options, ranks, opened), opened)
+    return Training(_training(config, folder, options, ranks, model, opened), opened)
 
 
 class Training(Iterator[Progress]):
@@ -78,13 +93,18 @@ class Training(Iterator[Progress]):
 
 
 def _training(
-    config: RunConfig, folder: Path, options: LoopOptions, ranks: Ranks, opened: contextlib.ExitStack
+    config: RunConfig,
+    folder: Path,
+    options: LoopOptions,
+    ranks: Ranks,
+    model: Model | None,
+    opened: contextlib.ExitStack,
 ) -> Generator[Progress]:
     split = open_split(Path(config.data) / "train")
     sampler = Sampler(split.count, config.batch_size // ranks.count, config.seed, ranks.count, ranks.rank)
     profiler = Profiler(options.profile if ranks.leads else "off", options.profile_window, folder)
     bases = wall_bases(split, torch.device(config.device))
-    trainer = Trainer(config, split.spec, bases, ranks, profiler.span)
+    trainer = Trainer(config, split.spec, bases, ranks, profiler.span, model)
     first = done = _restore(trainer, sampler, split, folder) if options.resume else 0
     watch = CollapseWatch(trainer.forward, split, options.on_collapse)
     with _full_disks(folder):
