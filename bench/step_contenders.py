@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa_fast.backends import choose_kernels
-from jepa_fast.config import Kernels
+from jepa_fast.config import Kernels, VICRegConfig
 from jepa_fast.data.batches import Batch, expand_dots, expand_frames
 from jepa_fast.data.host import gather
 from jepa_fast.data.packing import pack
@@ -55,7 +55,7 @@ class Contender:
         """The energy and its three terms."""
         encoded = self.encode()
         predicted = self.model.predictor(encoded[:, 0], self.batch.actions, self.model.dropout_clock)
-        loss = VICReg().loss(Execution(), DEVICE)(predicted, encoded[:, 1:], self.weights, None)
+        loss = VICReg(VICRegConfig()).loss(Execution(), DEVICE)(predicted, encoded[:, 1:], self.weights, None)
         return loss.total, *loss.terms.values()
 
     def step(self) -> None:

@@ -8,7 +8,7 @@ from jepa_fast.config import Kernels, RunConfig
 from jepa_fast.engine.checkpoint import load_checkpoint
 from jepa_fast.errors import InputError
 from jepa_fast.models.model import Model
-from jepa_fast.models.registry import build_model
+from jepa_fast.models.registry import build_model, is_built_here
 from jepa_fast.weights import WEIGHTS, load_weights
 
 CONFIG = "config.json"
@@ -31,19 +31,28 @@ def create_run(folder: Path, config: RunConfig) -> None:
         raise InputError(f"--out: {folder} cannot be written ({error.strerror})") from error
 
 
-def load(folder: str | Path, kernels: Kernels = "reference") -> Model:
+def load(folder: str | Path, kernels: Kernels = "reference", model: Model | None = None) -> Model:
     """The trained model of a run, or one exported from a run, in evaluation mode, on the CPU.
 
-    With kernels "triton" it runs on fused ops once it is moved to a CUDA device.
+    Args:
+        folder: of the run, or of the export.
+        kernels: with "triton" it runs on fused ops once it is moved to a CUDA device.
+        model: takes the weights, in place of one that is built from the stored configuration: of a run whose model was
+            made in Python, one made in the same way.
 
     Raises:
         InputError: neither is there, or the weights do not fit their configuration.
     """
     folder = Path(folder)
     if (folder / WEIGHTS).is_file():
-        return load_weights(folder, kernels)
+        return load_weights(folder, kernels, model)
     config = RunConfig.load(folder / CONFIG)
-    model = build_model(config.recipe.model, config.recipe.objective, kernels)
+    if model is None:
+        if not is_built_here(config.recipe.model):
+            raise InputError(
+                f"{folder}: its model was made in Python; give one to load: jepa_fast.load(run, model=...)"
+            )
+        model = build_model(config.recipe.model, config.recipe.objective, kernels)
     try:
         model.load_state_dict(load_checkpoint(folder)["model"])
     except (KeyError, RuntimeError) as error:

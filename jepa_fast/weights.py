@@ -40,8 +40,8 @@ def save_weights(model: Model, folder: Path, origin: dict[str, Any]) -> None:
         raise InputError(f"{folder}: cannot be written ({error})") from error
 
 
-def load_weights(folder: Path, kernels: Kernels = "reference") -> Model:
-    """The model that `save_weights` wrote, in evaluation mode, on the CPU.
+def load_weights(folder: Path, kernels: Kernels = "reference", model: Model | None = None) -> Model:
+    """The model that `save_weights` wrote, in evaluation mode, on the CPU; a `model` that is given takes the weights.
 
     Raises:
         InputError: a file is missing or damaged, or the two do not fit.
@@ -50,7 +50,7 @@ def load_weights(folder: Path, kernels: Kernels = "reference") -> Model:
         config = read_model_config(json.loads((folder / WEIGHTS_CONFIG).read_text())["model"])
     except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError, InputError) as error:
         raise InputError(f"{folder / WEIGHTS_CONFIG}: not the configuration of exported weights ({error})") from error
-    model = build_model(config, kernels=kernels)
+    model = model or build_model(config, kernels=kernels)
     try:
         model.load_state_dict(read_tensors(folder / WEIGHTS))
     except RuntimeError as error:

@@ -36,13 +36,17 @@ class Sides(NamedTuple):
 
 
 class VICReg(RolloutObjective):
-    """VICReg on rollouts; terms: `invariance`, `variance`, `covariance`."""
+    """VICReg on rollouts; terms: `invariance`, `variance`, `covariance`.
+
+    By default it is the baseline's: targets take no gradient and encodings are regularised too. With `VICRegConfig()`,
+    the published options, latents collapse before they spread.
+    """
 
     config: VICRegConfig
 
     def __init__(self, config: VICRegConfig | None = None) -> None:
         super().__init__()
-        self.config = config or VICRegConfig()
+        self.config = config or VICRegConfig(targets="stop_gradient", sides="both")
 
     @property
     def ema_decay(self) -> float | None:

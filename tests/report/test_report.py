@@ -192,7 +192,7 @@ def test_a_sentence_names_what_the_spectrum_says(page, runs):
 
 
 def test_configuration_and_environment_are_there(page):
-    for text in ("recipe.stages.1.invariance", "recipe.objective.gamma", torch.__version__, "30 of 30 steps"):
+    for text in ("recipe.stages.1.weights.invariance", "recipe.objective.gamma", torch.__version__, "30 of 30 steps"):
         assert text in page.text
     assert "25 invariance + 25 variance + 1 covariance up to step 15, then 30 invariance" in page.text
 
