@@ -21,7 +21,7 @@ from jepa_fast.config import EnergyConfig
 from jepa_fast.data.host import gather
 from jepa_fast.data.packing import pack
 from jepa_fast.data.shards import Split, open_split
-from jepa_fast.data.two_rooms_source import TwoRoomsSource
+from jepa_fast.data.two_rooms.source import TwoRoomsSource
 from jepa_fast.models.jepa import World
 from jepa_fast.models.sparse_encoder import SparseEncoder
 from jepa_fast.objectives.vicreg import energy

@@ -17,7 +17,7 @@ from jepa_fast.data import course
 from jepa_fast.data.course import quantise
 from jepa_fast.data.shards import open_split
 from jepa_fast.data.two_rooms import WORLD
-from jepa_fast.data.two_rooms_source import TwoRoomsSource
+from jepa_fast.data.two_rooms.source import TwoRoomsSource
 from jepa_fast.errors import InputError
 
 ROOT = Path(__file__).parents[1]

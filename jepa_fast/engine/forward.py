@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from jepa_fast import backends
 from jepa_fast.config import EnergyConfig, RunConfig
-from jepa_fast.data.batches import Batch
+from jepa_fast.data.batches import Batch, GroupBases
 from jepa_fast.data.manifest import FrameSpec
+from jepa_fast.data.two_rooms.flips import Flips
 from jepa_fast.kernels import dispatch
 from jepa_fast.models.convnext import Encoder
-from jepa_fast.models.flips import Flips
 from jepa_fast.models.jepa import World
 from jepa_fast.models.registry import build_world
 from jepa_fast.models.sparse_encoder import SparseEncoder
@@ -35,11 +35,11 @@ class Forward(nn.Module):
         self,
         config: RunConfig,
         spec: FrameSpec,
-        wall_bases: Tensor | None = None,
+        bases: GroupBases = (),
         group: dist.ProcessGroup | None = None,
         span: Span = no_span,
     ) -> None:
-        """`spec` and `wall_bases` uint8 [G, H, W] are those of the training split, the bases on the run's device."""
+        """`spec` and `bases` are those of the training split, the bases on the run's device."""
         super().__init__()
         self.config, self.span = config, span
         torch.manual_seed(config.seed)
@@ -47,15 +47,15 @@ class Forward(nn.Module):
         mode: Literal["auto", "off"] = "auto" if config.exact_shortcuts else "off"
         self._flip: Callable[[Batch, Tensor], Batch] | None = None
         if config.recipe.flips:
-            flips = Flips(spec, wall_bases)
-            self._flip, wall_bases = self._compiled(flips), flips.wall_bases
-        self.encode = self.world.batch_encoder(spec, wall_bases, mode)
+            flips = Flips(spec, bases)
+            self._flip, bases = self._compiled(flips), flips.bases
+        self.encode = self.world.batch_encoder(spec, bases, mode)
         self._encode = self._compiled(self.encode)
         self.target_encoder: Encoder | None = None
         if isinstance(config.recipe.energy, EnergyConfig) and config.recipe.energy.targets == "ema":
             assert isinstance(self.world, World)
             self.target_encoder = copy.deepcopy(self.world.encoder).requires_grad_(False).eval()
-            self._encode_targets = self._compiled(SparseEncoder(self.target_encoder, spec, wall_bases, mode))
+            self._encode_targets = self._compiled(SparseEncoder(self.target_encoder, spec, bases, mode))
             self._kept = config.recipe.energy.ema_decay
         ops = backends.describe_ops(config.kernels, config.device, config.recipe.model)
         fused = ops["vicreg"] != dispatch.PLAIN

@@ -56,7 +56,7 @@ def finite_readings(
         epoch, number = divmod(state["step"], sampler.batches_per_epoch)
         whole = Sampler(sampler.count, sampler.global_batch, sampler.seed)
         batch = gather(split, next(whole.batches(epoch, number)))
-        write_whole(path, {"readings": named, "state": state, "batch": batch._asdict()})
+        write_whole(path, {"readings": named, "state": state, "batch": batch.tensors()})
     kept = f"{path} keeps the batch and the state before it, checkpoints are untouched"
     raise ranks.ending(f"step {step}: {name} is {named[name]}; {kept}")
 
@@ -73,7 +73,7 @@ class Failure:
 def load_failure(path: Path) -> Failure:
     """What a run kept of a step that was not finite."""
     kept = torch.load(path, map_location="cpu", weights_only=True)
-    return Failure(kept["readings"], kept["state"], Batch(**kept["batch"]))
+    return Failure(kept["readings"], kept["state"], Batch.of(kept["batch"]))
 
 
 def is_collapsed(recipe: Recipe, std: Sequence[float], size: float, rankme: float) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from jepa_fast.config import RunConfig
-from jepa_fast.data.batches import Batch
+from jepa_fast.data.batches import Batch, GroupBases
 from jepa_fast.data.manifest import FrameSpec
 from jepa_fast.engine.checkpoint import State
 from jepa_fast.engine.distributed import ALONE, Ranks, averaging
@@ -46,14 +46,14 @@ class Trainer:
         self,
         config: RunConfig,
         spec: FrameSpec,
-        wall_bases: Tensor | None = None,
+        bases: GroupBases = (),
         ranks: Ranks = ALONE,
         span: Span = no_span,
     ) -> None:
-        """`spec` and `wall_bases` uint8 [G, H, W] are those of the training split, the bases on the run's device."""
+        """`spec` and `bases` are those of the training split, the bases on the run's device."""
         self.config, self._ranks, self._span = config, ranks, span
         self.device = torch.device(config.device)
-        self.forward = Forward(config, spec, wall_bases, ranks.group, span)
+        self.forward = Forward(config, spec, bases, ranks.group, span)
         self.world, self.target_encoder = self.forward.world, self.forward.target_encoder
         self._forward: nn.Module = self.forward
         if ranks.group is not None:

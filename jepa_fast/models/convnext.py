@@ -1,8 +1,8 @@
-"""The encoder: one ConvNeXt branch for the agent's channel, one for the walls', their states added or side by side.
+"""The encoder: one ConvNeXt branch for each group of channels, their latents added or side by side.
 
-With `fusion` a third branch reads both channels, and its state is added as well.
+With `fusion` one more branch reads all channels, and its latent is added as well.
 
-    stem    1x1 convolution, 1 -> C, 2 -> C for both channels, no bias
+    stem    1x1 convolution, c -> C for the c channels of the branch, no bias
     block   y = x + W2 gelu(W1 LN(dwconv7x7(x))), L of them
     head    average pool to 6x6 ("pool") or, of each channel, where it is largest ("softargmax"); linear to D, LayerNorm
             (left out without `norm_before_add`)
@@ -12,6 +12,7 @@ Source: Liu et al., A ConvNet for the 2020s, arXiv:2201.03545; without layer sca
 
 import functools
 import logging
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -19,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa_fast.config import Kernels
+from jepa_fast.data.two_rooms import CHANNEL_GROUPS
 from jepa_fast.kernels.convnext_block import convnext_block
-from jepa_fast.kernels.dropout import SITE_AGENT, SITE_FUSION, SITE_WALL, dropout_mask
+from jepa_fast.kernels.dropout import SITE_FUSION, dropout_mask, group_site
 from jepa_fast.kernels.dwconv_norm import CHANNELS
 from jepa_fast.models.biases import bias_or_zeros
 from jepa_fast.models.softargmax import soft_argmax
@@ -102,12 +104,15 @@ class Branch(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """States [N, D]."""
         # Elementwise, so that the result is channels last whatever the layout of the images.
-        pixels, stem = images.permute(0, 2, 3, 1), self.stem.weight.flatten(1)
-        parts = (pixels[..., each : each + 1] * stem[:, each] for each in range(self.stem.in_channels))
-        x = functools.reduce(torch.add, parts).permute(0, 3, 1, 2)
+        x = apply_stem(images.permute(0, 2, 3, 1), self.stem.weight.flatten(1)).permute(0, 3, 1, 2)
         for block in self.blocks:
             x = block(x)
         return self.head(F.adaptive_avg_pool2d(x, POOLED_SIDE) if self.sharpness is None else locate(x, self.sharpness))
+
+
+def apply_stem(pixels: Tensor, stem: Tensor) -> Tensor:
+    """[..., C] of pixels [..., c] and a stem's weight [C, c]: sums of products, for c is small."""
+    return functools.reduce(torch.add, (pixels[..., each : each + 1] * stem[:, each] for each in range(stem.shape[1])))
 
 
 def locate(x: Tensor, sharpness: Tensor) -> Tensor:
@@ -123,10 +128,10 @@ def centred(pixels: Tensor, size: int) -> Tensor:
 
 
 class Encoder(nn.Module):
-    """Frames to encodings: agent branch, wall branch, with `fusion` one of both, each with dropout on its output.
+    """Frames to latents: a branch per group of channels, named as the group, and with `fusion` one of all channels.
 
-    They are added, or with wall "apart" stand side by side, [agent; wall] of 2 D numbers. The wall is then that of
-    frame 0, encoded once, in all frames of a trajectory.
+    Each has dropout on its output, and they are added. A group that is kept `apart` stands beside the sum of the
+    others, [others; apart] of 2 D numbers: it is that of frame 0, encoded once, in all frames of a trajectory.
     """
 
     def __init__(
@@ -137,46 +142,77 @@ class Encoder(nn.Module):
         dropout: float,
         kernels: Kernels = "reference",
         *,
+        groups: Sequence[tuple[str, int]] = CHANNEL_GROUPS,
         bias: bool = True,
         norm_before_add: bool = True,
         norm_after_add: bool = False,
         head: Literal["pool", "softargmax"] = "pool",
         fusion: bool = False,
-        wall: Literal["added", "apart"] = "added",
+        apart: str | None = None,
     ) -> None:
-        super().__init__()
-        branch = functools.partial(Branch, channels, blocks, dim, kernels, bias=bias, norm=norm_before_add, head=head)
-        self.agent = branch()
-        self.wall = branch()
-        self.fusion = branch(inputs=2) if fusion else None
-        self.norm = nn.LayerNorm(dim, eps=1e-5, bias=bias) if norm_after_add else nn.Identity()
-        self.dropout = dropout
-        self.is_apart = wall == "apart"
+        """`groups` are names and numbers of channels, in the order of the frames' channels.
 
-    def combine(self, agent: Tensor, wall: Tensor, clock: Tensor, fusion: Tensor | None = None) -> Tensor:
-        """Encodings [B, T, D] or [B, T, 2 D] of agents [B, T, D] and walls, [B, T, D], or [B, 1, D] for all T frames.
-
-        `fusion` [B, T, D] is added too. Masks are drawn per frame, those of a wall apart per trajectory.
+        Raises:
+            ValueError: groups without names of their own, or none of the name `apart`.
         """
-        if not self.is_apart:
-            wall = wall.expand_as(agent)
+        super().__init__()
+        self.groups = tuple((name, inputs) for name, inputs in groups)
+        names = [name for name, _ in self.groups]
+        taken = {"groups", "channels", "dim", "dropout", "apart", "fusion", "norm"}
+        if not names or len(set(names)) < len(names) or any(name in taken or hasattr(self, name) for name in names):
+            raise ValueError(f"groups: got {names}, expected names that differ and are no attributes of an encoder")
+        if apart is not None and (apart not in names or len(names) < 2):
+            raise ValueError(f"apart: got {apart!r}, expected one of several groups: {', '.join(names)}")
+        self.channels, self.dim, self.dropout = channels, dim, dropout
+        self.apart = None if apart is None else names.index(apart)
+        branch = functools.partial(Branch, channels, blocks, dim, kernels, bias=bias, norm=norm_before_add, head=head)
+        for name, inputs in self.groups:
+            self.add_module(name, branch(inputs=inputs))
+        self.fusion = branch(inputs=sum(inputs for _, inputs in self.groups)) if fusion else None
+        self.norm = nn.LayerNorm(dim, eps=1e-5, bias=bias) if norm_after_add else nn.Identity()
+
+    @property
+    def branches(self) -> list[Branch]:
+        """The branches of the groups, in order."""
+        return [branch for name, _ in self.groups if isinstance(branch := getattr(self, name), Branch)]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the parameters."""
+        return self.branches[0].stem.weight.dtype
+
+    def combine(self, latents: Sequence[Tensor], clock: Tensor, fusion: Tensor | None = None) -> Tensor:
+        """Latents [B, T, D] or [B, T, 2 D] of those of each group, [B, T, D], or [B, 1, D] for all T frames.
+
+        `fusion` [B, T, D] is added too. Masks are drawn per frame, those of a group that is kept apart per trajectory.
+        """
+        length = max(latent.shape[1] for latent in latents)
+        parts = [
+            latent if number == self.apart else latent.expand(-1, length, -1) for number, latent in enumerate(latents)
+        ]
         if self.training and self.dropout > 0:
-            agent = agent * dropout_mask(tuple(agent.shape), self.dropout, clock, SITE_AGENT)
-            wall = wall * dropout_mask(tuple(wall.shape), self.dropout, clock, SITE_WALL)
+            parts = [self._dropped(latent, clock, group_site(number)) for number, latent in enumerate(parts)]
             if fusion is not None:
-                fusion = fusion * dropout_mask(tuple(fusion.shape), self.dropout, clock, SITE_FUSION)
-        if self.is_apart:
-            return torch.cat([agent, wall.expand_as(agent)], dim=-1)
-        states: Tensor = self.norm(agent + wall if fusion is None else agent + wall + fusion)
+                fusion = self._dropped(fusion, clock, SITE_FUSION)
+        added = [latent for number, latent in enumerate(parts) if number != self.apart]
+        total = functools.reduce(torch.add, added if fusion is None else [*added, fusion])
+        if self.apart is not None:
+            return torch.cat([total, parts[self.apart].expand_as(total)], dim=-1)
+        states: Tensor = self.norm(total)
         return states
 
+    def _dropped(self, latent: Tensor, clock: Tensor, site: int) -> Tensor:
+        return latent * dropout_mask(tuple(latent.shape), self.dropout, clock, site)
+
     def forward(self, frames: Tensor, clock: Tensor) -> Tensor:
-        """Encodings [B, T, D] or [B, T, 2 D] of frames [B, T, 2, H, W]; `clock` int64 [3] is the dropout clock."""
-        batch, steps, _, height, width = frames.shape
-        agent = self.agent(frames[:, :, 0].reshape(batch * steps, 1, height, width))
-        walls = frames[:, :1, 1] if self.is_apart else frames[:, :, 1]
-        wall = self.wall(walls.reshape(-1, 1, height, width))
+        """Latents [B, T, D] or [B, T, 2 D] of frames [B, T, C, H, W]; `clock` int64 [3] is the dropout clock."""
+        batch, steps = frames.shape[:2]
+        latents = []
+        parts = frames.split([inputs for _, inputs in self.groups], dim=2)
+        for number, (part, branch) in enumerate(zip(parts, self.branches, strict=True)):
+            seen = part[:, :1] if number == self.apart else part
+            latents.append(branch(seen.flatten(0, 1)).view(batch, seen.shape[1], -1))
         fusion: Tensor | None = None
         if self.fusion is not None:
             fusion = self.fusion(frames.flatten(0, 1)).view(batch, steps, -1)
-        return self.combine(agent.view(batch, steps, -1), wall.view(batch, walls.shape[1], -1), clock, fusion)
+        return self.combine(latents, clock, fusion)

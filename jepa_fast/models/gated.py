@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa_fast.config import ApartModelConfig, FeatureModelConfig, Kernels, PixelModelConfig
-from jepa_fast.data.batches import Batch
+from jepa_fast.data.batches import Batch, GroupBases, expand_group
 from jepa_fast.data.manifest import FrameSpec
+from jepa_fast.data.two_rooms import CHANNEL_GROUPS
+from jepa_fast.data.two_rooms.rooms import solid_images
 from jepa_fast.errors import InputError
 from jepa_fast.kernels.dropout import new_clock
 from jepa_fast.models.jepa import check_first_frames, check_shapes
@@ -143,7 +145,7 @@ class GatedModel(nn.Module, ABC):
 
     @abstractmethod
     def batch_encoder(
-        self, spec: FrameSpec, wall_bases: Tensor | None = None, mode: Literal["auto", "off"] = "auto"
+        self, spec: FrameSpec, bases: GroupBases = (), mode: Literal["auto", "off"] = "auto"
     ) -> Callable[[Batch, Tensor], Encoded]:
         """What encodes the batches of a split; arguments as in `SparseEncoder`.
 
@@ -155,6 +157,10 @@ class GatedModel(nn.Module, ABC):
         """Raise InputError unless frames are of the size that the model is for."""
         if (spec.height, spec.width) != (self.side, self.side):
             raise InputError(f"model.frame: got {self.side}, expected the data's {spec.height} x {spec.width} pixels")
+        groups = tuple((group.name, group.channels) for group in spec.groups)
+        if groups != CHANNEL_GROUPS or spec.action_size != 2:
+            found = f"{', '.join(f'{name}:{channels}' for name, channels in groups)} and actions of {spec.action_size}"
+            raise InputError(f"data: found channels {found}, expected agent:1, wall:1 and actions of 2 numbers")
 
     def forward(self, frames: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Predicted and encoded states of frames 1..T-1, both [B, T-1, D], from frames [B, T, 2, H, W].
@@ -211,27 +217,42 @@ class PositionModel(GatedModel):
         """The encodings of whole frames [B, T, 2, H, W]; the room is that of frame 0."""
         return self.encode(frames[:, :, 0], None, frames[:, 0, 1])
 
-    def batch_encoder(self, spec: FrameSpec, *_: object) -> "PositionEncoder":
+    def batch_encoder(
+        self, spec: FrameSpec, bases: GroupBases = (), mode: Literal["auto", "off"] = "auto"
+    ) -> "PositionEncoder":
         """What encodes the batches of a split.
 
         Raises:
             InputError: its frames are not of the size that the model is for.
         """
-        return PositionEncoder(self, spec)
+        return PositionEncoder(self, spec, bases)
 
 
 class PositionEncoder:
-    """Encodes a Batch, windows as they are; the room is that of frame 0."""
+    """Encodes a Batch, windows over black as they are; the room is that of frame 0.
 
-    def __init__(self, world: PositionModel, spec: FrameSpec) -> None:
+    Everything is encoded from windows wherever it can be: there is no mode to choose.
+    """
+
+    def __init__(self, world: PositionModel, spec: FrameSpec, bases: GroupBases = ()) -> None:
         world.check_size(spec)
-        self.world, self.scale = world, spec.scale
+        self.world, self.spec, self.bases = world, spec, bases or (None,) * len(spec.groups)
+        self._agent = spec.index("agent")
 
     def __call__(self, batch: Batch, clock: Tensor) -> Encoded:
         """Encodings of T frames; T is the batch's own, so that a rollout can bring frame 0 alone."""
-        walls = batch.walls if batch.walls.dim() == 3 else batch.walls[:, 0]
-        return self.world.encode(batch.dots, batch.corners, walls, self.scale)
+        corners: Tensor | None = None
+        if self._has_windows:
+            dots, corners = batch.groups[self._agent].pixels[:, :, 0], batch.groups[self._agent].corners
+        else:
+            group, base = self.spec.groups[self._agent], self.bases[self._agent]
+            dots = expand_group(batch.groups[self._agent], group, self.spec, batch.length, base)[:, :, 0]
+        return self.world.encode(dots, corners, solid_images(batch, self.spec, self.bases), self.spec.scale)
 
     def explain(self, batch: Batch) -> str:
         """One line for the log: what a batch like this is encoded by."""
-        return f"encoder: {self.world.explain()}, on {'whole frames' if batch.corners is None else 'windows'}"
+        return f"encoder: {self.world.explain()}, on {'windows' if self._has_windows else 'whole frames'}"
+
+    @property
+    def _has_windows(self) -> bool:
+        return self.spec.groups[self._agent].base == "black"

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa_fast.config import ApartModelConfig, Kernels
-from jepa_fast.data.batches import Batch
+from jepa_fast.data.batches import Batch, GroupBases
 from jepa_fast.data.manifest import FrameSpec
 from jepa_fast.models.convnext import Encoder
 from jepa_fast.models.gated import BlockedFreeMixture, Encoded, GatedModel, Lift, bounded
@@ -97,7 +97,7 @@ class GatedConvNeXt(GatedModel):
         super().__init__(config)
         self.kernels = kernels
         self.encoder = Encoder(
-            config.channels, config.blocks, config.dim, 0.0, kernels, norm_before_add=False, wall="apart"
+            config.channels, config.blocks, config.dim, 0.0, kernels, norm_before_add=False, apart="wall"
         )
         self.predictor = GatedPredictor(config)
 
@@ -122,7 +122,7 @@ class GatedConvNeXt(GatedModel):
             return predicted
 
     def batch_encoder(
-        self, spec: FrameSpec, wall_bases: Tensor | None = None, mode: Literal["auto", "off"] = "auto"
+        self, spec: FrameSpec, bases: GroupBases = (), mode: Literal["auto", "off"] = "auto"
     ) -> "GatedConvNeXtEncoder":
         """What encodes the batches of a split; arguments as in `SparseEncoder`.
 
@@ -130,7 +130,7 @@ class GatedConvNeXt(GatedModel):
             InputError: its frames are not of the size that the model is for.
         """
         self.check_size(spec)
-        return GatedConvNeXtEncoder(self, SparseEncoder(self.encoder, spec, wall_bases, mode))
+        return GatedConvNeXtEncoder(self, SparseEncoder(self.encoder, spec, bases, mode))
 
 
 class GatedConvNeXtEncoder:
@@ -141,7 +141,7 @@ class GatedConvNeXtEncoder:
 
     def __call__(self, batch: Batch, clock: Tensor) -> Encoded:
         """Encodings of T frames; T is the batch's own, so that a rollout can bring frame 0 alone."""
-        with torch.autocast(batch.dots.device.type, enabled=False):
+        with torch.autocast(batch.actions.device.type, enabled=False):
             return self.world.split(self.encoder(batch, clock))
 
     def explain(self, batch: Batch) -> str:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from jepa_fast.config import Kernels, ModelConfig
-from jepa_fast.data.shards import FrameSpec
+from jepa_fast.data.batches import GroupBases
+from jepa_fast.data.manifest import FrameSpec
 from jepa_fast.kernels.dropout import new_clock
 from jepa_fast.models import explorejepa
 from jepa_fast.models.convnext import Encoder
@@ -78,10 +79,10 @@ class World(nn.Module):
         return world.eval()
 
     def batch_encoder(
-        self, spec: FrameSpec, wall_bases: Tensor | None, mode: Literal["auto", "off"] = "auto"
+        self, spec: FrameSpec, bases: GroupBases = (), mode: Literal["auto", "off"] = "auto"
     ) -> SparseEncoder:
         """What encodes the batches of a split; arguments as in `SparseEncoder`."""
-        return SparseEncoder(self.encoder, spec, wall_bases, mode)
+        return SparseEncoder(self.encoder, spec, bases, mode)
 
     def forward(self, frames: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Predicted and encoded states of frames 1..T-1, both [B, T-1, D].

@@ -23,7 +23,7 @@ LOADERS = [
 ]
 
 
-@pytest.fixture(params=["window", "full"])
+@pytest.fixture(params=["window", "dense"])
 def split(request, tmp_path, draw_source):
     pack(draw_source(), tmp_path, request.param, shard_rows=15)
     return open_split(tmp_path)

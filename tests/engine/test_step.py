@@ -99,12 +99,12 @@ def test_a_step_reads_nothing_back_and_leaves_its_result_in_place(two_rooms, rec
     config = configuration(two_rooms, recipe=recipe, kernels=kernels)
     trainer, (first, *others) = trainer_for(config), batches(config)
     place = trainer.step(first).readings.data_ptr()
-    input_place = trainer._batch.dots.data_ptr()
+    input_place = trainer._batch.groups[0].pixels.data_ptr()
     for batch in others:
         with NoReadBack():
             result = trainer.step(batch)
         assert result.readings.data_ptr() == place
-        assert trainer._batch.dots.data_ptr() == input_place
+        assert trainer._batch.groups[0].pixels.data_ptr() == input_place
     assert trainer.clock.tolist() == [config.seed, STEPS, 0]
 
 
