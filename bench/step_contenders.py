@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from jepa_fast.backends import choose_kernels
 from jepa_fast.config import EnergyConfig, Kernels
-from jepa_fast.data.batches import Batch, expand_dots, expand_frames
+from jepa_fast.data.batches import Batch, expand_frames, expand_group, to_values
+from jepa_fast.data.host import group_bases
 from jepa_fast.data.host import gather
 from jepa_fast.data.packing import pack
 from jepa_fast.data.shards import Split, open_split
@@ -39,8 +40,7 @@ class Contender:
         self.world = World(kernels=self.kernels).to(DEVICE)
         self.batch, self.spec = batch, split.spec
         self.weights = torch.tensor([INVARIANCE, VARIANCE, COVARIANCE], device=DEVICE)
-        bases = None if split.wall_bases is None else torch.from_numpy(split.wall_bases).to(DEVICE)
-        self.batch_encoder = SparseEncoder(self.world.encoder, self.spec, bases)
+        self.batch_encoder = SparseEncoder(self.world.encoder, self.spec, group_bases(split, torch.device(DEVICE)))
         self.optimizer = torch.optim.Adam(self.world.parameters(), lr=5e-4, weight_decay=3e-4, fused=True)
         self.forward: Callable[[], tuple[Tensor, ...]] = self.energy
         if compiled:
@@ -76,12 +76,12 @@ class Plain(Contender):
 
     def encode(self) -> Tensor:
         """States [B, T, D] of the batch."""
-        count, frames = self.batch.dots.shape[:2]
-        dots = expand_dots(self.batch, self.spec).flatten(0, 1)[:, None].to(torch.float32) * self.spec.scale
-        walls = self.batch.walls[:, None].to(torch.float32) * self.spec.scale
-        agent = self.world.encoder.agent(dots).view(count, frames, -1)
-        wall = self.world.encoder.wall(walls)[:, None].expand(-1, frames, -1)
-        return self.world.encoder.combine(agent, wall, self.world.dropout_clock)
+        agent, wall = self.batch.groups
+        count, frames = len(self.batch.indices), self.batch.length
+        agents = to_values(expand_group(agent, self.spec.groups[0], self.spec, frames, None).flatten(0, 1), self.spec)
+        latents = [self.world.encoder.agent(agents).view(count, frames, -1)]
+        latents.append(self.world.encoder.wall(to_values(wall.pixels, self.spec))[:, None])
+        return self.world.encoder.combine(latents, self.world.dropout_clock)
 
 
 class Published(Contender):

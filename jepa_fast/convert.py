@@ -5,21 +5,16 @@
 Run again after an interruption, it keeps what is finished. Afterwards every frame on disk is compared with its source.
 """
 
-import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from jepa_fast import cli
 from jepa_fast.config import require
-from jepa_fast.data.array_files import ArrayFiles, ChannelOrder, check_round_trip, open_arrays
+from jepa_fast.data.array_files import ArrayFiles, ChannelOrder, convert_files
 from jepa_fast.data.encoding import SourceGroup
 from jepa_fast.data.manifest import Encoding, Manifest, check_name
-from jepa_fast.data.packing import pack
-from jepa_fast.data.shards import open_split
 from jepa_fast.errors import InputError
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -84,21 +79,6 @@ def convert(
     require(len(dict(named)) == len(named), "--targets", [name for name, _ in named], "names that differ")
     files = ArrayFiles(states, actions, tuple(named), parse_groups(groups), channels, action_classes)
     return convert_files(files, out, scale, encoding, workers or len(os.sched_getaffinity(0)))
-
-
-def convert_files(files: ArrayFiles, out: Path, scale: float | None, encoding: Encoding, workers: int) -> Manifest:
-    """Pack some files as the split `out`, and compare it with them. Errors as in `convert`."""
-    source = open_arrays(files, scale, workers)
-    manifest = pack(source, out, encoding, workers)
-    check_round_trip(source, open_split(out))
-    logger.info(
-        "%s: every frame, action and target on disk compared with its source: equal after rounding to steps of %g, "
-        "which moves a pixel by at most %g",
-        out,
-        source.scale,
-        source.error,
-    )
-    return manifest
 
 
 def parse_groups(words: tuple[str, ...]) -> tuple[SourceGroup, ...]:

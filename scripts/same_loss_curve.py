@@ -18,7 +18,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from jepa_fast.config import EnergyConfig
-from jepa_fast.data.host import gather
+from jepa_fast.data.host import gather, group_bases
 from jepa_fast.data.packing import pack
 from jepa_fast.data.shards import Split, open_split
 from jepa_fast.data.two_rooms.source import TwoRoomsSource
@@ -57,8 +57,7 @@ def train(split: Split, mode: Literal["auto", "off"]) -> tuple[np.ndarray, float
     """The energy at every step, and at the end the standard deviation of encodings over frames, without dropout."""
     torch.manual_seed(0)
     world = World()
-    assert split.wall_bases is not None
-    batch_encoder = SparseEncoder(world.encoder, split.spec, torch.from_numpy(split.wall_bases), mode)
+    batch_encoder = SparseEncoder(world.encoder, split.spec, group_bases(split), mode)
     optimizer = torch.optim.Adam(world.parameters(), lr=5e-4, weight_decay=3e-4)
     weights = torch.tensor(WEIGHTS)
     energies = []

@@ -19,9 +19,10 @@ from tqdm import tqdm
 
 from jepa_fast.data.decoding import decoded_group, stored_rows
 from jepa_fast.data.encoding import Chunk, SourceGroup
-from jepa_fast.data.manifest import MOST_CHANNELS, check_name
+from jepa_fast.data.manifest import MOST_CHANNELS, Encoding, Manifest, check_name
+from jepa_fast.data.packing import pack
 from jepa_fast.data.parallel import ordered_map
-from jepa_fast.data.shards import Split
+from jepa_fast.data.shards import Split, open_split
 from jepa_fast.errors import InputError
 
 # Looked at in one go: bytes of states, and trajectories at most.
@@ -185,8 +186,6 @@ def open_arrays(files: ArrayFiles, scale: float | None, workers: int) -> ArraySo
         count, frames, channels, height, width = *array.shape[:2], 1, *array.shape[2:]
     else:
         order = channel_order(array.shape, files.order, str(files.states))
-        if files.order is None:
-            log.info("%s: %s, channels %s", files.states, list(array.shape), order)
         count, frames, channels, height, width = channels_first(array[:1], order).shape
         count = array.shape[0]
     groups = files.groups or (SourceGroup("frames", channels),)
@@ -202,6 +201,8 @@ def open_arrays(files: ArrayFiles, scale: float | None, workers: int) -> ArraySo
             expected = f"float [{count}, {frames}, size], as {files.states} is {list(array.shape)}"
             raise InputError(f"{path}: found {other.dtype} {list(other.shape)}, expected {expected}")
         targets.append((name, _columns(other[:1]).shape[2]))
+    if array.ndim == 5 and files.order is None:
+        log.info("%s: %s, channels %s", files.states, list(array.shape), order)
     shape = (count, frames, channels, height, width)
     source = ArraySource(
         files, shape, order, str(array.dtype), groups, action_size, tuple(targets), 1.0 if scale is None else scale
@@ -226,6 +227,26 @@ def _action_size(files: ArrayFiles, size: tuple[int, int], because: str) -> int:
     if array.shape[1] == frames:
         log.info("%s: %d actions for %d frames, the last is left out", files.actions, frames, frames)
     return files.action_classes or _columns(array[:1]).shape[2]
+
+
+def convert_files(files: ArrayFiles, out: Path, scale: float | None, encoding: Encoding, workers: int) -> Manifest:
+    """Pack some files as the split `out`, and compare it with them. 
+
+    Raises:
+        InputError: a file is not of the layout, a value is not finite or beyond the scale, or the disk lacks space.
+        OSError: a file cannot be read or written.
+    """
+    source = open_arrays(files, scale, workers)
+    manifest = pack(source, out, encoding, workers)
+    check_round_trip(source, open_split(out))
+    log.info(
+        "%s: every frame, action and target on disk compared with its source: equal after rounding to steps of %g, "
+        "which moves a pixel by at most %g",
+        out,
+        source.scale,
+        source.error,
+    )
+    return manifest
 
 
 class _Seen(NamedTuple):

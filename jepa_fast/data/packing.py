@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Never
+from typing import Never, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,6 +106,8 @@ class _Packing:
         if source.count < 1 or source.frames < 2:
             found = f"{source.count} trajectories of {source.frames} frames"
             raise InputError(f"{label}: source: found {found}, expected at least 1 of at least 2")
+        if encoding not in get_args(Encoding):
+            raise InputError(f"{label}: encoding: got {encoding!r}, expected one of {', '.join(get_args(Encoding))}")
         for name in (*(group.name for group in source.groups), *(name for name, _ in source.targets)):
             check_name(name, label)
         self.source = source

@@ -44,7 +44,7 @@ class Slot:
 
     def __init__(self, spec: FrameSpec, rows: int, device: torch.device, pinned: bool = False):
         self.rows = rows
-        self._spec = spec
+        self.spec = spec
         stored = spec.fields()
         shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {"indices": ((rows,), torch.int64)}
         for name in batch_fields(spec):
@@ -65,7 +65,7 @@ class Slot:
         """The first `rows` rows as a Batch."""
         if rows == self.rows:
             return self._whole
-        return as_batch({name: tensor[:rows] for name, tensor in self.tensors.items()}, self._spec)
+        return as_batch({name: tensor[:rows] for name, tensor in self.tensors.items()}, self.spec)
 
 
 class Ring:

@@ -13,7 +13,7 @@ Source: Liu et al., A ConvNet for the 2020s, arXiv:2201.03545; without layer sca
 import functools
 import logging
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -158,7 +158,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.groups = tuple((name, inputs) for name, inputs in groups)
         names = [name for name, _ in self.groups]
-        taken = {"groups", "channels", "dim", "dropout", "apart", "fusion", "norm"}
+        taken = {"groups", "channels", "dim", "dropout", "apart", "fusion", "norm", "branches", "dtype"}
         if not names or len(set(names)) < len(names) or any(name in taken or hasattr(self, name) for name in names):
             raise ValueError(f"groups: got {names}, expected names that differ and are no attributes of an encoder")
         if apart is not None and (apart not in names or len(names) < 2):
@@ -174,7 +174,7 @@ class Encoder(nn.Module):
     @property
     def branches(self) -> list[Branch]:
         """The branches of the groups, in order."""
-        return [branch for name, _ in self.groups if isinstance(branch := getattr(self, name), Branch)]
+        return [cast(Branch, self.get_submodule(name)) for name, _ in self.groups]
 
     @property
     def dtype(self) -> torch.dtype:

@@ -18,7 +18,7 @@ ROWS = range(WORLD.borders[0] + 1 + WORLD.door_half_height, WORLD.borders[1] - W
 @pytest.mark.parametrize("name", SPLITS)
 def test_centres_are_where_the_simulator_put_the_dot(two_rooms, name):
     split = open_split(two_rooms / name)
-    locations = torch.from_numpy(split.locations(np.arange(split.count)))
+    locations = torch.from_numpy(split.targets("locations", np.arange(split.count)))
     for batch in evaluation_batches(split, split.count):
         found = read_centres(batch.groups[0].pixels[:, :, 0], batch.groups[0].corners)
         whole = read_centres(expand_pixels(batch, split.spec)[:, :, 0])
