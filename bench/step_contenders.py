@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from jepa_fast.backends import choose_kernels
 from jepa_fast.config import EnergyConfig, Kernels
 from jepa_fast.data.batches import Batch, expand_frames, expand_group, to_values
-from jepa_fast.data.host import group_bases
-from jepa_fast.data.host import gather
+from jepa_fast.data.host import gather, group_bases
 from jepa_fast.data.packing import pack
 from jepa_fast.data.shards import Split, open_split
 from jepa_fast.data.two_rooms.source import TwoRoomsSource

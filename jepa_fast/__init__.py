@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jepa_fast.data.trajectories import TrajectoryDataset, pack
     from jepa_fast.config import Kernels
+    from jepa_fast.data.trajectories import TrajectoryDataset, pack
     from jepa_fast.models.registry import AnyWorld
 
 __version__ = "0.1.0"

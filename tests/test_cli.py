@@ -85,7 +85,10 @@ FAULTS = {
     "other schema version": (other_version, "manifest.json"),
     "missing shard": (lambda split: (split / "agent.corner-00000.npy").unlink(), "agent.corner-00000.npy"),
     "wrong dtype": (lambda split: rewrite(split, "actions-00000.npy", np.float64), "actions-00000.npy"),
-    "wrong shape": (lambda split: rewrite(split, "wall.pixels-00000.npy", lambda a: a[..., :-1]), "wall.pixels-00000.npy"),
+    "wrong shape": (
+        lambda split: rewrite(split, "wall.pixels-00000.npy", lambda a: a[..., :-1]),
+        "wall.pixels-00000.npy",
+    ),
     "manifest cut short": (lambda split: os.truncate(split / MANIFEST_NAME, 100), "manifest.json"),
     "NaN action": (lambda split: rewrite(split, "actions-00000.npy", poison), "trajectory 7, step 3"),
     "flipped byte": (flip, "wall.pixels-00000.npy"),

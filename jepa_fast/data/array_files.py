@@ -1,8 +1,8 @@
 """Arrays in .npy files as a source of frames: states, actions and targets of N trajectories of T frames.
 
-Arrays are memory-mapped and read in chunks, so they may be larger than memory. Floats become bytes by one scale, and where
-values are negative one offset, for the whole set; the worst error that this makes is measured beforehand and goes into
-the manifest.
+Arrays are memory-mapped and read in chunks, so they may be larger than memory. Floats become bytes by one scale, and
+where values are negative one offset, for the whole set; the worst error that this makes is measured beforehand and goes
+into the manifest.
 """
 
 import hashlib
@@ -137,7 +137,7 @@ def quantise(values: NDArray[Any], scale: float, offset: float = 0.0) -> NDArray
 
 
 def channels_first(frames: NDArray[Any], order: ChannelOrder) -> NDArray[Any]:
-    """Frames [..., C, H, W] as they are, or from [..., H, W, C], or from [..., T, H, W] with T in front of one channel."""
+    """Frames [T, C, H, W] of such, of [T, H, W, C], or of [T, H, W] of one channel."""
     if frames.ndim == 3:
         return frames[:, None]
     return frames if order == "first" else np.moveaxis(frames, -1, -3)
@@ -183,11 +183,11 @@ def open_arrays(files: ArrayFiles, scale: float | None, workers: int) -> ArraySo
         raise InputError(f"{files.states}: found {found}, expected float or uint8 [N, T, C, H, W] with T >= 2")
     order: ChannelOrder = "first"
     if array.ndim == 4:
-        count, frames, channels, height, width = *array.shape[:2], 1, *array.shape[2:]
+        (count, frames, height, width), channels = array.shape, 1
     else:
         order = channel_order(array.shape, files.order, str(files.states))
-        count, frames, channels, height, width = channels_first(array[:1], order).shape
-        count = array.shape[0]
+        frames, channels, height, width = channels_first(array[0], order).shape
+        count = len(array)
     groups = files.groups or (SourceGroup("frames", channels),)
     if sum(group.channels for group in groups) != channels:
         listed = ", ".join(f"{group.name}:{group.channels}" for group in groups)
@@ -230,7 +230,7 @@ def _action_size(files: ArrayFiles, size: tuple[int, int], because: str) -> int:
 
 
 def convert_files(files: ArrayFiles, out: Path, scale: float | None, encoding: Encoding, workers: int) -> Manifest:
-    """Pack some files as the split `out`, and compare it with them. 
+    """Pack some files as the split `out`, and compare it with them.
 
     Raises:
         InputError: a file is not of the layout, a value is not finite or beyond the scale, or the disk lacks space.
@@ -338,9 +338,7 @@ def check_round_trip(source: ArraySource, split: Split) -> None:
             if not np.array_equal(ours, theirs):
                 row = start + int(np.argwhere(ours != theirs)[0, 0])
                 what = name if name == "actions" or (name, theirs.shape[-1]) in source.targets else f"{name} pixels"
-                raise InputError(
-                    f"{split.folder}: trajectory {row}: its {what} are not those of {source.files.states}"
-                )
+                raise InputError(f"{split.folder}: trajectory {row}: its {what} are not those of {source.files.states}")
 
 
 def _chunk_rows(row_bytes: int) -> int:

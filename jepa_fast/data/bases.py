@@ -1,4 +1,4 @@
-"""Base images of a data set: few images from which static images, or backgrounds, differ in a small window or not at all.
+"""Base images of a data set: few, from which static images or backgrounds differ in a small window or not at all.
 
 A room with one door is its base, the room without the door, apart from the door. An encoder can then run on the few
 bases and correct a window for each trajectory. Bases are found from pixels alone, and verified bit by bit.
@@ -27,7 +27,7 @@ class ImageBases(NamedTuple):
     """Bases for D distinct images: each image is its base with a window of size `window` replaced."""
 
     bases: UInt8  # [G, c, H, W]
-    index: NDArray[np.int32]  # [D], into bases
+    base_index: NDArray[np.int32]  # [D], into bases
     corners: NDArray[np.int64]  # [D, 2]: (row, column) of the window
     window: tuple[int, int]
 
@@ -85,7 +85,7 @@ def _share_static(
     written = []
     for number, (shard, position) in enumerate(zip(shards, found[1], strict=True)):
         arrays: dict[str, NDArray[Any]] = {"corner": bases.corners[position].astype(corner_type)}
-        written.append(_with_bases(folder, shard, number, group, bases.bases, bases.index[position], arrays))
+        written.append(_with_bases(folder, shard, number, group, bases.bases, bases.base_index[position], arrays))
     return written, changed
 
 
@@ -123,10 +123,8 @@ def _with_bases(
     return replace(shard, files=shard.files | files)
 
 
-def _distinct(
-    folder: Path, shards: list[Shard], field: str
-) -> tuple[list[UInt8], list[NDArray[np.int32]]] | None:
-    """The distinct images of a field and, shard by shard, which one each trajectory has; None where they are too many."""
+def _distinct(folder: Path, shards: list[Shard], field: str) -> tuple[list[UInt8], list[NDArray[np.int32]]] | None:
+    """The distinct images of a field and, shard by shard, each trajectory's; None where they are too many."""
     distinct, positions = DistinctImages(), []
     for shard in shards:
         found = distinct.add(np.load(folder / shard.files[field].name, mmap_mode="r", allow_pickle=False))

@@ -22,7 +22,9 @@ class GroupBatch(NamedTuple):
     """One group of c channels of B trajectories of T frames."""
 
     pixels: Tensor  # uint8: dense [B, T, c, H, W]; static [B, c, H, W]; window [B, T, c, h, w]
-    corners: Tensor | None = None  # uint8 or int16 (row, column) of the top left pixels: window [B, T, 2]; static [B, 2]
+    corners: Tensor | None = (
+        None  # uint8 or int16 (row, column) of the top left pixels: window [B, T, 2]; static [B, 2]
+    )
     base_index: Tensor | None = None  # int32 [B]: which of the data set's base images
     background: Tensor | None = None  # uint8 [B, c, H, W]: the trajectory's own
 

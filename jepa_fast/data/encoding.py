@@ -238,7 +238,9 @@ def encode_chunk(chunk: Chunk, start: int, rows: int, layout: Layout) -> Encoded
             return fields
         encoded |= fields
     encoded["actions"] = chunk.actions
-    return encoded | {f"target.{name}": array for (name, _), array in zip(layout.spec.targets, chunk.targets, strict=True)}
+    return encoded | {
+        f"target.{name}": array for (name, _), array in zip(layout.spec.targets, chunk.targets, strict=True)
+    }
 
 
 def _encode_group(array: UInt8, start: int, index: int, layout: Layout) -> Encoded | Misfit:
@@ -374,18 +376,17 @@ def check_chunk(chunk: Chunk, start: int, rows: int, spec: FrameSpec) -> None:
         if found != expected:
             raise InputError(f"{where}: {what}: found {found}, expected {expected}")
     arrays: list[tuple[str, NDArray[Any], Any, tuple[int, ...]]] = []
-    for group, array in zip(spec.groups, chunk.groups, strict=True):
-        image = (group.channels, spec.height, spec.width)
-        shape = (rows, *image) if array.ndim == 4 else (rows, spec.frames, *image)
-        arrays.append((group.name, array, np.uint8, shape))
+    for group, images in zip(spec.groups, chunk.groups, strict=True):
+        given = (rows,) if images.ndim == 4 else (rows, spec.frames)
+        arrays.append((group.name, images, np.uint8, (*given, group.channels, spec.height, spec.width)))
     arrays.append(("actions", chunk.actions, np.float32, (rows, spec.frames - 1, spec.action_size)))
-    for (name, size), array in zip(spec.targets, chunk.targets, strict=True):
-        arrays.append((name, array, np.float32, (rows, spec.frames, size)))
+    for (name, size), values in zip(spec.targets, chunk.targets, strict=True):
+        arrays.append((name, values, np.float32, (rows, spec.frames, size)))
     for name, array, dtype, shape in arrays:
         if array.dtype != dtype or array.shape != shape:
             expected_text = f"{np.dtype(dtype)} {list(shape)}"
             raise InputError(f"{where}: {name}: found {array.dtype} {list(array.shape)}, expected {expected_text}")
         if dtype is np.float32 and not np.isfinite(array).all():
             row, step = np.argwhere(~np.isfinite(array))[0, :2]
-            values = array[row, step].tolist()
-            raise InputError(f"trajectory {start + row}, step {step}: {name}: found {values}, expected finite numbers")
+            bad = array[row, step].tolist()
+            raise InputError(f"trajectory {start + row}, step {step}: {name}: found {bad}, expected finite numbers")

@@ -284,7 +284,9 @@ class _Parser:
         for index, entry in enumerate(self.get(record, "shards", list)):
             reached = sum(shard.rows for shard in shards)
             shards.append(self.shard(entry, f"shards[{index}].", manifest))
-            self.require(shards[-1].first == reached or index == 0, f"shards[{index}].first", shards[-1].first, str(reached))
+            self.require(
+                shards[-1].first == reached or index == 0, f"shards[{index}].first", shards[-1].first, str(reached)
+            )
         return replace(manifest, shards=tuple(shards))
 
     def spec(self, record: object) -> FrameSpec:
@@ -294,7 +296,9 @@ class _Parser:
             for index, entry in enumerate(self.get(record, "groups", list))
         ]
         names = [group.name for group in groups]
-        self.require(len(groups) > 0 and len(set(names)) == len(names), "groups", names, "names that differ, at least one")
+        self.require(
+            len(groups) > 0 and len(set(names)) == len(names), "groups", names, "names that differ, at least one"
+        )
         targets = []
         for index, entry in enumerate(self.get(record, "targets", list)):
             at = f"targets[{index}]."
@@ -332,7 +336,7 @@ class _Parser:
         if isinstance(record, dict) and "window" in record and record["window"] is None:
             return None
         window = self.get(record, "window", list, at)
-        right = len(window) == 2 and all(type(side) is int and 1 <= side for side in window)
+        right = len(window) == 2 and all(type(side) is int and side >= 1 for side in window)
         right = right and window[0] <= image[0] and window[1] <= image[1]
         self.require(right, at + "window", window, f"[h, w] of at most {list(image)}")
         return window[0], window[1]

@@ -153,9 +153,11 @@ class _Packing:
     def _tell(self, manifest: Manifest, group: ChannelGroup, sample: NDArray[np.uint8]) -> None:
         """One line for the log: how a group is stored, why, and what that saves."""
         spec = manifest.spec
-        bases = max((shard.files[f"{group.name}.base"].rows for shard in manifest.shards), default=0) if (
-            group.base == "images"
-        ) else 0
+        bases = (
+            max((shard.files[f"{group.name}.base"].rows for shard in manifest.shards), default=0)
+            if (group.base == "images")
+            else 0
+        )
         over = {None: "", "black": "black", "images": f"{bases} base images", "own": "each trajectory's background"}
         if group.codec == "static":
             what = "one image per trajectory"

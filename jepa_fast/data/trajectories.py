@@ -1,9 +1,9 @@
 """Your own trajectories, without a command: `pack` writes any iterable of episodes, `TrajectoryDataset` reads a split.
 
-    import jepa_fast as jf
+import jepa_fast as jf
 
-    jf.pack(((frames, actions, {"place": places}) for frames, actions, places in mine), "data/mine/train")
-    frames, actions, targets = jf.TrajectoryDataset("data/mine/train")[0]
+jf.pack(((frames, actions, {"place": places}) for frames, actions, places in mine), "data/mine/train")
+frames, actions, targets = jf.TrajectoryDataset("data/mine/train")[0]
 """
 
 import os

@@ -208,7 +208,7 @@ class Encoder(nn.Module):
         """Latents [B, T, D] or [B, T, 2 D] of frames [B, T, C, H, W]; `clock` int64 [3] is the dropout clock."""
         batch, steps = frames.shape[:2]
         latents = []
-        parts = frames.split([inputs for _, inputs in self.groups], dim=2)
+        parts = torch.split(frames, [inputs for _, inputs in self.groups], dim=2)
         for number, (part, branch) in enumerate(zip(parts, self.branches, strict=True)):
             seen = part[:, :1] if number == self.apart else part
             latents.append(branch(seen.flatten(0, 1)).view(batch, seen.shape[1], -1))

@@ -38,7 +38,7 @@ class Rewrites:
 
 
 class Plan(NamedTuple):
-    """The route of each group and of the fusion branch, and the forward FLOPs of the blocks' convolutions and matrices."""
+    """The routes of groups and of the fusion branch, and the forward FLOPs of the blocks' convolutions and products."""
 
     groups: tuple[Route, ...]
     flops: int
@@ -166,7 +166,9 @@ class SparseEncoder:
         is_black = self.spec.groups[moving].base == "black" and self.spec.offset == 0
         return others[0] if len(others) == 1 and is_black else None
 
-    def _fusion_work(self, count: int, length: int, routes: tuple[Route, ...], work: list[dict[Route, int]]) -> int | None:
+    def _fusion_work(
+        self, count: int, length: int, routes: tuple[Route, ...], work: list[dict[Route, int]]
+    ) -> int | None:
         """Pixels of the fusion branch by windows; None where they are not exact."""
         moving = self._moving()
         if moving is None:

@@ -56,7 +56,7 @@ class WindowEncoder:
         branch: Branch,
         stem_collapse: bool = True,
         early_pool: bool = True,
-        channels: slice = slice(None),  # noqa: B008
+        channels: slice = slice(None),
     ) -> None:
         """`channels` are those that images, windows and differences are of: c of the branch's.
 

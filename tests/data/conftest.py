@@ -127,8 +127,10 @@ def draw_group(codec, channels=3, count=24, frames=5, size=(20, 26), window=(4, 
         return random.integers(0, 256, (count, frames, *image)).astype(np.uint8)
     rooms = random.integers(1, 256, (3, *image)).astype(np.uint8)
     if codec == "static over images":
-        # Even, but for specks: what lies in a window moves no median of a row or column.
-        rooms = np.where(random.random((3, *image)) < 0.1, rooms, [[[[50]]], [[[90]]], [[[200]]]]).astype(np.uint8)
+        # Even, but for specks and a bar: what lies in a window moves no median of a row or column.
+        rooms[:] = np.where(random.random(image) < 0.1, rooms[0], 50)
+        for bar, room in enumerate(rooms):
+            room[:, :, 5 * bar : 5 * bar + 3] = 200
         stills = rooms[random.integers(0, 3, count)]
         for still in stills:
             row, column = random.integers(0, [height - window[0] + 1, width - window[1] + 1])
@@ -145,7 +147,11 @@ def draw_group(codec, channels=3, count=24, frames=5, size=(20, 26), window=(4, 
     if codec == "static":
         return array
     # In distinct places, so that the median of a trajectory's frames is its background.
-    places = [(row, column) for row in range(0, height - window[0] + 1, window[0]) for column in range(0, width - window[1] + 1, window[1])]
+    places = [
+        (row, column)
+        for row in range(0, height - window[0] + 1, window[0])
+        for column in range(0, width - window[1] + 1, window[1])
+    ]
     for trajectory in range(count):
         for step, place in enumerate(random.permutation(len(places))[:frames]):
             row, column = places[place]

@@ -239,7 +239,10 @@ def test_too_many_distinct_walls_end_the_search_for_groups(tmp_path, draw_source
         (lambda s: setattr(s, "dots", s.dots.astype(np.float32)), r"agent: found float32 .* expected uint8"),
         (lambda s: setattr(s, "actions", s.actions.astype(np.float64)), r"actions: found float64 .* expected float32"),
         (lambda s: setattr(s, "actions", s.actions[:, 1:]), r"actions: found .*\[40, 3, 2\], expected .*\[40, 4, 2\]"),
-        (lambda s: setattr(s, "walls", s.walls[:, 1:]), r"wall: found .*\[40, 1, 19, 26\], expected .*\[40, 1, 20, 26\]"),
+        (
+            lambda s: setattr(s, "walls", s.walls[:, 1:]),
+            r"wall: found .*\[40, 1, 19, 26\], expected .*\[40, 1, 20, 26\]",
+        ),
         (lambda s: setattr(s, "dots", s.dots[:, :1]), "source: found 40 trajectories of 1 frames"),
         (lambda s: setattr(s, "dots", s.dots[:0]), "source: found 0 trajectories"),
     ],

@@ -97,12 +97,24 @@ def nan(array):
     ("episodes", "message"),
     [
         ([], "episodes: found none, expected at least one"),
-        (change(3, 0, lambda frames: frames[1:]), r"episode 3: frames: found uint8 \[3, 3, 20, 34\], expected uint8 \[4, "),
-        (change(2, 0, lambda frames: frames / 2), r"episode 2: frames: found float64 .*, expected uint8 .* as in episode 0"),
-        (change(1, 1, lambda actions: actions[:, 1:]), r"episode 1: actions: found float32 \[3, 6\], expected .*\[3, 7\]"),
+        (
+            change(3, 0, lambda frames: frames[1:]),
+            r"episode 3: frames: found uint8 \[3, 3, 20, 34\], expected uint8 \[4, ",
+        ),
+        (
+            change(2, 0, lambda frames: frames / 2),
+            r"episode 2: frames: found float64 .*, expected uint8 .* as in episode 0",
+        ),
+        (
+            change(1, 1, lambda actions: actions[:, 1:]),
+            r"episode 1: actions: found float32 \[3, 6\], expected .*\[3, 7\]",
+        ),
         (change(1, 1, nan), r"actions\.npy: trajectory 1, step 2: found nan, expected finite numbers"),
         (change(4, 2, lambda targets: {"place": targets["place"]}), r"episode 4: found .*, expected .*'target.angle'"),
-        (change(0, 2, lambda targets: {"a b": targets["place"]}), "targets: got the name 'a b', expected a Python ident"),
+        (
+            change(0, 2, lambda targets: {"a b": targets["place"]}),
+            "targets: got the name 'a b', expected a Python ident",
+        ),
         (change(0, 0, lambda frames: frames.astype(object)), "episode 0: frames: found object, expected numbers"),
     ],
 )

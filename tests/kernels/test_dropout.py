@@ -56,7 +56,9 @@ def test_kept_elements_are_scaled_so_that_the_mean_is_kept():
     torch.testing.assert_close(values, torch.tensor([0.0, 1 / 0.75]))
 
 
-@pytest.mark.parametrize("other", [{"seed": 1}, {"step": 1}, {"site": SITE_SECOND_GROUP}, {"seed": 2**32}, {"step": 2**20}])
+@pytest.mark.parametrize(
+    "other", [{"seed": 1}, {"step": 1}, {"site": SITE_SECOND_GROUP}, {"seed": 2**32}, {"step": 2**20}]
+)
 def test_masks_of_another_seed_step_or_site_are_uncorrelated(other):
     dropped = [(m == 0).double().flatten() for m in (mask(rate=0.5), mask(rate=0.5, **other))]
     assert abs(torch.corrcoef(torch.stack(dropped))[0, 1].item()) < 4 / len(dropped[0]) ** 0.5

@@ -18,7 +18,10 @@ SCALE = 0.0942 / 255
 def draw_batch(
     seed: int, trajectories: int = 2, frames: int = 3, size: tuple[int, int] = (31, 34), window: int = 5
 ) -> tuple[Batch, FrameSpec, GroupBases]:
-    """A batch with agents in windows and walls over base images, its spec and the bases: frame borders, a bar per base, a gap per wall."""
+    """A batch with agents in windows and walls over base images, its spec and the bases.
+
+    Walls are frame borders, a bar per base, a gap per wall.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def draw(high: int, *shape: int) -> torch.Tensor:

@@ -73,12 +73,15 @@ def test_windows_give_what_two_convolutions_and_a_softmax_of_whole_frames_give(b
     with torch.no_grad():
         # Logits far from flat, positive and negative.
         encoder.spread.weight *= 8
-    weights = torch.randn(*batch.groups[0].pixels.shape[:2], 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    weights = torch.randn(
+        *batch.groups[0].pixels.shape[:2], 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
 
     def dense():
         """Written out anew: black all around, both convolutions without any padding of their own, the frame cut out."""
         frames = F.pad(
-            images_of(batch, spec, "agent")[:, :, 0].flatten(0, 1).double() * spec.scale / SMALL.white, (2 * kernel - 2,) * 4
+            images_of(batch, spec, "agent")[:, :, 0].flatten(0, 1).double() * spec.scale / SMALL.white,
+            (2 * kernel - 2,) * 4,
         )
         hidden = F.relu(F.conv2d(frames[:, None], encoder.look.weight))
         logits = F.conv2d(hidden, encoder.spread.weight.flip(-1, -2).transpose(0, 1))[:, 0]

@@ -64,7 +64,8 @@ def test_each_codec_is_exact(tmp_path, kind, channels):
 
 @pytest.mark.parametrize("kind", ["one image", "images", "own", "static over images"])
 @pytest.mark.parametrize(
-    "rewrites", [Rewrites(stem_collapse=False), Rewrites(early_pool=False), Rewrites(windows=False), Rewrites(static=False)]
+    "rewrites",
+    [Rewrites(stem_collapse=False), Rewrites(early_pool=False), Rewrites(windows=False), Rewrites(static=False)],
 )
 def test_every_rewrite_alone_is_exact(tmp_path, kind, rewrites):
     split, batch = make_split(tmp_path, [kind, "black"])
@@ -152,5 +153,5 @@ def test_data_with_other_groups_than_the_models_are_refused(tmp_path):
 
 @pytest.mark.parametrize("groups", [[], [("a", 1), ("a", 2)], [("forward", 1)], [("fusion", 3)]])
 def test_groups_are_told_apart_by_names_of_their_own(groups):
-    with pytest.raises(ValueError, match="groups: got .*, expected names that differ"):
+    with pytest.raises(ValueError, match=r"groups: got .*, expected names that differ"):
         Encoder(8, 1, 16, 0.0, groups=groups)

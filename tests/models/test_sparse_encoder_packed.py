@@ -94,7 +94,9 @@ def test_two_rooms_take_every_shortcut_and_the_states_are_equal(tmp_path):
     assert plan.groups[0] == "windows"
     assert float((ours - plain).norm() / plain.norm()) < 1e-10
     # Two walls are cheapest whole; from a dozen on, windows over nested bases are.
-    more = Batch.of({name: None if part is None else part.repeat_interleave(12, 0) for name, part in batch.tensors().items()})
+    more = Batch.of(
+        {name: None if part is None else part.repeat_interleave(12, 0) for name, part in batch.tensors().items()}
+    )
     split = open_split(tmp_path)
     encoder = Encoder(16, 2, 32, dropout=0.0)
     assert SparseEncoder(encoder, split.spec, group_bases(split)).plan(more).groups[1] == "nested"
