@@ -79,8 +79,8 @@ class Batch(NamedTuple):
         """The batch that gave `tensors`."""
         parts: dict[int, dict[str, Tensor | None]] = {}
         for name, tensor in tensors.items():
-            number, dot, part = name.partition(".")
-            if dot:
+            number, _, part = name.partition(".")
+            if part:
                 parts.setdefault(int(number), {})[part] = tensor
         groups = tuple(GroupBatch(**parts[number]) for number in sorted(parts))  # type: ignore[arg-type]
         indices, actions = tensors["indices"], tensors["actions"]

@@ -4,7 +4,8 @@
                 learned, its columns orthogonal and of one length. Of a `PositionModel` states are such W p.
     prediction  z' = z + g A a: the mean of two outcomes, to move by A a or to stay
 
-How frames are encoded, what of a room is kept and how likely the dot moves is for each world to say.
+How frames are encoded, what of a room is kept and how likely the dot moves is for each world to say. The family is for
+the two-room world alone: a channel with an agent, a dot on black, a channel with a wall, and actions of two numbers.
 """
 
 from abc import ABC, abstractmethod
