@@ -1,8 +1,8 @@
-"""The encoder: one ConvNeXt branch for each group of channels, their latents added or side by side.
+"""The encoder: one ConvNeXt branch per group of channels, their latents added or side by side.
 
 With `fusion` one more branch reads all channels, and its latent is added as well.
 
-    stem    1x1 convolution, c -> C for the c channels of the branch, no bias
+    stem    1x1 convolution, c -> C for a group of c channels, no bias
     block   y = x + W2 gelu(W1 LN(dwconv7x7(x))), L of them
     head    average pool to 6x6 ("pool") or, of each channel, where it is largest ("softargmax"); linear to D, LayerNorm
             (left out without `norm_before_add`)
@@ -13,19 +13,27 @@ Source: Liu et al., A ConvNet for the 2020s, arXiv:2201.03545; without layer sca
 import functools
 import logging
 from collections.abc import Sequence
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa_fast.config import Kernels
+from jepa_fast.data.batches import GroupBases
+from jepa_fast.data.manifest import FrameSpec
 from jepa_fast.data.two_rooms import CHANNEL_GROUPS
+from jepa_fast.errors import require
 from jepa_fast.kernels.convnext_block import convnext_block
 from jepa_fast.kernels.dropout import SITE_FUSION, dropout_mask, group_site
 from jepa_fast.kernels.dwconv_norm import CHANNELS
+from jepa_fast.models.backends import triton_or_plain
 from jepa_fast.models.biases import bias_or_zeros
+from jepa_fast.models.frame_encoder import TrajectoryEncoder
 from jepa_fast.models.softargmax import soft_argmax
+
+if TYPE_CHECKING:
+    from jepa_fast.models.sparse_encoder import SparseEncoder
 
 POOLED_SIDE = 6
 # Of softmaxes at first. Fresh activations are of some tenths: by themselves they hardly move a mean of 4225 pixels.
@@ -127,10 +135,10 @@ def centred(pixels: Tensor, size: int) -> Tensor:
     return (pixels - (size - 1) / 2) / (max(size - 1, 1) / 2)
 
 
-class Encoder(nn.Module):
-    """Frames to latents: a branch per group of channels, named as the group, and with `fusion` one of all channels.
+class Encoder(TrajectoryEncoder):
+    """Frames to latents: a branch per group of channels, with `fusion` one of all, each with dropout on its output.
 
-    Each has dropout on its output, and they are added. A group that is kept `apart` stands beside the sum of the
+    Branches are called as their groups. They are added, but a group that is kept `apart` stands beside the sum of the
     others, [others; apart] of 2 D numbers: it is that of frame 0, encoded once, in all frames of a trajectory.
     """
 
@@ -150,69 +158,74 @@ class Encoder(nn.Module):
         fusion: bool = False,
         apart: str | None = None,
     ) -> None:
-        """`groups` are names and numbers of channels, in the order of the frames' channels.
+        """`groups` are the frame's channels in order: a name and how many.
 
         Raises:
-            ValueError: groups without names of their own, or none of the name `apart`.
+            ValueError: there is no group of the name `apart`, or no other.
         """
         super().__init__()
-        self.groups = tuple((name, inputs) for name, inputs in groups)
+        branch = functools.partial(Branch, channels, blocks, dim, kernels, bias=bias, norm=norm_before_add, head=head)
+        self.groups = tuple(groups)
+        for name, inputs in self.groups:
+            taken = hasattr(self, name) or name in ("fusion", "norm", "dropout", "channels", "branches", "apart")
+            require(not taken, "model.groups.name", name, "a name that the encoder does not use itself")
+            self.add_module(name, branch(inputs=inputs))
+        self.channels = sum(inputs for _, inputs in self.groups)
+        self.fusion = branch(inputs=self.channels) if fusion else None
+        self.norm = nn.LayerNorm(dim, eps=1e-5, bias=bias) if norm_after_add else nn.Identity()
+        self.dropout = dropout
         names = [name for name, _ in self.groups]
-        taken = {"groups", "channels", "dim", "dropout", "apart", "fusion", "norm", "branches", "dtype"}
-        if not names or len(set(names)) < len(names) or any(name in taken or hasattr(self, name) for name in names):
-            raise ValueError(f"groups: got {names}, expected names that differ and are no attributes of an encoder")
         if apart is not None and (apart not in names or len(names) < 2):
             raise ValueError(f"apart: got {apart!r}, expected one of several groups: {', '.join(names)}")
-        self.channels, self.dim, self.dropout = channels, dim, dropout
         self.apart = None if apart is None else names.index(apart)
-        branch = functools.partial(Branch, channels, blocks, dim, kernels, bias=bias, norm=norm_before_add, head=head)
-        for name, inputs in self.groups:
-            self.add_module(name, branch(inputs=inputs))
-        self.fusion = branch(inputs=sum(inputs for _, inputs in self.groups)) if fusion else None
-        self.norm = nn.LayerNorm(dim, eps=1e-5, bias=bias) if norm_after_add else nn.Identity()
 
     @property
     def branches(self) -> list[Branch]:
-        """The branches of the groups, in order."""
-        return [cast(Branch, self.get_submodule(name)) for name, _ in self.groups]
+        """The branches, in the order of their groups."""
+        return [getattr(self, name) for name, _ in self.groups]
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the parameters."""
-        return self.branches[0].stem.weight.dtype
-
-    def combine(self, latents: Sequence[Tensor], clock: Tensor, fusion: Tensor | None = None) -> Tensor:
+    def combine(self, parts: Sequence[Tensor], clock: Tensor, fusion: Tensor | None = None) -> Tensor:
         """Latents [B, T, D] or [B, T, 2 D] of those of each group, [B, T, D], or [B, 1, D] for all T frames.
 
         `fusion` [B, T, D] is added too. Masks are drawn per frame, those of a group that is kept apart per trajectory.
         """
-        length = max(latent.shape[1] for latent in latents)
-        parts = [
-            latent if number == self.apart else latent.expand(-1, length, -1) for number, latent in enumerate(latents)
-        ]
+        frames = max(part.shape[1] for part in parts)
+        parts = [part if number == self.apart else part.expand(-1, frames, -1) for number, part in enumerate(parts)]
         if self.training and self.dropout > 0:
-            parts = [self._dropped(latent, clock, group_site(number)) for number, latent in enumerate(parts)]
+            parts = [self._dropped(part, clock, group_site(number)) for number, part in enumerate(parts)]
             if fusion is not None:
                 fusion = self._dropped(fusion, clock, SITE_FUSION)
-        added = [latent for number, latent in enumerate(parts) if number != self.apart]
+        added = [part for number, part in enumerate(parts) if number != self.apart]
         total = functools.reduce(torch.add, added if fusion is None else [*added, fusion])
         if self.apart is not None:
             return torch.cat([total, parts[self.apart].expand_as(total)], dim=-1)
-        states: Tensor = self.norm(total)
-        return states
+        latents: Tensor = self.norm(total)
+        return latents
 
-    def _dropped(self, latent: Tensor, clock: Tensor, site: int) -> Tensor:
-        return latent * dropout_mask(tuple(latent.shape), self.dropout, clock, site)
+    def _dropped(self, latents: Tensor, clock: Tensor, site: int) -> Tensor:
+        return latents * dropout_mask(tuple(latents.shape), self.dropout, clock, site)
 
     def forward(self, frames: Tensor, clock: Tensor) -> Tensor:
         """Latents [B, T, D] or [B, T, 2 D] of frames [B, T, C, H, W]; `clock` int64 [3] is the dropout clock."""
         batch, steps = frames.shape[:2]
-        latents = []
-        parts = torch.split(frames, [inputs for _, inputs in self.groups], dim=2)
-        for number, (part, branch) in enumerate(zip(parts, self.branches, strict=True)):
-            seen = part[:, :1] if number == self.apart else part
-            latents.append(branch(seen.flatten(0, 1)).view(batch, seen.shape[1], -1))
+        parts = []
+        sizes = [inputs for _, inputs in self.groups]
+        for number, (branch, images) in enumerate(zip(self.branches, torch.split(frames, sizes, dim=2), strict=True)):
+            shown = images[:, :1] if number == self.apart else images
+            parts.append(branch(shown.flatten(0, 1)).view(batch, shown.shape[1], -1))
         fusion: Tensor | None = None
         if self.fusion is not None:
             fusion = self.fusion(frames.flatten(0, 1)).view(batch, steps, -1)
-        return self.combine(latents, clock, fusion)
+        return self.combine(parts, clock, fusion)
+
+    def batch_encoder(self, spec: FrameSpec, bases: GroupBases, mode: Literal["auto", "off"]) -> "SparseEncoder":
+        """What encodes the batches of a split; see `Model.batch_encoder`."""
+        # It knows the parts of this one.
+        from jepa_fast.models.sparse_encoder import SparseEncoder
+
+        return SparseEncoder(self, spec, bases, mode)
+
+    def ops(self, kernels: Kernels, device: Literal["cpu", "cuda"]) -> dict[str, str]:
+        """What the blocks run on."""
+        asked = self.branches[0].stem.out_channels, CHANNELS
+        return {"convnext_block": triton_or_plain(kernels, device, channels=asked)}

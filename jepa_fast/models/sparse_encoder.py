@@ -84,13 +84,14 @@ class SparseEncoder:
     def __call__(self, batch: Batch, clock: Tensor) -> Tensor:
         """What `Encoder` gives of a batch; T is the batch's own, so that a rollout can bring frame 0 alone."""
         if self.mode == "off":
-            frames = expand_frames(batch, self.spec, self.bases).to(self.encoder.dtype)
+            frames = expand_frames(batch, self.spec, self.bases).to(self._dtype)
             return self.encoder(frames, clock)  # type: ignore[no-any-return]
         plan = self.plan(batch)
         latents = [
-            encoder.encode(part, length, route).view(len(batch.indices), -1, self.encoder.dim)
+            encoder.encode(part, length, route)
             for encoder, (part, length), route in zip(self._groups, self._parts(batch), plan.groups, strict=True)
         ]
+        latents = [latent.view(len(batch.indices), -1, latent.shape[-1]) for latent in latents]
         fusion: Tensor | None = None
         if self.encoder.fusion is not None:
             fusion = self._encode_fusion(self.encoder.fusion, batch, plan)
@@ -112,7 +113,7 @@ class SparseEncoder:
             fusion = "windows" if windows is not None and windows < dense else "dense"
             pixels += windows if windows is not None and fusion == "windows" else dense
             plain_pixels += dense
-        channels = self.encoder.channels
+        channels = self.encoder.branches[0].stem.out_channels
         per_pixel = 2 * channels * (49 + 8 * channels)
         return Plan(routes, per_pixel * pixels, per_pixel * plain_pixels, fusion)
 
@@ -133,6 +134,10 @@ class SparseEncoder:
         if plan.fusion:
             routes.append(f"fusion {plan.fusion}")
         return f"encoder: {', '.join(routes)}{because}: {share:.1f}% of the plain encoder's FLOPs"
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.encoder.branches[0].stem.weight.dtype
 
     def _parts(self, batch: Batch) -> list[tuple[GroupBatch, int]]:
         """Each group's part of a batch, with its number of frames: that of the group that is kept apart is 1."""
@@ -183,7 +188,7 @@ class SparseEncoder:
     def _encode_fusion(self, branch: Branch, batch: Batch, plan: Plan) -> Tensor:
         """Latents [B * T, D] of all channels: every trajectory's still image is a base, in which windows differ."""
         if plan.fusion == "dense":
-            frames = expand_frames(batch, self.spec, self.bases).to(self.encoder.dtype)
+            frames = expand_frames(batch, self.spec, self.bases).to(self._dtype)
             latents: Tensor = branch(frames.flatten(0, 1))
             return latents
         moving = self._moving()

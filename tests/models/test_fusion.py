@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jepa_fast.data.batches import GroupBatch
 from jepa_fast.kernels.dropout import SITE_FIRST_GROUP, SITE_FUSION, SITE_SECOND_GROUP, dropout_mask, new_clock
 from jepa_fast.models.convnext import Encoder
-from jepa_fast.models.jepa import World
+from jepa_fast.models.jepa import build_jepa
 from jepa_fast.models.sparse_encoder import Rewrites, SparseEncoder
 from jepa_fast.presets import preset
 from tests.models.exactness import assert_equal_to_plain, images_of, relative, stored_dense, with_group
@@ -123,7 +123,7 @@ def test_the_compiled_encoder_is_one_graph_and_equal(drawn):
 
 
 def test_the_preset_adds_a_branch_and_changes_no_other():
-    ours, default = World(preset("fusion").model).state_dict(), World().state_dict()
+    ours, default = build_jepa(preset("fusion").model).state_dict(), build_jepa().state_dict()
     added = {name: value for name, value in ours.items() if name not in default}
     assert all(name.startswith("encoder.fusion.") for name in added)
     assert {name: value.shape for name, value in ours.items() if name in default} == {
