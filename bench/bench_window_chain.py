@@ -33,8 +33,8 @@ def draw(channels: int) -> Arguments:
     bases = normal(1, LAYERS, IMAGE, IMAGE, channels), normal(1, LAYERS, IMAGE, IMAGE, channels)
     corners = torch.randint(0, IMAGE - SIDE + 1, (count, 2), generator=generator)
     groups = torch.zeros(count, dtype=torch.int64)
-    pixels = normal(count, SIDE, SIDE).detach()
-    return pixels, normal(channels), blocks, *bases, corners, groups, (IMAGE, IMAGE)
+    pixels = normal(count, SIDE, SIDE, 1).detach()
+    return pixels, normal(channels, 1), blocks, *bases, corners, groups, (IMAGE, IMAGE)
 
 
 def compiled_chain(*arguments: object) -> Tensor:
@@ -47,7 +47,7 @@ def pieces(
 ) -> Tensor:  # fmt: skip
     """The same by the ops that any device has."""
     place = WindowGrid(corners, groups, (SIDE, SIDE), image)
-    delta = pixels[..., None] * stem
+    delta = pixels @ stem.t()
     for layer, (weight, gamma, beta, expand, project) in enumerate(zip(*blocks, strict=True)):
         after, margin = layer + 1, place.margin(layer + 1)
         under = crop(base_z[:, layer], corners, groups, margin, place.grown(after))

@@ -38,10 +38,10 @@ constexpr int64_t convnext_packed_size(int64_t channels) { return 2 * 49 * chann
 // The sums of a block's parameter gradients: taps [49, C], gamma, beta [C], W1 transposed [C, 4C], W2 [C, 4C].
 constexpr int64_t convnext_sums_size(int64_t channels) { return 49 * channels + 2 * channels + 8 * channels * channels; }
 
-// N windows [h, w] of differences to base images, in images [H, W].
+// N windows [h, w] of c channels, of differences to base images, in images [H, W].
 struct WindowChain {
-  const void* pixels;  // [N, h, w]: what a window's pixels are more than its base's
-  const void* stem;    // [C]: what a pixel is multiplied by
+  const void* pixels;  // [N, h, w, c]: what a window's pixels are more than its base's
+  const void* stem;    // [C, c]: what pixels are multiplied by
   const void* packed;  // [L, convnext_packed_size]
   const void* base_z;       // [G, L, H, W, C]
   const void* base_update;  // [G, L, H, W, C]
@@ -58,6 +58,7 @@ struct WindowChain {
   int64_t width;
   int64_t blocks;
   int64_t channels;
+  int64_t pixel_channels;
   int64_t image_height;
   int64_t image_width;
   int64_t over_height;
@@ -120,8 +121,8 @@ struct WindowGradients {
   const int64_t* part_of;     // [N] in the order of `order`: the part of a window's image, if there are bases
   const int64_t* over_of;     // [N]: of the window under it, if there is one
   void* bases;        // the partial gradients; null: no base
-  double* sums;       // [chunks, L convnext_sums_size + C]: of the blocks' parameters, then of the stem
-  void* to_pixels;    // [N, h, w], or null
+  double* sums;       // [chunks, L convnext_sums_size + C c]: of the blocks' parameters, then of the stem
+  void* to_pixels;    // [N, h, w, c], or null
 };
 
 // A block of N images [H, W], with `padding` zeros around them: 3 keeps the size.

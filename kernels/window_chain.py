@@ -5,11 +5,11 @@
     u_l = W2 gelu(W1 LN(z_l))
     d_l = [pad(d_{l-1}) + u_l - crop(G_l)] inside the image, else 0      G_l: the base's update
 
-A window [h, w] grows by three pixels to each side with every block, not along an axis that it fills. pixels [N, h, w];
-stem [C]; parameters of L blocks stacked: weight [L, C, 1, 7, 7], gamma and beta [L, C], expand W1 [L, 4C, C], project
-W2 [L, C, 4C]; base_z and base_update [G, L, H, W, C], or none, for zero; corners int64 [N, 2] (row, column) of windows
-inside the image; groups int64 [N]. float32 or float64. With `over` the windows' bases are M windows over those bases,
-and groups are among these.
+A window [h, w] grows by three pixels to each side with every block, not along an axis that it fills. pixels
+[N, h, w, c]; stem [C, c]; parameters of L blocks stacked: weight [L, C, 1, 7, 7], gamma and beta [L, C], expand
+W1 [L, 4C, C], project W2 [L, C, 4C]; base_z and base_update [G, L, H, W, C], or none, for zero; corners int64 [N, 2]
+(row, column) of windows inside the image; groups int64 [N]. float32 or float64. With `over` the windows' bases are M
+windows over those bases, and groups are among these.
 
 The result is d_L [N, h_L, w_L, C], or with `pooled` its share of 6 x 6 average pooled cells [N, 6, 6, C]; W2 of the
 last block is then applied to cells, not to pixels. With `keep` z and updates of all blocks are results too, windows of
@@ -98,7 +98,7 @@ def window_chain_reference(
         place = over.corners, over.groups, over.size
         base_z, base_update = _pasted(over.z, base_z, *place), _pasted(over.updates, base_update, *place)
     size = (pixels.shape[1], pixels.shape[2])
-    delta = pixels[..., None] * stem
+    delta = pixels @ stem.t()
     all_z, updates = [], []
     sizes = grown_sizes(size, image, len(blocks.weight))
     for block, (weight, gamma, beta, expand, project) in enumerate(zip(*blocks, strict=True)):
@@ -229,12 +229,12 @@ def _check(
     image: tuple[int, int],
 ) -> None:
     """Raise ValueError unless the shapes fit together."""
-    if pixels.dim() != 3 or blocks.weight.dim() != 5:
+    if pixels.dim() != 4 or blocks.weight.dim() != 5:
         got = tuple(pixels.shape), tuple(blocks.weight.shape)
-        raise ValueError(f"pixels, weight: got shapes {got[0]} and {got[1]}, expected [N, h, w] and [L, C, 1, 7, 7]")
+        raise ValueError(f"pixels, weight: got shapes {got[0]} and {got[1]}, expected [N, h, w, c] and [L, C, 1, 7, 7]")
     count, (layers, channels) = pixels.shape[0], blocks.weight.shape[:2]
     expected: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
-        "stem": (stem, (channels,)),
+        "stem": (stem, (channels, pixels.shape[3])),
         "weight": (blocks.weight, (layers, channels, 1, 7, 7)),
         "gamma": (blocks.gamma, (layers, channels)),
         "beta": (blocks.beta, (layers, channels)),

@@ -77,13 +77,13 @@ struct Chain {
       const Tensor& pixels_, const Tensor& stem_, PackedBlocks packed_, const Tensor& corners_, const Tensor& groups_,
       const Over& over_, int64_t bases_, int64_t image_height, int64_t image_width, double eps, bool pooled)
       : pixels(torch::stable::contiguous(pixels_)),
-        stem(checked(op, "stem", stem_, {packed_.channels}, packed_.packed)),
+        stem(checked(op, "stem", stem_, {packed_.channels, pixels_.size(3)}, packed_.packed)),
         corners(torch::stable::contiguous(corners_)),
         groups(torch::stable::contiguous(groups_)),
         over(over_),
         packed(packed_),
         bases(bases_) {
-    STD_TORCH_CHECK(pixels.dim() == 3, op, ": pixels: got ", pixels.dim(), " dimensions, expected 3: [N, h, w]");
+    STD_TORCH_CHECK(pixels.dim() == 4, op, ": pixels: got ", pixels.dim(), " dimensions, expected 4: [N, h, w, c]");
     const int64_t windows = pixels.size(0);
     STD_TORCH_CHECK(
         pixels.scalar_type() == packed.packed.scalar_type(), op, ": pixels: expected the dtype of the weight");
@@ -97,6 +97,7 @@ struct Chain {
     chain.width = pixels.size(2);
     chain.blocks = packed.blocks;
     chain.channels = packed.channels;
+    chain.pixel_channels = pixels.size(3);
     chain.image_height = image_height;
     chain.image_width = image_width;
     chain.eps = eps;
@@ -195,10 +196,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
   const WindowPlan plan = plan_windows(chain, bases);
   const int64_t chunks = static_cast<int64_t>(plan.chunks.size());
   const int64_t sums_size = convnext_sums_size(channels);
-  const int64_t stride = chain.blocks * sums_size + channels;
+  const int64_t stem_size = channels * chain.pixel_channels;
+  const int64_t stride = chain.blocks * sums_size + stem_size;
   const Tensor sums = torch::stable::new_empty(packed.packed, {chunks, stride}, ScalarType::Double);
   const Tensor parts = t.empty({plan.parts_size});
-  const Tensor to_pixels = t.empty({pixel_gradient ? count : 0, chain.height, chain.width});
+  const Tensor to_pixels = t.empty({pixel_gradient ? count : 0, chain.height, chain.width, chain.pixel_channels});
   const WindowGradients gradients{
       out_gradient.const_data_ptr(),
       to_z ? to_z->const_data_ptr() : nullptr,
@@ -219,7 +221,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
     for (int64_t chunk = first; chunk < last; ++chunk) packed.kernels->windows_backward(chain, gradients, chunk);
   });
   const BlockGradients to(packed.packed, chain.blocks, channels);
-  const Tensor to_stem = t.empty({channels});
+  const Tensor to_stem = t.empty({channels, chain.pixel_channels});
   const Tensor to_base_z = t.empty({bases, chain.blocks, image_height, image_width, channels});
   const Tensor to_base_update = t.empty({bases, chain.blocks, image_height, image_width, channels});
   const int64_t overs = over_corners ? over_corners->size(0) : 0;
@@ -244,7 +246,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
              data(to.expand) + matrix, data(to.project) + matrix});
       }
     });
-    finish_sums<T>(all + chain.blocks * sums_size, chunks, stride, channels, data(to_stem));
+    finish_sums<T>(all + chain.blocks * sums_size, chunks, stride, stem_size, data(to_stem));
     const int64_t size = image_height * image_width * channels;
     torch::stable::parallel_for(0, 2 * bases * chain.blocks, 1, [&](int64_t first, int64_t last) {
       for (int64_t task = first; task < last; ++task) {

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from jepa_fast.config import LoopOptions, RunConfig
-from jepa_fast.data.host import wall_bases
+from jepa_fast.data.host import group_bases
 from jepa_fast.data.loaders import open_loader
 from jepa_fast.data.sampler import Position, Sampler
 from jepa_fast.data.shards import Split, open_split
@@ -36,7 +36,12 @@ def train(
 ) -> int:
     """Train in run folder `folder` until `config.steps` or a stop signal; returns the steps done.
 
-    `model` is what is trained, in place of one that is built from the configuration.
+    Args:
+        config: of the run; as stored in the folder, where it is resumed.
+        folder: holds config.json already.
+        options: how the run is watched and kept.
+        ranks: the processes that share it.
+        model: what is trained, its weights and its objective included; by default built from the configuration.
 
     Raises:
         InputError: the data or the checkpoint do not fit the configuration.
@@ -98,7 +103,7 @@ def _training(
     split = open_split(Path(config.data) / "train")
     sampler = Sampler(split.count, config.batch_size // ranks.count, config.seed, ranks.count, ranks.rank)
     profiler = Profiler(options.profile if ranks.leads else "off", options.profile_window, folder)
-    bases = wall_bases(split, torch.device(config.device))
+    bases = group_bases(split, torch.device(config.device))
     trainer = Trainer(config, split.spec, bases, ranks, profiler.span, model)
     first = done = _restore(trainer, sampler, split, folder) if options.resume else 0
     watch = CollapseWatch(trainer.forward, split, options.on_collapse)

@@ -38,7 +38,7 @@ SHAPES = {
 }
 
 
-def draw(shape, dtype=torch.float64, seed=0):
+def draw(shape, dtype=torch.float64, seed=0, inputs=1):
     """Arguments of `window_chain`, the windows at the corners of the image and elsewhere."""
     count, size, image, channels, layers, bases = shape
     generator = torch.Generator().manual_seed(seed)
@@ -57,7 +57,7 @@ def draw(shape, dtype=torch.float64, seed=0):
     corners[: len(extremes)] = extremes
     groups = torch.randint(0, max(bases, 1), (count,), generator=generator)
     base = [normal(bases, layers, *image, channels) if bases else None for _ in range(2)]
-    return normal(count, *size), normal(channels), blocks, *base, corners, groups, image
+    return normal(count, *size, inputs), normal(channels, inputs), blocks, *base, corners, groups, image
 
 
 def draw_over(shape, size, dtype=torch.float64):
@@ -101,9 +101,9 @@ MODES = [(True, False), (False, False), (False, True)]
 
 
 @pytest.mark.parametrize(("pooled", "keep"), MODES, ids=["pooled", "difference", "keep"])
-@pytest.mark.parametrize("name", SHAPES)
-def test_values_and_gradients_are_those_of_plain_pytorch(name, pooled, keep):
-    arguments = draw(SHAPES[name])
+@pytest.mark.parametrize(("name", "inputs"), [*((name, 1) for name in SHAPES), ("several bases", 3)])
+def test_values_and_gradients_are_those_of_plain_pytorch(name, inputs, pooled, keep):
+    arguments = draw(SHAPES[name], inputs=inputs)
     expected, truth = results_and_gradients(window_chain_reference, arguments, pooled, keep)
     got, gradients = results_and_gradients(window_chain, arguments, pooled, keep)
     for ours, theirs in zip(got, expected, strict=True):
@@ -173,7 +173,7 @@ def test_strides_of_the_arguments_do_not_matter():
     expected = window_chain(pixels, stem, blocks, base_z, base_update, corners, groups, image, pooled=True)
     strided = Blocks(*(torch.stack([part, part], dim=-1)[..., 0] for part in blocks))
     got = window_chain(
-        pixels.transpose(1, 2).contiguous().transpose(1, 2), torch.stack([stem, stem], dim=1)[:, 0], strided,
+        pixels.transpose(1, 2).contiguous().transpose(1, 2), torch.stack([stem, stem], dim=2)[..., 0], strided,
         base_z.transpose(2, 3).contiguous().transpose(2, 3), base_update.flip(0).flip(0), corners.t().contiguous().t(),
         groups.repeat_interleave(2)[::2], image, pooled=True,
     )  # fmt: skip
@@ -184,10 +184,10 @@ def test_bases_kept_of_whole_images_are_those_that_windows_need():
     """An image that equals another one outside a window, encoded whole and as a difference."""
     pixels, stem, blocks, *_ = draw((1, (21, 24), (21, 24), 16, 2, 0))
     changed = pixels.clone()
-    changed[:, 4:9, 12:19] += torch.randn(1, 5, 7, dtype=torch.float64)
+    changed[:, 4:9, 12:19] += torch.randn(1, 5, 7, 1, dtype=torch.float64)
 
     def whole(images):
-        x, kept = images[..., None] * stem, []
+        x, kept = images @ stem.t(), []
         for parameters in zip(*blocks, strict=True):
             x, z, update = convnext_block_keep(x, *parameters)
             kept.append((z, update))
@@ -268,7 +268,7 @@ def test_channels_that_no_kernel_takes_run_in_plain_pytorch():
 @pytest.mark.parametrize(
     ("place", "wrong", "message"),
     [
-        (1, torch.zeros(8), "stem: got shape (8,), expected (16,)"),
+        (1, torch.zeros(8, 1), "stem: got shape (8, 1), expected (16, 1)"),
         (3, torch.zeros(1, 2, 30, 30, 16), "base_z: got shape (1, 2, 30, 30, 16), expected (1, 2, 30, 31, 16)"),
         (5, torch.zeros(7, 3), "corners: got shape (7, 3), expected (7, 2)"),
         (6, torch.zeros(6), "groups: got shape (6,), expected (7,)"),

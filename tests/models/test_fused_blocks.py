@@ -124,7 +124,7 @@ def test_a_cpu_runs_windows_as_chains(drawn, trajectories, monkeypatch):
     encoder = SparseEncoder(fused, spec, bases)
     encoder(batch, new_clock(5))
     # The agent's windows, and of nested walls the bases over what they share and the walls over these.
-    kept = {"once": [], "nested": [True, False]}[encoder.plan(batch).wall]
+    kept = {"once": [], "nested": [True, False]}[encoder.plan(batch).groups[1]]
     assert [call["keep"] for call in calls] == [False, *kept]
 
 

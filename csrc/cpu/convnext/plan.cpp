@@ -24,7 +24,7 @@ WindowPlan plan_windows(const WindowChain& chain, int64_t bases) {
     const int64_t shift = chain.groups[left] - chain.groups[right];
     return shift != 0 ? shift < 0 : chain.corners[2 * left] < chain.corners[2 * right];
   });
-  const int64_t sums = chain.blocks * convnext_sums_size(chain.channels) + chain.channels;
+  const int64_t sums = chain.blocks * convnext_sums_size(chain.channels) + chain.channels * chain.pixel_channels;
   const int64_t chunks = convnext_chunks((chain.windows + fewest_windows - 1) / fewest_windows, sums);
   const int64_t down = chain.growth_down() * chain.blocks;
   const int64_t across = chain.growth_across() * chain.blocks;

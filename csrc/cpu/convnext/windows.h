@@ -91,6 +91,20 @@ struct Padded {
   }
 };
 
+// Stem times pixels of row `row` of a window, [w, C].
+template <typename T>
+void apply_stem(const WindowChain& chain, int64_t window, int64_t row, T* to) {
+  const int64_t inputs = chain.pixel_channels;
+  const T* pixel = static_cast<const T*>(chain.pixels) + (window * chain.height + row) * chain.width * inputs;
+  const T* const stem = static_cast<const T*>(chain.stem);
+  for (int64_t x = 0; x < chain.width; ++x, pixel += inputs) {
+    for (int64_t c = 0; c < chain.channels; ++c, ++to) {
+      *to = 0;
+      for (int64_t i = 0; i < inputs; ++i) *to += pixel[i] * stem[c * inputs + i];
+    }
+  }
+}
+
 template <typename T, int Width>
 struct WindowForward {
   using V = typename Lanes<T, Width>::type;
@@ -149,13 +163,7 @@ struct WindowForward {
   __attribute__((noinline)) void start(int64_t window) {
     const Padded<T> to(buffers[0], chain.width, border, channels);
     fill_zero(to.data, chain.height * to.row);
-    const T* pixel = static_cast<const T*>(chain.pixels) + window * chain.height * chain.width;
-    const T* stem = static_cast<const T*>(chain.stem);
-    for (int64_t y = 0; y < chain.height; ++y) {
-      for (int64_t x = 0; x < chain.width; ++x, ++pixel) {
-        for (int64_t c = 0; c < channels; ++c) to.at(y, x)[c] = *pixel * stem[c];
-      }
-    }
+    for (int64_t y = 0; y < chain.height; ++y) apply_stem<T>(chain, window, y, to.at(y, 0));
   }
 
   void step(int64_t window, int64_t block) {

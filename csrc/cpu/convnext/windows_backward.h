@@ -13,22 +13,22 @@ struct WindowBackward {
   const WindowGradients& gradients;
   const int64_t channels, hidden, sums_size;
   TileSpace<T, Width> space;
-  T* sums;       // of one window: [L, sums] and the stem's [C]
+  T* sums;       // of one window: [L, sums] and the stem's [C, c]
   T* deltas[2];  // gradients of the difference after a block and before it
   T* to_z;       // with zero columns around it, as the convolution's input gradient reads it
-  T* spread_pixels;              // [h, w, C]: the window's pixels, the same in all channels
+  T* start;                      // [h, w, C]: stem times pixels
   T *to_cells, *cell_gradients;  // [cells, C], [cells, 4C]
   T *row_rest, *row_hidden;      // [cells_across + 1, C], [cells_across + 1, 4C]: of a row's pixels; the last: of a pixel's
 
   WindowBackward(const WindowChain& chain, const WindowGradients& gradients, Pieces& pieces)
       : chain(chain), gradients(gradients), channels(chain.channels), hidden(4 * chain.channels),
         sums_size(convnext_sums_size(chain.channels)), space(pieces, chain.channels, chain.eps) {
-    sums = pieces.take<T>(chain.blocks * sums_size + channels);
+    sums = pieces.take<T>(chain.blocks * sums_size + channels * chain.pixel_channels);
     const int64_t height = chain.height_after(chain.blocks);
     const int64_t width = chain.width_after(chain.blocks);
     for (T*& delta : deltas) delta = pieces.take<T>(height * width * channels);
     to_z = pieces.take<T>(height * (width + 6) * channels);
-    spread_pixels = pieces.take<T>(chain.height * chain.width * channels);
+    start = pieces.take<T>(chain.height * chain.width * channels);
     const int64_t cells = chain.cells_down * chain.cells_across;
     to_cells = pieces.take<T>(cells * channels);
     cell_gradients = pieces.take<T>(cells * hidden);
@@ -37,7 +37,7 @@ struct WindowBackward {
   }
 
   void run(int64_t window, const BasePart* part, const BasePart* over) {
-    fill_zero(sums, chain.blocks * sums_size + channels);
+    fill_zero(sums, chain.blocks * sums_size + channels * chain.pixel_channels);
     if (!chain.pooled) {
       const int64_t size = chain.height_after(chain.blocks) * chain.width_after(chain.blocks) * channels;
       copy(static_cast<const T*>(gradients.to_out) + window * size, size, deltas[chain.blocks % 2]);
@@ -95,11 +95,9 @@ struct WindowBackward {
           }
         });
     if (part != nullptr) add_to_base(window, *part, over, block, after, to_z_rows, delta);
-    taps_backward(window, block, before, after, to_z_rows, weights, block_sums, delta);
-    if (block > 1 || gradients.to_pixels != nullptr) {
-      input_backward(before, after, to_z_rows, weights, delta, deltas[(block - 1) % 2]);
-    }
-    if (block == 1 && gradients.to_pixels != nullptr) to_pixels(window, deltas[0]);
+    taps_backward(window, block, before, after, to_z_rows, block_sums);
+    input_backward(before, after, to_z_rows, weights, delta, deltas[(block - 1) % 2]);
+    if (block == 1) stem_backward(window, deltas[0]);
   }
 
   // The gradient of the pooled cells, spread to pixels: `delta` [h, w, C], and cell_gradients of the hidden activations.
@@ -230,14 +228,10 @@ struct WindowBackward {
 
   __attribute__((noinline)) void taps_backward(
       int64_t window, int64_t block, const Place& before, const Place& after, const Padded<T>& to_z_rows,
-      const Packed<T>& weights, const Sums<T>& block_sums, const T* delta) {
-    const T* input = spread_pixels;
+      const Sums<T>& block_sums) {
+    const T* input = start;
     if (block == 1) {
-      const T* pixel = static_cast<const T*>(chain.pixels) + window * chain.height * chain.width;
-      for (int64_t i = 0; i < chain.height * chain.width; ++i) {
-        const V value = spread<V>(pixel[i]);
-        for (int64_t c = 0; c < channels; c += Width) store(spread_pixels + i * channels + c, value);
-      }
+      for (int64_t y = 0; y < chain.height; ++y) apply_stem<T>(chain, window, y, start + y * chain.width * channels);
     } else {
       const int64_t kept = window * chain.pixels_after(chain.blocks - 1) + chain.pixels_after(block - 2);
       input = static_cast<const T*>(gradients.inputs) + kept * channels;
@@ -254,26 +248,23 @@ struct WindowBackward {
           last - first, before.last_column - before.first_column, channels,
           block_sums.taps + a * kernel_side * channels);
     }
-    if (block == 1) stem_backward(before, after, weights, block_sums, delta);
   }
 
-  // The first block's input is stem times pixels: from the taps' gradients for pixels alone come those of taps and stem.
-  __attribute__((noinline)) void stem_backward(
-      const Place& before, const Place& after, const Packed<T>& weights, const Sums<T>& block_sums, const T* delta) {
+  // The stem's gradient, and the pixels' where it is wanted, from that of stem times pixels.
+  __attribute__((noinline)) void stem_backward(int64_t window, const T* delta) {
+    const int64_t inputs = chain.pixel_channels;
+    const int64_t first = window * chain.height * chain.width * inputs;
+    const T* pixel = static_cast<const T*>(chain.pixels) + first;
     const T* const stem = static_cast<const T*>(chain.stem);
+    T* to_pixel = gradients.to_pixels == nullptr ? nullptr : static_cast<T*>(gradients.to_pixels) + first;
     T* const to_stem = sums + chain.blocks * sums_size;
-    for (int64_t tap = 0; tap < kernel_side * kernel_side; ++tap) {
-      for (int64_t c = 0; c < channels; ++c) {
-        T& sum = block_sums.taps[tap * channels + c];
-        to_stem[c] += sum * weights.taps[tap * channels + c];
-        sum *= stem[c];
-      }
-    }
-    for (int64_t y = before.first_row; y < before.last_row; ++y) {
-      for (int64_t x = before.first_column; x < before.last_column; ++x) {
-        const T* const pixel = spread_pixels + (y * before.width + x) * channels;
-        const int64_t at = ((y + chain.growth_down()) * after.width + x + chain.growth_across()) * channels;
-        for (int64_t c = 0; c < channels; ++c) to_stem[c] += pixel[c] * delta[at + c];
+    for (int64_t p = 0; p < chain.height * chain.width; ++p, delta += channels) {
+      for (int64_t i = 0; i < inputs; ++i, ++pixel) {
+        for (int64_t c = 0; c < channels; ++c) to_stem[c * inputs + i] += *pixel * delta[c];
+        if (to_pixel == nullptr) continue;
+        T sum{};
+        for (int64_t c = 0; c < channels; ++c) sum += delta[c] * stem[c * inputs + i];
+        *to_pixel++ = sum;
       }
     }
   }
@@ -291,16 +282,6 @@ struct WindowBackward {
           before.last_column - before.first_column, to + (y * before.width + before.first_column) * channels);
     }
   }
-
-  void to_pixels(int64_t window, const T* delta) {
-    T* to = static_cast<T*>(gradients.to_pixels) + window * chain.height * chain.width;
-    const T* const stem = static_cast<const T*>(chain.stem);
-    for (int64_t i = 0; i < chain.height * chain.width; ++i, delta += channels) {
-      T sum{};
-      for (int64_t c = 0; c < channels; ++c) sum += delta[c] * stem[c];
-      to[i] = sum;
-    }
-  }
 };
 
 template <typename T, int Width>
@@ -310,7 +291,7 @@ void windows_backward(const WindowChain& chain, const WindowGradients& gradients
   Pieces pieces{static_cast<char*>(convnext_work_space(counted.used))};
   WindowBackward<T, Width> backward(chain, gradients, pieces);
   const WindowChunk& chunk = gradients.chunks[index];
-  const int64_t count = chain.blocks * backward.sums_size + chain.channels;
+  const int64_t count = chain.blocks * backward.sums_size + chain.channels * chain.pixel_channels;
   double* const sums = gradients.sums + index * count;
   fill_zero(sums, count);
   const auto clear = [&](const BasePart* part, const BasePart* last) {
