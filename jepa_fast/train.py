@@ -22,7 +22,7 @@ from jepa_fast.config import (
     Stage,
     require,
 )
-from jepa_fast.data.shards import open_split
+from jepa_fast.data.shards import open_split, training_split
 from jepa_fast.errors import InputError
 from jepa_fast.generate import generate
 from jepa_fast.presets import DEFAULT_PRESET, canonical, preset
@@ -44,7 +44,7 @@ class DataArguments:
     """Where trajectories come from, and how they reach the device."""
 
     path: cli.Chosen[Path] = None
-    """Folder of packed splits. Default: data/two_rooms, generated there if absent."""
+    """Packed split, or folder of splits with one called train. Default: data/two_rooms, generated there if absent."""
     batch_size: cli.Chosen[int] = None
     """Trajectories per step, over all processes. Default: the preset's."""
     flips: cli.Chosen[bool] = None
@@ -193,7 +193,7 @@ def prepare(
     if arguments.resume is not None:
         folder = arguments.resume
         config = without_what_is_missing(resumed(RunConfig.load(folder / CONFIG), arguments, device), keep_amp=True)
-        split = open_split(Path(config.data) / "train", verify=arguments.data.verify)
+        split = open_split(training_split(Path(config.data)), verify=arguments.data.verify)
         choose_loader(config.loader, split, torch.device(config.device))
     else:
         folder = arguments.out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
@@ -250,7 +250,7 @@ def resolve(
     name = CUSTOM if recipe is not None else canonical(arguments.preset or DEFAULT_PRESET)
     recipe = changed(recipe or preset(name), arguments)
     batch_size = recipe.batch_size if arguments.data.batch_size is None else arguments.data.batch_size
-    split = open_split(data / "train", verify=arguments.data.verify)
+    split = open_split(training_split(data), verify=arguments.data.verify)
     count, loader = split.count, arguments.data.loader or "auto"
     choose_loader(loader, split, torch.device(device))
     require(2 <= batch_size <= count, "--data.batch-size", batch_size, f"from 2 to the {count} trajectories in {data}")
