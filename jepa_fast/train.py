@@ -122,10 +122,16 @@ def changed(base: Recipe, arguments: Arguments) -> Recipe:
     """`base` with what the arguments change of it.
 
     Raises:
-        InputError: the result contradicts itself.
+        InputError: the result contradicts itself, or a weight is changed that no stage takes.
     """
     given = {name: value_of(arguments) for name, (_, value_of) in RECIPE_FLAGS.items()}
-    return replace(base, **{name: value for name, value in given.items() if value is not None})
+    recipe = replace(base, **{name: value for name, value in given.items() if value is not None})
+    before = base.objective.weights({})
+    for name, weight in recipe.objective.weights({}).items():
+        is_unused = all(name in stage.weights for stage in recipe.stages)
+        expected = f"--stages.0.weights.{name} and so on: every stage has a weight of its own"
+        require(weight == before.get(name) or not is_unused, f"--objective.{name}", weight, expected)
+    return recipe
 
 
 def defaults(words: Sequence[str]) -> Arguments:
@@ -247,7 +253,7 @@ def resolve(
     from jepa_fast.backends import choose_kernels
     from jepa_fast.data.loaders import choose_loader
 
-    name = CUSTOM if recipe is not None else canonical(arguments.preset or DEFAULT_PRESET)
+    name = CUSTOM if recipe is not None else arguments.preset or DEFAULT_PRESET
     recipe = changed(recipe or preset(name), arguments)
     batch_size = recipe.batch_size if arguments.data.batch_size is None else arguments.data.batch_size
     split = open_split(training_split(data), verify=arguments.data.verify)
