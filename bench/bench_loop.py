@@ -1,7 +1,7 @@
-"""The training loop beside the bare step that it runs: what loading, readings, the collapse watch and the bar cost.
+"""The training loop beside the bare step that it runs: what loading, log steps, the collapse watch and the bar cost.
 
 Both in one process, a step of one, a step of the other, from the same weights; a round is the mean of 20 such steps,
-two readings and one look of the collapse watch among them, as in a run of 400 steps. Checkpoints are minutes apart and
+two log steps and one look of the collapse watch among them, as in a run of 400 steps. Checkpoints are minutes apart and
 left out. The bare step must have the energy of the loop's before anything is timed.
 
     python -m pytest bench/bench_loop.py            # in the record of make bench: bare ms / loop ms
@@ -124,8 +124,8 @@ def overhead(taken: dict[str, list[float]], device: str) -> float:
     every = LOG_EVERY[device]
     kinds: dict[tuple[bool, bool], list[float]] = {}
     for number, (loop, bare) in enumerate(zip(taken["ours_loop"], taken["bare step"], strict=True), WARM_UPS + 1):
-        reading = number % every == 0
-        kinds.setdefault((reading, reading and look_is_due(number, STEPS, every)), []).append(loop / bare)
+        logs = number % every == 0
+        kinds.setdefault((logs, logs and look_is_due(number, STEPS, every)), []).append(loop / bare)
     steps = len(taken["ours_loop"])
     return sum(statistics.median(ratios) * len(ratios) / steps for ratios in kinds.values()) - 1
 

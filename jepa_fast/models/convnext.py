@@ -81,7 +81,7 @@ class ConvNeXtBlock(nn.Module):
 
 
 class Branch(nn.Module):
-    """Images [N, I, H, W] of one channel or more to states [N, D], normalised unless told not to, before dropout."""
+    """Images [N, I, H, W] of one channel or more to latents [N, D], normalised unless told not to, before dropout."""
 
     def __init__(
         self,
@@ -103,12 +103,12 @@ class Branch(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=1e-5, bias=bias) if norm else nn.Identity()
 
     def head(self, read: Tensor) -> Tensor:
-        """States [N, D] from pooled activations [N, C, 6, 6] or coordinates [N, C, 2]."""
+        """Latents [N, D] from pooled activations [N, C, 6, 6] or coordinates [N, C, 2]."""
         out: Tensor = self.norm(self.fc(read.flatten(1)))
         return out
 
     def forward(self, images: Tensor) -> Tensor:
-        """States [N, D]."""
+        """Latents [N, D]."""
         # Elementwise, so that the result is channels last whatever the layout of the images.
         pixels, stem = images.permute(0, 2, 3, 1), self.stem.weight.flatten(1)
         parts = (pixels[..., each : each + 1] * stem[:, each] for each in range(self.stem.in_channels))
@@ -165,8 +165,7 @@ class Encoder(TrajectoryEncoder):
             taken = hasattr(self, name) or name in ("fusion", "norm", "dropout", "is_apart")
             require(not taken, "model.groups.name", name, "a name that the encoder does not use itself")
             self.add_module(name, branch(inputs=inputs))
-        self.channels = sum(inputs for _, inputs in self.groups)
-        self.fusion = branch(inputs=self.channels) if fusion else None
+        self.fusion = branch(inputs=sum(inputs for _, inputs in self.groups)) if fusion else None
         self.norm = nn.LayerNorm(dim, eps=1e-5, bias=bias) if norm_after_add else nn.Identity()
         self.dropout = dropout
         self.is_apart = wall == "apart"

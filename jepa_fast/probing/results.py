@@ -14,7 +14,7 @@ WALL, AGENT = "probe_wall/val", "probe_normal/val"
 
 @dataclass(frozen=True)
 class Scores:
-    """Errors of one world on one probe set in pixels^2, mean over trajectories, steps and both axes.
+    """Errors of one model on one probe set in pixels^2, mean over trajectories, steps and both axes.
 
     `*_by_step` has one figure for each of the T frames, averaged over trajectories and axes.
     """
@@ -40,7 +40,7 @@ class DistanceBin:
 
 @dataclass(frozen=True)
 class Example:
-    """One trajectory: where the agent was, and where the converged probe locates it from predicted states alone.
+    """One trajectory: where the agent was, and where the converged probe locates it from predicted latents alone.
 
     Attributes:
         kind: among the "best", the "median" or the "worst" of its set.
@@ -61,18 +61,18 @@ class Example:
 
 @dataclass(frozen=True)
 class ProbeSetResult:
-    """One probe set: the trained world beside the floors that anybody reaches.
+    """One probe set: the trained model beside the floors that anybody reaches.
 
     Attributes:
         name: validation split.
         trajectories: of the validation split.
         probe_trajectories: of the split that the probe is trained on.
-        trained: the world's scores.
+        trained: the model's scores.
         untrained: scores of the same architecture before training; None where this floor was left out.
         constant: error of predicting the mean location of the probe's training split.
-        by_distance: errors of the trained world by the distance to the nearest solid pixel, nearest first.
+        by_distance: errors of the trained model by the distance to the nearest solid pixel, nearest first.
         image_size: width and height of the frames in pixels.
-        examples: best, median and worst trajectories of the trained world by the converged probe.
+        examples: best, median and worst trajectories of the trained model by the converged probe.
     """
 
     name: str
@@ -94,7 +94,7 @@ class Evaluation:
     probe_seed: int
     parameters: int
     state_dim: int
-    state_norm: float  # mean Euclidean norm of the predicted states of the first probe set
+    state_norm: float  # mean Euclidean norm of the predicted latents of the first probe set
     probe_sets: list[ProbeSetResult]
 
     @property
@@ -133,8 +133,8 @@ class Evaluation:
     def table(self) -> str:
         """The evaluation for people."""
         head = (
-            f"Squared error in pixels^2 of the agent's location, read off predicted states "
-            f"({self.parameters:,} parameters, state of {self.state_dim}, mean norm {self.state_norm:.2f})\n"
+            f"Squared error in pixels^2 of the agent's location, read off predicted latents "
+            f"({self.parameters:,} parameters, latents of {self.state_dim}, mean norm {self.state_norm:.2f})\n"
         )
         columns = (
             f"{'probe set':<22}{'official':>10}{'converged':>11}{'untrained':>11}{'(converged)':>13}{'constant':>10}"

@@ -71,7 +71,7 @@ def test_a_run_that_overflows_stops_and_keeps_the_step_which_then_fails_again(tm
 
 
 def test_a_step_gone_wrong_between_readings_is_named_and_no_later_one_is_saved(tmp_path, explosive):
-    """Without a reading in every step: the run goes on to the next reading, its state does not."""
+    """Without a log step at every step: the run goes on to the next one, its state does not."""
     every_step = tmp_path / "every_step"
     create_run(every_step, explosive)
     with pytest.raises(RunError) as exact:

@@ -131,11 +131,11 @@ def test_learning_rate_and_sigma_begin_anew_where_a_stage_restarts_them():
 def test_what_is_frozen_does_not_count_in_the_gradient_that_is_clipped(two_rooms):
     config = configuration(two_rooms, staged(Stage(1, weigh(25, 25, 1), frozen=("encoder",))))
     trainer = trainer_for(config)
-    readings = dict(zip(trainer.names, trainer.step(next(batches(config))).metrics.tolist(), strict=True))
+    metrics = dict(zip(trainer.names, trainer.step(next(batches(config))).metrics.tolist(), strict=True))
     norms = {part: module_norm(module) for part, module in trainer.model.named_children()}
     assert norms["encoder"] == 0
     # Clipped to half, or left as it was.
-    assert norms["predictor"] == pytest.approx(min(readings["gradient_norm"], 0.5), rel=1e-4)
+    assert norms["predictor"] == pytest.approx(min(metrics["gradient_norm"], 0.5), rel=1e-4)
 
 
 def module_norm(module):

@@ -42,7 +42,7 @@ def batches(config):
 
 
 def losses(config):
-    """The readings [STEPS, 5] of a run."""
+    """The metrics [STEPS, 5] of a run."""
     trainer = trainer_for(config)
     return torch.stack([trainer.step(batch).metrics.clone() for batch in batches(config)]).cpu()
 
@@ -116,11 +116,11 @@ def test_a_step_that_is_not_finite_changes_nothing_and_neither_do_those_after_it
         trainer.step(batch)
     before = copy.deepcopy(trainer.state())
     bad = all_batches[3]._replace(actions=torch.full_like(all_batches[3].actions, float("inf")))
-    readings = dict(zip(trainer.names, trainer.step(bad).metrics.tolist(), strict=True))
-    assert not torch.tensor(readings["invariance"]).isfinite()
+    metrics = dict(zip(trainer.names, trainer.step(bad).metrics.tolist(), strict=True))
+    assert not torch.tensor(metrics["invariance"]).isfinite()
     for batch in all_batches[4:6]:
         later = trainer.step(batch)
-    assert later.metrics.isfinite().tolist() == [torch.tensor(value).isfinite() for value in readings.values()]
+    assert later.metrics.isfinite().tolist() == [torch.tensor(value).isfinite() for value in metrics.values()]
     assert float(trainer.failed) == 1
     after = trainer.state()
     for state in (before, after):

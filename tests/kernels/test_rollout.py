@@ -44,6 +44,16 @@ def test_odd_sizes_match_float64(batch, steps):
     check(rollout, draw(3, batch, steps), TOLERANCES[torch.float32], dropout=0.1)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("residual", "activation"), FORMS)
+@pytest.mark.parametrize("action_size", [1, 3, 7])
+def test_actions_of_any_size_match_float64(action_size, residual, activation, dtype):
+    case = draw(5, 3, 4, dtype, action_size)
+    check(rollout, case, TOLERANCES[dtype], residual=residual, activation=activation, dropout=0.3)
+    compiled = torch.compile(rollout, fullgraph=True, backend="aot_eager")
+    check(compiled, case, TOLERANCES[dtype], residual=residual, activation=activation, dropout=0.3)
+
+
 def test_no_trajectories_give_no_states_and_gradients_of_zero():
     ours = results(rollout, draw(4, 0, 3), dropout=0.1)
     assert ours["states"].shape == (0, 3, 4)
@@ -209,8 +219,16 @@ def test_plain_pytorch_on_a_device_is_announced_once(caplog, monkeypatch):
 @pytest.mark.parametrize(("dim", "dtype"), [(100, torch.float32), (128, torch.float64)])
 def test_states_that_the_kernels_do_not_take_run_in_plain_pytorch(monkeypatch, dim, dtype):
     monkeypatch.setattr(module.dispatch, "why_no_triton", lambda device: None)
-    assert module.why_no_triton(torch.zeros(2, 128)) is None
-    assert "the kernels take" in module.why_no_triton(torch.zeros(2, dim, dtype=dtype))
+    actions = torch.zeros(2, 3, 2)
+    assert module.why_no_triton(torch.zeros(2, 128), actions) is None
+    assert "the kernels take" in module.why_no_triton(torch.zeros(2, dim, dtype=dtype), actions)
+
+
+def test_actions_that_the_kernels_do_not_take_run_in_plain_pytorch(monkeypatch):
+    monkeypatch.setattr(module.dispatch, "why_no_triton", lambda device: None)
+    case = draw(16, 2, 3, action_size=7)
+    assert module.why_no_triton(case.first, case.actions) == "actions have 7 numbers, the kernels take 2"
+    assert module.why_no_triton(case.first, case.actions[..., :2]) is None
 
 
 def on_device(autocast):

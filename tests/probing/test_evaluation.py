@@ -86,7 +86,7 @@ def test_the_wall_to_agent_ratio_is_wall_over_normal_and_is_stored(tmp_path, eva
 
 
 def test_the_model_cannot_see_later_frames(model, two_rooms, monkeypatch):
-    """With every frame after the first replaced by noise, the predicted states are the same to the bit."""
+    """With every frame after the first replaced by noise, the predicted latents are the same to the bit."""
     split = open_split(two_rooms / "probe_normal" / "val")
     plain = rollout_split(model, split, "plain")
 
@@ -113,7 +113,7 @@ def test_rollouts_equal_the_models_own_rollout_from_whole_frames(model, two_room
             frames = expand_frames(batch, split.spec)
             expected = model.rollout(frames[:, 0], batch.actions)
     model.train()
-    torch.testing.assert_close(rolled.states, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(rolled.latents, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_rolling_out_leaves_the_world_in_its_mode(model, two_rooms):

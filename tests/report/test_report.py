@@ -23,7 +23,6 @@ from jepa_fast.probing.results import Evaluation
 from jepa_fast.report import __main__ as report
 from jepa_fast.report.words import number
 from jepa_fast.runs import create_run
-from jepa_fast.stages import EpochReached
 
 ROOT = Path(jepa_fast.__file__).parents[1]
 SETS = ["normal", "wall", "wall_other", "expert"]
@@ -69,7 +68,7 @@ def make_run(folder, data, **changes):
     recipe = Recipe(
         model=JEPAConfig(channels=2, blocks=1, dim=8),
         objective=VICRegConfig(gamma=0.5),
-        stages=(Stage(1, 25.0, 25.0, 1.0), Stage(1, 30.0, 25.0, 1.0)),
+        stages=(Stage(1), Stage(1, {"invariance": 30.0})),
     )
     config = RunConfig(
         preset="test", recipe=recipe, seed=3, steps=30, batch_size=8, amp="off", compile=False,
@@ -193,7 +192,7 @@ def test_a_sentence_names_what_the_spectrum_says(page, runs):
 
 
 def test_configuration_and_environment_are_there(page):
-    for text in ("recipe.stages.1.invariance", "recipe.objective.gamma", torch.__version__, "30 of 30 steps"):
+    for text in ("recipe.stages.1.weights.invariance", "recipe.objective.gamma", torch.__version__, "30 of 30 steps"):
         assert text in page.text
     assert "25 invariance + 25 variance + 1 covariance up to step 15, then 30 invariance" in page.text
 
@@ -212,10 +211,10 @@ def test_a_run_that_ended_at_once_still_has_a_report(tmp_path, two_rooms):
     (tmp_path / "cut" / "evaluation.json").write_text("{}")
     report.main(report.Arguments((tmp_path / "cut",)))
     text = Page(tmp_path / "cut" / "report.html").text
-    assert "No reading was written yet" in text
+    assert "Nothing was logged yet" in text
     assert "This run recorded no spectra" in text
     assert "evaluation.json is damaged or was written by another version." in text
-    # One step is one reading, which has no throughput.
+    # One step is one log step, which has no throughput.
     report.main(report.Arguments((tmp_path / "whole",)))
     assert "Too few steps were done to measure a throughput." in Page(tmp_path / "whole" / "report.html").text
 
@@ -243,7 +242,7 @@ def test_comparison_lists_what_differs_and_overlays_every_curve(runs, tmp_path, 
         "Throughput, trajectories / s", "Effective rank", "Singular values",
     ]  # fmt: skip
     last = [json.loads((run / "metrics.jsonl").read_text().splitlines()[-1]) for run in runs]
-    shown = re.fullmatch(r"At the last reading: first (\S+) and second (\S+)\.", captions["Variance term"])
+    shown = re.fullmatch(r"At the last log step: first (\S+) and second (\S+)\.", captions["Variance term"])
     for text, metrics in zip(shown.groups(), last, strict=True):
         assert float(text) == pytest.approx(metrics["variance"], rel=5e-3)
 
@@ -275,10 +274,9 @@ def test_bad_input_is_one_line(tmp_path, runs):
 
 
 def test_a_report_says_where_stages_ended_and_what_they_froze(tmp_path, two_rooms):
-    """The first stage ends at the reading after an epoch and a half of six steps each, not at its share."""
     stages = (
-        Stage(9, 0.0, 25.0, 1.0, until=EpochReached(1.5)),
-        Stage(1, 25.0, 0.0, 0.0, ("encoder.agent", "encoder.wall"), stop_gradient=True),
+        Stage(1, {"invariance": 0.0}),
+        Stage(1, {"variance": 0.0, "covariance": 0.0}, ("encoder.agent", "encoder.wall")),
     )
     recipe = Recipe(model=JEPAConfig(channels=2, blocks=1, dim=8), stages=stages)
     config = RunConfig(
@@ -289,5 +287,5 @@ def test_a_report_says_where_stages_ended_and_what_they_froze(tmp_path, two_room
     train(config, tmp_path / "run")
     report.main(report.Arguments((tmp_path / "run",)))
     text = Page(tmp_path / "run" / "report.html").text
-    assert "0 invariance + 25 variance + 1 covariance up to step 10, then 25 invariance + 0 variance" in text
-    assert "targets without gradient, with encoder.agent and encoder.wall frozen up to step 20" in text
+    assert "by VICReg: 0 invariance + 25 variance + 1 covariance up to step 10, then 25 invariance + 0 variance" in text
+    assert "+ 0 covariance with encoder.agent and encoder.wall frozen up to step 20." in text
