@@ -26,7 +26,7 @@ from bench.step_contenders import packed_split
 from jepa_fast.backends import choose_kernels
 from jepa_fast.config import LoopOptions, RunConfig
 from jepa_fast.data.batches import Batch
-from jepa_fast.data.host import gather, wall_bases
+from jepa_fast.data.host import gather, group_bases
 from jepa_fast.data.sampler import Sampler
 from jepa_fast.data.shards import Split, open_split
 from jepa_fast.engine.loop import training
@@ -69,7 +69,7 @@ def configuration(folder: Path, device: str) -> RunConfig:
 
 
 def trainer_for(config: RunConfig, split: Split) -> Trainer:
-    return Trainer(config, split.spec, wall_bases(split, torch.device(config.device)))
+    return Trainer(config, split.spec, group_bases(split, torch.device(config.device)))
 
 
 def first_batch(config: RunConfig, split: Split) -> Batch:

@@ -8,8 +8,8 @@ from typing import Any
 from jepa_fast.errors import InputError
 
 EVALUATION = "evaluation.json"  # in a run folder
-# The two sets of the wall-to-agent error ratio.
-WALL, AGENT = "probe_wall/val", "probe_normal/val"
+# The two sets of the ratio `Evaluation.wall_to_agent`: much blocked, and mostly free.
+BLOCKED, FREE = "probe_wall/val", "probe_normal/val"
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class DistanceBin:
-    """Frames in which the dot was at least `low_px` from the nearest solid pixel, and less than the next bin's.
+    """Frames in which the agent was at least `low_px` from the nearest solid pixel, and less than the next bin's.
 
     Errors are squared, in pixels^2, the mean over these frames and both axes.
     """
@@ -48,7 +48,7 @@ class Example:
         error: mean squared error over steps and axes in pixels^2.
         true: T locations (x, y) in pixels.
         located: T locations (x, y) in pixels.
-        solid: walls of frame 0 as rectangles (x, y, width, height) of whole pixels.
+        solid: what is solid in frame 0, as rectangles (x, y, width, height) of whole pixels.
     """
 
     kind: str
@@ -99,17 +99,17 @@ class Evaluation:
 
     @property
     def wall_to_agent(self) -> dict[str, float]:
-        """The wall-to-agent error ratio under each probe: the error on probe_wall/val over that on probe_normal/val.
+        """Under each probe the error on probe_wall/val over that on probe_normal/val.
 
-        On probe_normal the agent mostly walks freely, on probe_wall it walks into the wall or through the door: the
-        ratio tells how much worse what the wall does is known than how the agent moves. Always guessing the middle
-        gives about 0.7, for the walls' agents lie closer together. Empty where one of the two sets is missing.
+        On probe_normal the agent mostly walks freely, on probe_wall it is often blocked: the ratio tells how much worse
+        what blocks it is known than how it moves. Always guessing the middle gives about 0.7, for where agents are
+        blocked they lie closer together. Empty where one of the two sets is missing.
         """
         found = {result.name: result.trained for result in self.probe_sets}
-        if not {WALL, AGENT} <= found.keys():
+        if not {BLOCKED, FREE} <= found.keys():
             return {}
-        wall, agent = found[WALL], found[AGENT]
-        return {"official": wall.official / agent.official, "converged": wall.converged / agent.converged}
+        blocked, free = found[BLOCKED], found[FREE]
+        return {"official": blocked.official / free.official, "converged": blocked.converged / free.converged}
 
     def save(self, path: Path) -> None:
         """Write the evaluation as JSON, with the ratio for who reads it there."""

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from jepa_fast.config import JEPAConfig, LoopOptions, Recipe, RunConfig, Stage, VICRegConfig
-from jepa_fast.data.host import gather, wall_bases
+from jepa_fast.data.host import gather, group_bases
 from jepa_fast.data.sampler import Sampler
 from jepa_fast.data.shards import open_split
 from jepa_fast.engine.checkpoint import load_checkpoint
@@ -41,7 +41,7 @@ def configuration(data, recipe, **changes):
 
 def trainer_for(config):
     split = open_split(Path(config.data) / "train")
-    return Trainer(config, split.spec, wall_bases(split, torch.device(config.device)))
+    return Trainer(config, split.spec, group_bases(split, torch.device(config.device)))
 
 
 def batches(config, first=0, stop=STEPS):

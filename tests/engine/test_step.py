@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from jepa_fast.config import InfoNCEConfig, JEPAConfig, Recipe, RunConfig, Stage, VICRegConfig
-from jepa_fast.data.host import gather, wall_bases
+from jepa_fast.data.host import gather, group_bases
 from jepa_fast.data.sampler import Sampler
 from jepa_fast.data.shards import open_split
 from jepa_fast.engine.step import Trainer
@@ -33,7 +33,7 @@ def configuration(data, **changes):
 
 def trainer_for(config):
     split = open_split(Path(config.data) / "train")
-    return Trainer(config, split.spec, wall_bases(split, torch.device(config.device)))
+    return Trainer(config, split.spec, group_bases(split, torch.device(config.device)))
 
 
 def batches(config):
@@ -100,12 +100,12 @@ def test_a_step_reads_nothing_back_and_leaves_its_result_in_place(two_rooms, rec
     config = configuration(two_rooms, recipe=recipe, kernels=kernels)
     trainer, (first, *others) = trainer_for(config), batches(config)
     place = trainer.step(first).metrics.data_ptr()
-    input_place = trainer._batch.dots.data_ptr()
+    input_place = trainer._batch.groups[0].pixels.data_ptr()
     for batch in others:
         with NoReadBack():
             result = trainer.step(batch)
         assert result.metrics.data_ptr() == place
-        assert trainer._batch.dots.data_ptr() == input_place
+        assert trainer._batch.groups[0].pixels.data_ptr() == input_place
     assert trainer.clock.tolist() == [config.seed, STEPS, 0]
 
 

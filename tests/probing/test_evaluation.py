@@ -97,7 +97,10 @@ def test_the_model_cannot_see_later_frames(model, two_rooms, monkeypatch):
     monkeypatch.setattr(
         rollouts_module,
         "evaluation_batches",
-        lambda split, size: (b._replace(corners=b.corners.flip(0)) for b in evaluation_batches(split, size)),
+        lambda split, size: (
+            b._replace(groups=(b.groups[0]._replace(corners=b.groups[0].corners.flip(0)), *b.groups[1:]))
+            for b in evaluation_batches(split, size)
+        ),
     )
     assert not torch.equal(rollout_split(model, split, "moved").latents, plain.latents)
 
@@ -181,7 +184,7 @@ def test_examples_are_the_best_the_median_and_the_worst_trajectories(model, two_
         wall = torch.zeros(65, 65, dtype=torch.bool)
         for x, y, width, height in example.solid:
             wall[y : y + height, x : x + width] = True
-        stored = next(evaluation_batches(split, 80)).walls[example.trajectory]
+        stored = next(evaluation_batches(split, 80)).groups[1].pixels[example.trajectory, 0]
         assert torch.equal(wall, stored > 0)
 
 
