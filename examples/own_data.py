@@ -17,13 +17,14 @@ Episode = tuple[NDArray[np.uint8], NDArray[np.float32], dict[str, NDArray[np.flo
 
 
 def episodes(count: int, seed: int) -> Iterator[Episode]:
-    """A square on a picture that differs from episode to episode; three numbers move it and change its colour."""
+    """A square before a picture; the three numbers of an action move it and change its colour."""
+    picture = np.random.default_rng(0).integers(0, 60, (SIDE, SIDE, 3), np.uint8)
     random = np.random.default_rng(seed)
     for _ in range(count):
         actions = random.normal(0, (2, 2, 0.1), (FRAMES - 1, 3)).astype(np.float32)
         state = np.cumsum(np.concatenate([[(*random.uniform(8, 18, 2), 0.5)], actions]), axis=0)
         state = np.clip(state, 0, (SIDE - 6, SIDE - 6, 1)).astype(np.float32)
-        frames = np.repeat(random.integers(0, 60, (1, SIDE, SIDE, 3), np.uint8), FRAMES, axis=0)
+        frames = np.repeat(picture[None], FRAMES, axis=0)
         for frame, (x, y, colour) in zip(frames, state, strict=True):
             frame[round(y) : round(y) + 6, round(x) : round(x) + 6] = 255 * np.array([colour, 1 - colour, 0.5])
         yield frames, actions, {"place": state[:, :2], "colour": state[:, 2:]}
@@ -48,6 +49,7 @@ def main(folder: Path = Path("runs/own_data"), count: int = 2000, steps: int = 4
     """Pack, train, and see what latents that were predicted from the first frame alone know of later ones."""
     data = jf.pack(episodes(count, seed=0), folder / "data" / "train", scale=1 / 255, workers=1)
     unseen = jf.pack(episodes(512, seed=1), folder / "data" / "unseen", scale=1 / 255, workers=1)
+    torch.manual_seed(0)
     model = jf.JEPA(encoder=encoder(dim), predictor=jf.MLPPredictor(dim=dim, action_dim=3), objective=jf.VICReg())
     run = jf.fit(model, data, steps=steps, out=folder / "run")
     frames, actions, targets = next(iter(DataLoader(unseen, batch_size=len(unseen))))

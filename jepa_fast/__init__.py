@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from jepa_fast.config import OptimizerConfig as OptimizerConfig
     from jepa_fast.config import Stage as Stage
     from jepa_fast.config import VICRegConfig as VICRegConfig
-    from jepa_fast.data.trajectories import TrajectoryDataset as TrajectoryDataset
-    from jepa_fast.data.trajectories import pack as pack
+    from jepa_fast.data.dataset import TrajectoryDataset as TrajectoryDataset
+    from jepa_fast.data.dataset import pack as pack
     from jepa_fast.fitting import Run as Run
     from jepa_fast.fitting import fit as fit
     from jepa_fast.models.jepa import JEPA as JEPA
@@ -44,11 +44,11 @@ _PLACES = {
     "Run": "jepa_fast.fitting",
     "Stage": "jepa_fast.config",
     "VICRegConfig": "jepa_fast.config",
-    "TrajectoryDataset": "jepa_fast.data.trajectories",
+    "TrajectoryDataset": "jepa_fast.data.dataset",
     "VICReg": "jepa_fast.objectives.vicreg",
     "fit": "jepa_fast.fitting",
     "load": "jepa_fast.runs",
-    "pack": "jepa_fast.data.trajectories",
+    "pack": "jepa_fast.data.dataset",
 }
 _MODULES = ("functional", "nn")
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from jepa_fast import train
 from jepa_fast.config import Kernels, OptimizerConfig, Recipe, Stage
-from jepa_fast.data.trajectories import TrajectoryDataset
+from jepa_fast.data.dataset import TrajectoryDataset
 from jepa_fast.engine.record import Metrics, read_metrics
 from jepa_fast.models.model import Model
 

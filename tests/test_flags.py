@@ -244,7 +244,7 @@ def test_help_of_a_stored_run_shows_its_settings(started, capsys):
 def test_a_model_takes_its_groups_and_its_action_size_from_the_data(tmp_path):
     def episodes():
         for shade in range(8):
-            yield np.full((4, 3, 16, 16), shade, np.uint8), np.zeros((3, 7), np.float32)
+            yield np.full((4, 3, 20, 24), shade, np.uint8), np.zeros((3, 7), np.float32)
 
     jf.pack(episodes(), tmp_path / "mine", workers=1)
     config = train.resolve(parse("--data.path", tmp_path / "mine", "--data.batch-size", 4), "cpu", tmp_path / "mine")
