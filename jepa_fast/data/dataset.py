@@ -75,6 +75,10 @@ class TrajectoryDataset(Dataset[Trajectory]):
         targets = {name: torch.from_numpy(self.split.targets(name, row)[0]) for name, _ in self.spec.targets}
         return Trajectory(frames, actions, targets)
 
+    def __fspath__(self) -> str:
+        """The folder of the split: wherever a path is expected, the data set may stand."""
+        return str(self.split.folder)
+
     def __getstate__(self) -> dict[str, Any]:
         # A mapped array would be pickled with all that it holds.
         return {"folder": self.split.folder}

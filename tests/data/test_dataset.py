@@ -1,6 +1,7 @@
 """Packing any iterable of episodes, and reading it back one trajectory at a time."""
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -67,6 +68,7 @@ def test_it_is_pickled_as_a_folder_and_works_in_the_workers_of_a_data_loader(tmp
     data = pack(draw_episodes(), tmp_path / "mine", workers=1)
     assert len(pickle.dumps(data)) < 1000
     again = pickle.loads(pickle.dumps(data))
+    assert Path(again) == tmp_path / "mine"
     loader = DataLoader(again, batch_size=4, num_workers=2, multiprocessing_context="spawn")
     batches = list(loader)
     assert [len(batch.actions) for batch in batches] == [4, 2]

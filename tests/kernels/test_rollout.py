@@ -23,7 +23,7 @@ def check(function, case, tolerance, **options):
 @pytest.mark.parametrize(("residual", "activation"), FORMS)
 def test_reference_is_the_predictor(residual, activation, dropout):
     case = draw(6, 3, 4, torch.float64)
-    predictor = MLPPredictor(6, dropout, residual, activation).double()
+    predictor = MLPPredictor(6, dropout=dropout, residual=residual, activation=activation).double()
     with torch.no_grad():
         for own, drawn in zip(predictor.weights(), case.weights, strict=True):
             own.copy_(drawn)
@@ -50,6 +50,7 @@ def test_odd_sizes_match_float64(batch, steps):
 def test_actions_of_any_size_match_float64(action_size, residual, activation, dtype):
     case = draw(5, 3, 4, dtype, action_size)
     check(rollout, case, TOLERANCES[dtype], residual=residual, activation=activation, dropout=0.3)
+    torch.compiler.reset()
     compiled = torch.compile(rollout, fullgraph=True, backend="aot_eager")
     check(compiled, case, TOLERANCES[dtype], residual=residual, activation=activation, dropout=0.3)
 
@@ -169,8 +170,9 @@ def test_evaluation_keeps_nothing():
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("residual", "activation"), FORMS)
 def test_both_forms_of_the_predictor_are_one_function_with_the_same_parameters(residual, activation, training):
-    plain = MLPPredictor(6, 0.3, residual, activation).double().train(training)
-    fused = MLPPredictor(6, 0.3, residual, activation, kernels="triton").double().train(training)
+    options = {"dropout": 0.3, "residual": residual, "activation": activation}
+    plain = MLPPredictor(6, **options).double().train(training)
+    fused = MLPPredictor(6, **options, kernels="triton").double().train(training)
     fused.load_state_dict(plain.state_dict())
     case = draw(6, 3, 4, torch.float64)
     states = [predictor(case.first, case.actions, case.clock) for predictor in (plain, fused)]
@@ -332,8 +334,8 @@ def test_compiled_graph_on_a_device_equals_eager():
 def test_the_world_of_kernels_predicts_what_the_plain_one_does():
     torch.manual_seed(0)
     config = JEPAConfig()
-    plain = MLPPredictor(config.dim, config.dropout, config.residual, config.activation).cuda()
-    fused = MLPPredictor(config.dim, config.dropout, config.residual, config.activation, kernels="triton").cuda()
+    plain = MLPPredictor(config.dim, dropout=config.dropout).cuda()
+    fused = MLPPredictor(config.dim, dropout=config.dropout, kernels="triton").cuda()
     fused.load_state_dict(plain.state_dict())
     case = draw(128, 16, 16).to("cuda")
     states = [predictor(case.first, case.actions, case.clock) for predictor in (plain, fused)]
