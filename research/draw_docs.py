@@ -1,0 +1,1 @@
+../scripts/draw_docs.py
