@@ -24,11 +24,12 @@ TOP_LEVEL = [
     "csrc",
     "jepa_fast",
     "kernels",
+    "research",
     "tests",
 ]
 SOURCES = [
     path
-    for folder in ("jepa_fast", "kernels", "csrc", "bench", "tests", "scripts")
+    for folder in ("jepa_fast", "kernels", "csrc", "bench", "research", "tests", "scripts")
     for path in sorted((ROOT / folder).rglob("*"))
     if path.suffix in {".py", ".cpp", ".cu", ".h", ".sh"}
 ]
@@ -42,10 +43,11 @@ def has_main_guard(path: Path) -> bool:
 
 
 COMMANDS = sorted(
-    path.parent.stem if path.stem == "__main__" else path.stem
+    f"jepa_fast.{path.parent.stem if path.stem == '__main__' else path.stem}"
     for path in (ROOT / "jepa_fast").glob("**/*.py")
     if has_main_guard(path)
 )
+COMMANDS += ["research.speedrun", "research.study"]
 
 
 @pytest.mark.parametrize("name", TOP_LEVEL)
@@ -82,6 +84,20 @@ def test_source_file_stays_under_400_lines(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 400
 
 
+@pytest.mark.parametrize("room", ["jepa_fast", "kernels"])
+def test_the_package_imports_nothing_of_research(room: str) -> None:
+    importers = []
+    for path in sorted((ROOT / room).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            importers += [
+                path.name for name in names if name.split(".")[0] in ("research", "scripts", "tests", "bench")
+            ]
+    assert importers == []
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command_explains_itself_in_a_second_without_torch(command: str) -> None:
     best_s = float("inf")
@@ -89,7 +105,7 @@ def test_command_explains_itself_in_a_second_without_torch(command: str) -> None
     for _ in range(3):
         start = time.perf_counter()
         done = subprocess.run(
-            [sys.executable, "-X", "importtime", "-m", f"jepa_fast.{command}", "--help"],
+            [sys.executable, "-X", "importtime", "-m", command, "--help"],
             cwd=ROOT,
             capture_output=True,
             text=True,

@@ -1,0 +1,265 @@
+"""A study through its command: stopped, gone on with, failed runs and all, to tables that are those of its records."""
+
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jepa_fast.data.writing import locked
+from jepa_fast.engine.checkpoint import newest_step
+from jepa_fast.errors import InputError, RunError
+from jepa_fast.generate import generate
+from research import jsonl, studies, study
+from research.process import Command
+from research.runner import Runner, load_records, missing_jobs
+from research.studies import Study
+from research.study_page import insert, spread, tables
+
+ROOT = Path(study.__file__).parents[1]
+SETS = ["probe_normal/val", "probe_wall/val", "probe_wall_other/val", "probe_expert/val"]
+# Models that train and are probed in seconds, on steps enough for an interruption to come in between.
+SMALL = Study("Does it work?", ("features20k", "pixels300k"), seeds=(0, 1), steps=240, batch_size=4)
+TINY = Study("Does it work?", ("features20k",), seeds=(0,), steps=12, batch_size=8)
+AS_A_USER = f"""
+from jepa_fast import cli
+from research import studies, study
+from research.studies import Study
+studies.STUDIES["small"] = {SMALL!r}
+cli.run(study.main, study.Arguments, "The study of these tests.")
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """The smallest sets that probes can be trained and scored on."""
+    folder = tmp_path_factory.mktemp("data")
+    generate(folder, trajectories=48, splits=("train",), workers=1)
+    generate(folder, trajectories=72, splits=("probe_normal/train", "probe_expert/train"), workers=1)
+    generate(folder, trajectories=8, splits=tuple(SETS), workers=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """The study SMALL, one seed, as a user starts it; nobody disturbs it."""
+    place = tmp_path_factory.mktemp("whole")
+    flags = ["--data", data, "--seeds", 0, "--jobs", 1]
+    flags += ["--out", place / "runs", "--records", place / "records", "--page", place / "page.md"]
+    words = [sys.executable, "-c", AS_A_USER, "small", *map(str, flags)]
+    # The threads of the run it is compared with: with other numbers sums round otherwise.
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"features20k seed 0: .* px², trained in .*; \d of 2 runs, [\d:]+ left", done.stderr)
+    return place
+
+
+def interrupt_when(condition):
+    """Ctrl-C to this process as soon as it holds."""
+
+    def watch():
+        deadline = time.monotonic() + 120
+        while not condition() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def test_a_study_that_was_interrupted_ends_with_the_numbers_of_one_left_alone(whole, data, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    alone, records = replace(SMALL, presets=("features20k",), seeds=(0,)), tmp_path / "records.jsonl"
+    run = tmp_path / "runs" / "features20k" / "seed-0"
+    interrupt_when((run / "metrics.jsonl").exists)
+    with pytest.raises(SystemExit) as stopped:
+        Runner(replace(alone, seeds=(0, 1)), data, tmp_path / "runs", records, 1).run()
+    assert stopped.value.code == 128 + signal.SIGINT
+    assert not list(run.parent.glob("seed-1*"))  # what had not begun has cost nothing
+    assert 1 <= newest_step(run) < SMALL.steps
+    assert not records.exists()
+    Runner(alone, data, tmp_path / "runs", records, 1).run()
+    ours, theirs = (load_records(alone, path)[0] for path in (records, whole / "records" / "small.jsonl"))
+    assert ours.probe_sets == theirs.probe_sets
+    assert ours.collapse == theirs.collapse
+    # Seconds are those of both training processes.
+    costs = json.loads(run.with_suffix(".costs.json").read_text())["costs"]
+    assert len(costs) == 2
+    assert ours.train_wall_s == pytest.approx(sum(wall_s for _, wall_s, _ in costs), rel=1e-3)
+
+    before = records.read_bytes(), records.stat().st_mtime_ns
+    Runner(alone, data, tmp_path / "runs", records, 1).run()
+    assert (records.read_bytes(), records.stat().st_mtime_ns) == before
+
+
+def test_a_run_left_behind_keeps_a_second_study_away(tmp_path):
+    """A study killed alone leaves its runs at work: they hold its lock until they end."""
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    with locked(runs) as descriptor:
+        left_behind = Command("http.server", "--bind", "127.0.0.1", "0", log=tmp_path / "log", keep_open=(descriptor,))
+    again = Runner(TINY, tmp_path / "data", runs, tmp_path / "records.jsonl", 1)
+    with pytest.raises(InputError, match="another study, or a run that one left behind, is at work here"):
+        again.run()
+    left_behind.stop()
+    left_behind.wait()
+    with locked(runs):
+        pass
+
+
+def test_tables_hold_the_means_and_spreads_of_the_records_and_plots_are_drawn(whole, tmp_path, monkeypatch):
+    monkeypatch.setitem(studies.STUDIES, "small", SMALL)
+    path = tmp_path / "small.jsonl"
+    shutil.copy(whole / "records" / "small.jsonl", path)
+    first = jsonl.read(path)[0]
+    assert (first["preset"], first["seed"]) == ("features20k", 0)
+    assert not re.search(r"/(tmp|root|home|work)/", path.read_text())
+    # A second seed whose errors are half as large again.
+    second = json.loads(json.dumps(first)) | {"seed": 1, "train_wall_s": first["train_wall_s"] * 3}
+    for found in second["probe_sets"].values():
+        found["trained"]["converged"] *= 1.5
+        found["trained"]["official"] *= 1.5
+    jsonl.append(path, second)
+    study.main(study.Arguments("small", draw=True, records=tmp_path, page=tmp_path / "page.md"))
+    page = (tmp_path / "page.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if "| features20k |" in line]
+    for row, probe in zip(rows, ("converged", "official"), strict=False):
+        assert row[1] == "2"
+        for cell, name in zip(row[2:6], SETS, strict=True):
+            values = [one["probe_sets"][name]["trained"][probe] for one in (first, second)]
+            mean, std = map(float, cell.replace(",", "").split(" ± "))
+            assert mean == pytest.approx(statistics.fmean(values), rel=5e-3)
+            assert std == pytest.approx(statistics.stdev(values), rel=5e-2)
+    wall_s = first["train_wall_s"]
+    assert rows[2][3] == f"{2 * wall_s:.0f} ± {statistics.stdev([wall_s, 3 * wall_s]):.2g}"
+    assert rows[2][1:3] == ["5,056", "960"]
+    assert "1 of 4 runs have not been measured yet." in page
+    for name in ("study-small.png", "study-small-pareto.png"):
+        assert (tmp_path / "images" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_study_says_what_it_will_do_and_does_nothing_where_nothing_is_missing(
+    whole, tmp_path, monkeypatch, capsys, caplog
+):
+    """Neither a data set nor a run folder is made for records that are only printed."""
+    monkeypatch.setitem(studies.STUDIES, "small", replace(SMALL, data=str(tmp_path / "generated")))
+    caplog.set_level(logging.INFO)
+    path = whole / "records" / "small.jsonl"
+    arguments = study.Arguments(
+        "small", seeds=(0,), out=tmp_path / "runs", records=path.parent, page=tmp_path / "page.md"
+    )
+    study.main(arguments)
+    assert "small: 2 presets x 1 seeds, 240 steps of 4 trajectories each\n2 of 2 runs are in " in caplog.text
+    assert "nothing to run" in caplog.text
+    assert "| features20k | 1 |" in capsys.readouterr().out
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["images", "page.md"]
+
+    done = []
+    monkeypatch.setattr(study, "generate", lambda *_, **__: done.append("generated"))
+    monkeypatch.setattr(Runner, "run", lambda self: done.append("run"))
+    caplog.clear()
+    study.main(replace(arguments, seeds=(0, 1), presets=("pixels300k",)))
+    assert "1 of 2 runs are in " in caplog.text
+    assert "to run, 1 at a time: pixels300k (seed 1)" in caplog.text
+    assert "generated, which is generated where it is not there yet; run folders: " in caplog.text
+    assert done == ["generated", "run"]
+
+
+def test_a_record_that_was_cut_short_is_measured_again(whole, tmp_path):
+    path, alone = tmp_path / "small.jsonl", replace(SMALL, seeds=(0,))
+    path.write_bytes((whole / "records" / "small.jsonl").read_bytes()[:-100])
+    assert [record.preset for record in load_records(alone, path)] == ["features20k"]
+    assert [str(job) for job in missing_jobs(alone, path)] == ["pixels300k seed 0"]
+
+
+def test_a_spread_has_two_digits_and_no_exponent():
+    assert spread([1.0, 1.1]) == "1.05 ± 0.071"
+    assert spread([10.0, 150.0]) == "80 ± 99"
+    assert spread([10.0, 1510.0]) == "760 ± 1061"
+    assert spread([5.0]) == "5"
+    assert spread([]) == "-"
+
+
+def test_a_run_that_fails_is_a_row_that_says_so(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    spoilt, records = tmp_path / "data", tmp_path / "records.jsonl"
+    shutil.copytree(data, spoilt)
+    path = spoilt / "train" / "actions-00000.npy"
+    np.save(path, np.load(path) * np.float32(1e30))
+    Runner(TINY, spoilt, tmp_path / "runs", records, 1).run()
+    found = load_records(TINY, records)
+    assert re.fullmatch(r"step \d+: \w+ is (nan|inf)", found[0].failure)
+    shown = tables(TINY, found)
+    assert f"seed 0 failed: {found[0].failure}" in shown
+    assert "| features20k | 0 of 1 | - | - | - | - | - |" in shown
+
+
+def test_a_run_that_says_nothing_about_its_preset_is_left_for_the_next_start(tmp_path):
+    runner = Runner(TINY, tmp_path / "absent", tmp_path / "runs", tmp_path / "records.jsonl", 1)
+    with pytest.raises(RunError, match="not finished, and tried again at the next start: features20k seed 0"):
+        runner.run()
+    assert not (tmp_path / "records.jsonl").exists()
+
+
+def test_records_of_another_budget_are_refused(whole):
+    path = whole / "records" / "small.jsonl"
+    assert len(load_records(replace(SMALL, seeds=(0,)), path)) == 2
+    with pytest.raises(InputError, match=r"small\.jsonl, line 1: steps: got 240, expected the study's 30"):
+        load_records(replace(SMALL, steps=30), path)
+
+
+@pytest.mark.parametrize("changed", [{"covariance": 2.0}, {"epochs": -1.0}, {"sharpness": 1.5}])
+def test_records_of_a_recipe_that_has_changed_since_are_refused(whole, tmp_path, changed):
+    fields = jsonl.read(whole / "records" / "small.jsonl")[1]
+    fields["config"]["recipe"]["stages"][0] |= changed
+    jsonl.append(tmp_path / "small.jsonl", fields)
+    with pytest.raises(InputError, match=r"line 1: its recipe is not what pixels300k is now; remove the line"):
+        load_records(SMALL, tmp_path / "small.jsonl")
+
+
+def test_a_run_that_is_recorded_twice_is_refused_and_those_of_others_are_left_alone(whole, tmp_path):
+    path = tmp_path / "small.jsonl"
+    for fields in (jsonl.read(whole / "records" / "small.jsonl")[0], {"preset": "baseline", "seed": 0}):
+        jsonl.append(path, fields)
+    assert [record.preset for record in load_records(SMALL, path)] == ["features20k"]
+    jsonl.append(path, jsonl.read(path)[0])
+    with pytest.raises(InputError, match=r"line 3: got 'features20k seed 0', expected one record of each run"):
+        load_records(SMALL, path)
+
+
+def test_unknown_names_are_refused_and_told_which_there_are(tmp_path):
+    with pytest.raises(InputError, match="NAME: got 'idea', expected one of ideas, pareto, quick"):
+        study.main(study.Arguments("idea"))
+    with pytest.raises(InputError, match=r"study\.presets: got 'lager', expected one of baseline, .*larger"):
+        replace(TINY, presets=("lager",))
+    with pytest.raises(InputError, match="--presets: got 'larger', expected some of baseline, features20k"):
+        study.main(study.Arguments("quick", presets=("larger",)))
+    with pytest.raises(InputError, match="--seeds"):
+        study.main(study.Arguments("quick", seeds=(1, 1)))
+    with pytest.raises(InputError, match="expected a file with records of this study"):
+        study.main(study.Arguments("quick", draw=True, records=tmp_path, page=tmp_path / "page.md"))
+
+
+def test_the_page_keeps_what_is_written_around_a_table(tmp_path):
+    page = tmp_path / "page.md"
+    insert(page, "a", "one\n")
+    page.write_text(page.read_text().replace("## a\n", "## a\n\nWords before.\n") + "\nWords after.\n")
+    before = page.read_text()
+    insert(page, "b", "two\n")
+    insert(page, "a", "three\n")
+    assert page.read_text().startswith(before.replace("one\n", "three\n"))
+    assert "two\n" in page.read_text()
+    page.write_text(page.read_text().replace("<!-- end of study a -->\n", ""))
+    with pytest.raises(InputError, match="marks of a"):
+        insert(page, "a", "four\n")
