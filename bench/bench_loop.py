@@ -32,7 +32,7 @@ from jepa_fast.data.shards import Split, open_split
 from jepa_fast.engine.loop import training
 from jepa_fast.engine.pace import READ_EVERY, look_is_due
 from jepa_fast.engine.step import Trainer
-from jepa_fast.presets import demo
+from jepa_fast.presets import baseline
 from jepa_fast.runs import create_run
 
 BATCH, STEPS = 32, 400
@@ -60,10 +60,10 @@ CLOCK = ReplayedClock()
 
 
 def configuration(folder: Path, device: str) -> RunConfig:
-    recipe = demo()
+    recipe = baseline()
     kernels = choose_kernels("auto", device, recipe.model.dim)  # type: ignore[arg-type]
     return RunConfig(
-        preset="demo", recipe=recipe, seed=0, steps=STEPS, batch_size=BATCH, amp="off", compile=False,
+        preset="baseline", recipe=recipe, seed=0, steps=STEPS, batch_size=BATCH, amp="off", compile=False,
         device=device, data=str(folder), loader="auto", kernels=kernels, exact_shortcuts=True, capture=device == "cuda",
     )  # fmt: skip
 

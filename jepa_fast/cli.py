@@ -1,10 +1,18 @@
-"""How every command starts: parse the flags, run, and turn bad input into one line and exit status 2."""
+"""How every command starts: parse the flags, run, and turn bad input into one line and exit status 2.
 
+A command's arguments are a frozen dataclass, and so is every configuration inside it: tyro makes a flag of each field,
+however deep, with the defaults of an instance. Of a union the member that the instance has is taken.
+"""
+
+import contextlib
 import ctypes
+import io
 import logging
+import re
 import sys
-from collections.abc import Callable
-from typing import Literal, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -12,18 +20,27 @@ from jepa_fast.config import require
 from jepa_fast.errors import InputError, RunError
 
 Arguments = TypeVar("Arguments")
+Value = TypeVar("Value")
+# A setting that is chosen where it is not given: None as a default, and no value on the command line.
+Chosen = Annotated[Value | None, tyro.conf.DisallowNone, tyro.conf.arg(help_behavior_hint="")]
 
 
-def run(main: Callable[[Arguments], None], arguments_type: type[Arguments], description: str) -> None:
+def run(
+    main: Callable[[Arguments], None],
+    arguments_type: type[Arguments],
+    description: str,
+    defaults: Callable[[Sequence[str]], Arguments] | None = None,
+) -> None:
     """Parse `arguments_type` (a frozen dataclass) from the command line and call `main` with it.
 
-    Exit status: 0 done, 1 a run that cannot go on (RunError), 2 bad input (InputError or OSError), 130 interrupted.
-    Errors are one line on standard error.
+    `defaults` gives the instance that the flags change, from the words of the command line; it may look for a flag with
+    `peek`. Exit status: 0 done, 1 a run that cannot go on (RunError), 2 bad input (InputError or OSError), 130
+    interrupted. Errors are one line on standard error.
     """
-    arguments = tyro.cli(arguments_type, description=description)
-    keep_freed_memory()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
+        arguments = parse(arguments_type, description, sys.argv[1:], defaults)
+        keep_freed_memory()
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
         main(arguments)
     except InputError as error:
         fail(str(error))
@@ -34,6 +51,79 @@ def run(main: Callable[[Arguments], None], arguments_type: type[Arguments], desc
         fail(f"{error.strerror or error}{where}")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def parse(
+    arguments_type: type[Arguments],
+    description: str,
+    words: Sequence[str],
+    defaults: Callable[[Sequence[str]], Arguments] | None = None,
+) -> Arguments:
+    """The arguments that `words` ask for. Prints the help and exits if they ask for that.
+
+    Raises:
+        InputError: a flag that there is not, or a value that does not do.
+    """
+    default = {} if defaults is None else {"default": defaults(words)}
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                arguments_type, description=description, args=words, config=(tyro.conf.AvoidSubcommands,), **default
+            )
+    except SystemExit as stopped:
+        if not stopped.code:
+            raise
+        raise InputError(_complaint(said.getvalue())) from None
+
+
+def peek(words: Sequence[str], flag: str) -> str | None:
+    """The value of `flag` in the words of a command line, before they are parsed; None where it is not given."""
+    value = None
+    for word, following in zip(words, [*words[1:], None], strict=True):
+        name, equals, rest = word.partition("=")
+        if name == flag:
+            value = rest if equals else following
+    return value
+
+
+def differences(given: Any, expected: Any, flag: str) -> Iterator[tuple[str, Any, Any]]:
+    """Where two configurations differ: the flag of each such field, the value given and the one expected."""
+    if is_dataclass(given) and type(given) is type(expected):
+        for each in fields(given):
+            name = each.name.replace("_", "-")
+            yield from differences(getattr(given, each.name), getattr(expected, each.name), f"{flag}.{name}")
+    elif _is_tree(given) and _is_tree(expected) and len(given) == len(expected):
+        for number, (one, other) in enumerate(zip(given, expected, strict=True)):
+            yield from differences(one, other, f"{flag}.{number}")
+    elif given != expected:
+        yield flag, given, expected
+
+
+def _is_tree(value: Any) -> bool:
+    """Whether a value is a tuple of configurations, whose fields have flags of their own."""
+    return isinstance(value, tuple) and any(is_dataclass(each) for each in value)
+
+
+def _complaint(box: str) -> str:
+    """What tyro drew as a box, as one line: what is wrong, and the flags that may have been meant."""
+    lines = [line.strip("│ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
+    text = [line for line in lines if line and line[0] not in "╭╰"]
+    sections: list[list[str]] = [[]]
+    for line in text:
+        if line.startswith("─"):
+            sections.append([])
+        else:
+            sections[-1].append(line)
+    meant = [
+        line.split()[0].rstrip(",")
+        for section in sections[1:]
+        if section and section[0].startswith("Perhaps you meant")
+        for line in section
+        if line.startswith("--")
+    ]
+    said = re.sub(r"^Error parsing (\w+: (?=\w+\.))?", "", " ".join(sections[0]))
+    return said + (f"; did you mean {' or '.join(meant)}?" if meant else "")
 
 
 def keep_freed_memory() -> None:

@@ -23,18 +23,18 @@ class Arguments:
 
     run: tyro.conf.Positional[Path | None] = None
     """Run folder, or one written by jepa_fast.export."""
-    weights: Path | None = None
+    weights: cli.Chosen[Path] = None
     """Weights of another code, in place of a run: .safetensors, or a state dict of torch.save."""
     format: Literal["explorejepa", "explorejepa_gelu_first"] = "explorejepa"
     """Code that --weights come from; gelu_first for older ones, with the GELU before the LayerNorm."""
-    data: Path | None = None
+    data: cli.Chosen[Path] = None
     """Folder of packed splits. Default: the one the run was trained on."""
-    out: Path | None = None
+    out: cli.Chosen[Path] = None
     """Where to write the JSON. Default: evaluation.json in the run folder, or beside --weights."""
     seed: int = 0
     """Of the probes and of the untrained floor."""
-    floor: Literal["on", "off"] = "on"
-    """off: leave out the untrained floor, half of the work."""
+    floor: bool = True
+    """Also probe the model untrained, which is half of the work."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one."""
 
@@ -48,7 +48,7 @@ def main(arguments: Arguments) -> None:
     missing = why_no_triton(device)
     world, data, path = load_world(arguments, "triton" if missing is None else "reference")
     logger.info("encoder and predictor: %s", "Triton kernels" if missing is None else f"{PLAIN}, {missing}")
-    evaluation = evaluate(world.to(device), data, arguments.seed, floor=arguments.floor == "on")
+    evaluation = evaluate(world.to(device), data, arguments.seed, floor=arguments.floor)
     evaluation.save(path)
     print(evaluation.table())
     logger.info("%s", path)

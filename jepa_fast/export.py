@@ -18,7 +18,7 @@ class Arguments:
 
     run: tyro.conf.Positional[Path]
     """Run folder."""
-    out: Path | None = None
+    out: cli.Chosen[Path] = None
     """Folder to write. Default: RUN/export."""
 
 

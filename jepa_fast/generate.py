@@ -31,11 +31,11 @@ class GenerateArguments:
     """
 
     out: Path
-    trajectories: int | None = None
+    trajectories: cli.Chosen[int] = None
     splits: tuple[str, ...] = tuple(SPLITS)
     seed: int = 0
     encoding: Encoding = "window"
-    workers: int | None = None
+    workers: cli.Chosen[int] = None
 
 
 def generate(

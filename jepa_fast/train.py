@@ -1,34 +1,52 @@
-"""Train a world model: `python -m jepa_fast.train`. Flags become a RunConfig; the engine does the rest."""
+"""Train a world model: `python -m jepa_fast.train`. Flags become a RunConfig; the engine does the rest.
+
+Every field of a preset's recipe is a flag: `--model.dim 64 --optimizer.learning-rate 1e-3 --stages.0.epochs 2`.
+"""
 
 import logging
+import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jepa_fast import cli
-from jepa_fast.config import Kernels, LoopOptions, RunConfig, require
+from jepa_fast.config import (
+    AnyEnergyConfig,
+    AnyModelConfig,
+    Kernels,
+    LoopOptions,
+    OptimizerConfig,
+    Recipe,
+    RunConfig,
+    Stage,
+    require,
+)
 from jepa_fast.data.shards import open_split
 from jepa_fast.errors import InputError
 from jepa_fast.generate import generate
-from jepa_fast.presets import DEFAULT_PRESET, preset
+from jepa_fast.presets import DEFAULT_PRESET, PRESETS, canonical, listing, preset
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_DATA = Path("data/two_rooms")
 DEFAULT_TRAJECTORIES = 12_800
+CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
 class DataArguments:
-    """Where trajectories come from."""
+    """Where trajectories come from, and how they reach the device."""
 
-    path: Path | None = None
+    path: cli.Chosen[Path] = None
     """Folder of packed splits. Default: data/two_rooms, generated there if absent."""
-    batch_size: int | None = None
-    """Trajectories per step, over all processes. Default: the recipe's, 128."""
-    loader: Literal["auto", "resident", "dali", "host"] | None = None
-    """How batches reach the device: the same bits at another speed. Default: auto, which the log explains."""
+    batch_size: cli.Chosen[int] = None
+    """Trajectories per step, over all processes. Default: the preset's."""
+    flips: cli.Chosen[bool] = None
+    """Mirror each trajectory at random along either axis. Default: as the preset."""
+    loader: cli.Chosen[Literal["auto", "resident", "dali", "host"]] = None
+    """What loads them: the same bits at another speed. Default: auto, which the log explains."""
     verify: bool = False
     """Hash every shard of the training split before starting."""
 
@@ -37,31 +55,33 @@ class DataArguments:
 class EncoderArguments:
     """How frames are encoded."""
 
-    exact_shortcuts: Literal["on", "off"] | None = None
+    exact_shortcuts: cli.Chosen[bool] = None
     """Skip what cannot differ: same function, same gradients, a fraction of the work. Default: on."""
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Train a JEPA world model; without --data.path on a generated two-room set."""
+    """Settings of a run. What is None is the preset's, or chosen for this machine; with `resume`, the stored run's."""
 
-    preset: str | None = None
-    """Named recipe: explorejepa_repo (default), or another of jepa_fast/presets.py; a wrong name lists them all."""
-    out: Path | None = None
+    preset: cli.Chosen[str] = None
+    """Named recipe, whose settings the flags below change. Default: baseline. A wrong name lists them all."""
+    out: cli.Chosen[Path] = None
     """Run folder to create. Default: runs/<date>-<time>."""
-    resume: Path | None = None
+    resume: cli.Chosen[Path] = None
     """Run folder to continue, bit for bit where it stopped."""
-    steps: int | None = None
-    """Optimiser steps in all. Default: the recipe's epochs."""
-    epochs: int | None = None
-    """Epochs in all, instead of --steps."""
-    seed: int | None = None
+    steps: cli.Chosen[int] = None
+    """Optimiser steps in all. Default: the stages' epochs."""
+    epochs: cli.Chosen[float] = None
+    """Epochs in all, which the stages share, instead of --steps."""
+    minutes: cli.Chosen[float] = None
+    """Time to train, instead of --steps: steps are timed first, then their number is fixed."""
+    seed: cli.Chosen[int] = None
     """Of weights, batch order and dropout masks. Default: 0."""
-    amp: Literal["off", "bf16"] | None = None
+    amp: cli.Chosen[Literal["off", "bf16"]] = None
     """bf16 autocast of encoder and predictor. Default: off."""
-    compile: Literal["off", "on"] | None = None
+    compile: cli.Chosen[bool] = None
     """torch.compile what is not a kernel of ours. Default: on for cuda, off for cpu."""
-    capture: Literal["off", "on"] | None = None
+    capture: cli.Chosen[bool] = None
     """Replay the whole step as one CUDA graph. Default: on for one process on cuda."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one."""
@@ -71,17 +91,57 @@ class Arguments:
     checkpoint_minutes: float = 5.0
     """Time between checkpoints; 0 saves after every step."""
     on_collapse: Literal["warn", "stop"] = "warn"
-    """What follows when the states of a fixed batch have collapsed."""
+    """What follows when the latents of a fixed batch have collapsed."""
     profile: Literal["off", "torch", "nsys"] = "off"
     """torch: a Chrome trace and the dearest operators, in the run folder; nsys: ranges and a window for nsys."""
     profile_window: tuple[int, int] = (20, 25)
     """Steps to profile: the first and the one after the last, counted from this start."""
     data: DataArguments = field(default_factory=DataArguments)
     encoder: EncoderArguments = field(default_factory=EncoderArguments)
+    model: AnyModelConfig | None = None
+    objective: AnyEnergyConfig | None = None
+    optimizer: OptimizerConfig | None = None
+    stages: tuple[Stage, ...] | None = None
+
+
+# Fields of a Recipe, the flags that set them, and where in Arguments they lie.
+RECIPE_FLAGS: dict[str, tuple[str, Callable[[Arguments], Any]]] = {
+    "model": ("--model", lambda arguments: arguments.model),
+    "energy": ("--objective", lambda arguments: arguments.objective),
+    "optimizer": ("--optimizer", lambda arguments: arguments.optimizer),
+    "stages": ("--stages", lambda arguments: arguments.stages),
+    "flips": ("--data.flips", lambda arguments: arguments.data.flips),
+}
+
+
+def changed(base: Recipe, arguments: Arguments) -> Recipe:
+    """`base` with what the arguments change of it.
+
+    Raises:
+        InputError: the result contradicts itself.
+    """
+    given = {name: value(arguments) for name, (_, value) in RECIPE_FLAGS.items()}
+    return replace(base, **{name: value for name, value in given.items() if value is not None})
+
+
+def defaults(words: Sequence[str]) -> Arguments:
+    """The settings of the preset, or of the stored run, that the words of a command line name: what flags change.
+
+    Raises:
+        InputError: there is no such preset or run.
+    """
+    stored, name = cli.peek(words, "--resume"), cli.peek(words, "--preset")
+    if name is not None and canonical(name) not in PRESETS:
+        print(f"presets:\n{listing()}", file=sys.stderr)
+    recipe = preset(name or DEFAULT_PRESET)
+    if stored is not None:
+        recipe = RunConfig.load(Path(stored) / CONFIG).recipe
+    return Arguments(model=recipe.model, objective=recipe.energy, optimizer=recipe.optimizer, stages=recipe.stages)
 
 
 def main(arguments: Arguments) -> None:
     """Resolve, prepare data and folder, train."""
+    from jepa_fast.engine.calibration import steps_within
     from jepa_fast.engine.distributed import joined
     from jepa_fast.engine.fallbacks import profile_here
     from jepa_fast.engine.loop import train
@@ -93,12 +153,15 @@ def main(arguments: Arguments) -> None:
     )  # fmt: skip
     with joined(device) as ranks:
         folder, config = ranks.share(lambda: prepare(arguments, device, ranks.count))
+        if arguments.minutes is not None:
+            config = replace(config, steps=steps_within(60 * arguments.minutes, config, ranks))
+        config = ranks.share(lambda: begin(arguments, folder, config))
         steps = train(config, folder, options, ranks)
     logger.info("%s: done after %d steps; probe it with python -m jepa_fast.evaluate %s", folder, steps, folder)
 
 
 def prepare(arguments: Arguments, device: Literal["cpu", "cuda"], ranks: int) -> tuple[Path, RunConfig]:
-    """The run's folder, made or found, and its configuration on this machine.
+    """The run's folder, found or not made yet, and its configuration on this machine; nothing is written but data.
 
     Raises:
         InputError: an argument is out of range, or two contradict each other.
@@ -107,8 +170,6 @@ def prepare(arguments: Arguments, device: Literal["cpu", "cuda"], ranks: int) ->
 
     from jepa_fast.data.loaders import choose_loader
     from jepa_fast.engine.fallbacks import without_what_is_missing
-    from jepa_fast.engine.record import write_environment
-    from jepa_fast.runs import CONFIG, create_run
 
     if arguments.resume is not None:
         folder = arguments.resume
@@ -119,11 +180,25 @@ def prepare(arguments: Arguments, device: Literal["cpu", "cuda"], ranks: int) ->
         folder = arguments.out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
         config = without_what_is_missing(resolve(arguments, device, _prepare_data(arguments)))
     if ranks > 1 and arguments.capture is None and config.capture:
-        logger.info("capture: off for %d processes, where it has not been tried yet; --capture on tries it", ranks)
+        logger.info("capture: off for %d processes, where it has not been tried yet; --capture tries it", ranks)
         config = replace(config, capture=False)
     size = config.batch_size
     expected = f"a multiple of {ranks} processes, two trajectories each or more"
     require(ranks == 1 or (size % ranks == 0 and size >= 2 * ranks), "--data.batch-size", size, expected)
+    return folder, config
+
+
+def begin(arguments: Arguments, folder: Path, config: RunConfig) -> RunConfig:
+    """Make the run's folder, unless it goes on, and say what is trained; the configuration to train with.
+
+    Raises:
+        InputError: a run is already there, or the folder cannot be written.
+    """
+    import torch
+
+    from jepa_fast.engine.record import write_environment
+    from jepa_fast.runs import create_run
+
     if arguments.resume is None:
         create_run(folder, config)
     write_environment(folder, torch.device(config.device))
@@ -134,12 +209,12 @@ def prepare(arguments: Arguments, device: Literal["cpu", "cuda"], ranks: int) ->
     )  # fmt: skip
     if arguments.profile != "off" and config.capture:
         logger.info("capture: off while profiling: a graph would hide which part of the step a kernel belongs to")
-        config = replace(config, capture=False)
-    return folder, config
+        return replace(config, capture=False)
+    return config
 
 
 def resolve(arguments: Arguments, device: Literal["cpu", "cuda"], data: Path) -> RunConfig:
-    """The configuration of a new run.
+    """The configuration of a new run. With `minutes` its number of steps is still that of the recipe's epochs.
 
     Raises:
         InputError: an argument is out of range, or two contradict each other.
@@ -149,31 +224,35 @@ def resolve(arguments: Arguments, device: Literal["cpu", "cuda"], data: Path) ->
     from jepa_fast.backends import choose_kernels
     from jepa_fast.data.loaders import choose_loader
 
-    name = arguments.preset or DEFAULT_PRESET
-    recipe = preset(name)
+    name = canonical(arguments.preset or DEFAULT_PRESET)
+    recipe = changed(preset(name), arguments)
     batch_size = recipe.batch_size if arguments.data.batch_size is None else arguments.data.batch_size
     split = open_split(data / "train", verify=arguments.data.verify)
     count, loader = split.count, arguments.data.loader or "auto"
     choose_loader(loader, split, torch.device(device))
     require(2 <= batch_size <= count, "--data.batch-size", batch_size, f"from 2 to the {count} trajectories in {data}")
-    if arguments.steps is not None and arguments.epochs is not None:
-        raise InputError("--steps, --epochs: got both, expected at most one")
+    lengths = {"--steps": arguments.steps, "--epochs": arguments.epochs, "--minutes": arguments.minutes}
+    given = [flag for flag, value in lengths.items() if value is not None]
+    if len(given) > 1:
+        raise InputError(f"{', '.join(given)}: got {'both' if len(given) == 2 else 'all'}, expected at most one")
     epochs = recipe.epochs if arguments.epochs is None else arguments.epochs
-    require(epochs >= 1, "--epochs", epochs, "at least 1")
+    require(epochs > 0, "--epochs", epochs, "a positive number")
+    minutes = arguments.minutes
+    require(minutes is None or minutes > 0, "--minutes", minutes, "a positive number")
     return RunConfig(
         preset=name,
         recipe=recipe,
         seed=arguments.seed or 0,
-        steps=round(epochs * (count // batch_size)) if arguments.steps is None else arguments.steps,
+        steps=max(1, round(epochs * (count // batch_size))) if arguments.steps is None else arguments.steps,
         batch_size=batch_size,
         amp=arguments.amp or "off",
-        compile=_switch(arguments.compile, device == "cuda"),
+        compile=device == "cuda" if arguments.compile is None else arguments.compile,
         device=device,
         data=str(data.absolute()),
         loader=loader,
         kernels=choose_kernels(arguments.kernels, device, recipe.model.dim),
-        exact_shortcuts=arguments.encoder.exact_shortcuts != "off",
-        capture=_switch(arguments.capture, device == "cuda"),
+        exact_shortcuts=arguments.encoder.exact_shortcuts is not False,
+        capture=device == "cuda" if arguments.capture is None else arguments.capture,
     )
 
 
@@ -186,32 +265,33 @@ def resumed(stored: RunConfig, arguments: Arguments, device: Literal["cpu", "cud
     from jepa_fast.backends import choose_kernels
 
     given = {
-        "--preset": (arguments.preset, stored.preset),
+        "--preset": (arguments.preset and canonical(arguments.preset), canonical(stored.preset)),
         "--steps": (arguments.steps, stored.steps),
         "--seed": (arguments.seed, stored.seed),
         "--amp": (arguments.amp, stored.amp),
         "--data.batch-size": (arguments.data.batch_size, stored.batch_size),
     }
+    for name, (flag, value) in RECIPE_FLAGS.items():
+        given[flag] = value(arguments), getattr(stored.recipe, name)
     for flag, (value, expected) in given.items():
-        require(value is None or value == expected, flag, value, f"{expected!r}, as the run was started")
-    for flag, unused in {"--out": arguments.out, "--epochs": arguments.epochs}.items():
-        require(unused is None, flag, unused, "to be left out with --resume")
-    return replace(
-        stored,
-        compile=_switch(arguments.compile, stored.compile),
-        capture=_switch(arguments.capture, stored.capture and device == "cuda"),
-        exact_shortcuts=_switch(arguments.encoder.exact_shortcuts, stored.exact_shortcuts),
-        kernels=stored.kernels
+        if value is not None:
+            for differing, found, wanted in cli.differences(value, expected, flag):
+                raise InputError(f"{differing}: got {found!r}, expected {wanted!r}, as the run was started")
+    unused = {"--out": arguments.out, "--epochs": arguments.epochs, "--minutes": arguments.minutes}
+    for flag, value in unused.items():
+        require(value is None, flag, value, "to be left out with --resume")
+    asked = {
+        "compile": arguments.compile,
+        "capture": arguments.capture,
+        "exact_shortcuts": arguments.encoder.exact_shortcuts,
+        "loader": arguments.data.loader,
+        "data": None if arguments.data.path is None else str(arguments.data.path.absolute()),
+        "kernels": None
         if arguments.kernels == "auto"
         else choose_kernels(arguments.kernels, device, stored.recipe.model.dim),
-        device=device,
-        loader=arguments.data.loader or stored.loader,
-        data=stored.data if arguments.data.path is None else str(arguments.data.path.absolute()),
-    )
-
-
-def _switch(flag: Literal["on", "off"] | None, otherwise: bool) -> bool:
-    return otherwise if flag is None else flag == "on"
+    }
+    here = replace(stored, device=device, capture=stored.capture and device == "cuda")
+    return replace(here, **{name: value for name, value in asked.items() if value is not None})
 
 
 def _prepare_data(arguments: Arguments) -> Path:
@@ -224,4 +304,4 @@ def _prepare_data(arguments: Arguments) -> Path:
 
 
 if __name__ == "__main__":
-    cli.run(main, Arguments, "Train a JEPA world model.")
+    cli.run(main, Arguments, "Train a JEPA world model; without --data.path on a generated two-room set.", defaults)

@@ -184,7 +184,7 @@ class Runner:
         if failure is None:
             # The untrained floor is half of an evaluation: once, of what the others are compared with.
             first = job == next(jobs_of(self._study))
-            flags = ["--seed", str(PROBE_SEED + job.seed), "--floor", "on" if first else "off"]
+            flags = ["--seed", str(PROBE_SEED + job.seed), "--floor" if first else "--no-floor"]
             self._require_done(
                 job, self._command(job, log, "jepa_fast.evaluate", folder, "--data", self._data, *flags), log
             )

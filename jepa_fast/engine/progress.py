@@ -1,5 +1,6 @@
 """What people see of a run: metrics on disk, a bar with throughput and the time that is left."""
 
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from jepa_fast.probing.collapse import Spectrum
 
 # Steps at the start of a command that no timing counts: they compile, capture and touch memory.
 UNTIMED = 5
+logger = logging.getLogger(__name__)
+
 BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 
 
@@ -57,7 +60,8 @@ class Journal:
             total=config.steps, initial=done, unit="step", dynamic_ncols=True, bar_format=BAR, disable=not leads
         )
         self._meter = Meter(config.batch_size, config.steps)
-        self._terms, self._told = config.recipe.terms, done
+        self._terms, self._told, self._steps = config.recipe.terms, done, config.steps
+        self._foretold = False
 
     def tick(self, done: int) -> None:
         """After every step."""
@@ -67,6 +71,11 @@ class Journal:
         """Write a reading down and show it. Adds the throughput to it."""
         done = int(metrics["step"])
         metrics["trajectories_per_s"] = self._meter.rate(done)
+        if not self._foretold and (left_s := self._meter.left_s(done)) is not None:
+            self._foretold = True
+            if self._record is not None and left_s > 0:
+                step_s = left_s / (self._steps - done)
+                logger.info("about %s on this machine: %.3g s a step", rough(left_s), step_s)
         if self._record is not None:
             self._record.write(metrics)
         self._bar.set_postfix_str(describe(metrics, self._terms, self._meter.left_s(done)), refresh=False)
@@ -98,6 +107,14 @@ def describe(metrics: Metrics, names: Sequence[str], left_s: float | None) -> st
     terms = " ".join(f"{name[:3]} {metrics[name]:.4f}" for name in names)
     left = "" if left_s is None else f", {duration(left_s)} left"
     return f"{terms} {metrics['trajectories_per_s']:,.0f} traj/s{left}"
+
+
+def rough(seconds: float) -> str:
+    """How long something takes, for people who plan: 40 s, 3 min, 2 h 10 min."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def duration(seconds: float) -> str:
