@@ -33,7 +33,7 @@ VARIANTS = {
         "together-seed-1": "seed 1",
     },
 }
-VARIANT_RECORDS = {"short_rollouts_variants": "short_rollouts", "gated_convnext_together": "wall_apart"}
+VARIANT_RECORDS = {"short_rollouts_variants": "short_rollouts", "gated_convnext_together": "gated_convnext"}
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Steps, and trajectories per step, that were found to do, by preset and target (docs/speedrun.md tells how); other
+# Steps, and trajectories per step, that were found to do, by preset and target (docs/results.md tells how); other
 # presets need --steps.
 BUDGETS: dict[str, dict[str, tuple[int, int]]] = {
     "features20k": {"r1": (45, 16), "r2": (200, 16), "r3": (330, 16), "r4": (4592, 128)},
@@ -59,7 +59,7 @@ class Arguments:
     """Train to a target's thresholds, once for each seed, and keep the record; or check records."""
 
     target: Literal["r1", "r2", "r3", "r4"] | None = None
-    """Errors to reach; docs/speedrun.md lists them."""
+    """Errors to reach; docs/results.md lists them."""
     preset: str = "features20k"
     """Named recipe."""
     seeds: tuple[int, ...] = (0, 1, 2)

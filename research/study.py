@@ -39,7 +39,7 @@ class Arguments:
     """Where run folders go: OUT/NAME/PRESET/seed-SEED."""
     records: Path = Path("research/records/study")
     """Where records go: RECORDS/NAME.jsonl, a line per finished run. Remove a line to measure that run again."""
-    page: Path = Path("docs/study.md")
+    page: Path = Path("docs/results.md")
     """Page whose tables are drawn anew; plots go into the folder images beside it."""
 
 
