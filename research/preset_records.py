@@ -12,6 +12,7 @@ into docs/results.md and its figure:
 """
 
 import argparse
+import json
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict
@@ -28,6 +29,7 @@ from torch import Tensor
 import jepa_fast
 from jepa_fast.config import LoopOptions
 from jepa_fast.data.shards import open_split
+from jepa_fast.data.writing import write_text
 from jepa_fast.engine.loop import training
 from jepa_fast.models.gated import PositionModel
 from jepa_fast.models.registry import AnyWorld
@@ -66,17 +68,15 @@ def main() -> None:
     out = arguments.out or ROOT / "runs" / preset
     if arguments.curve:
         points = curve(preset, arguments.data, out / "curve")
-        path_of(f"{preset}_curve").unlink(missing_ok=True)
-        for point in points:
-            jsonl.append(path_of(f"{preset}_curve"), rounded(point))
+        write_text(path_of(f"{preset}_curve"), "".join(json.dumps(rounded(point)) + "\n" for point in points))
     elif not arguments.draw:
-        if not arguments.data.exists():
-            succeed("jepa_fast.generate", "--out", arguments.data)
         measured = {record["seed"] for record in records(preset)}
-        for seed in arguments.seeds:
-            if seed not in measured:
-                record = measure(preset, seed, arguments.data, out / f"seed-{seed}")
-                jsonl.append(path_of(preset), rounded(record))
+        missing = [seed for seed in arguments.seeds if seed not in measured]
+        print(f"{path_of(preset)}: {f'to measure: seeds {missing}' if missing else 'nothing to measure'}", flush=True)
+        if missing and not arguments.data.exists():
+            succeed("jepa_fast.generate", "--out", arguments.data)
+        for seed in missing:
+            jsonl.append(path_of(preset), rounded(measure(preset, seed, arguments.data, out / f"seed-{seed}")))
     print(results(preset))
     PAGE.write_text(between(PAGE.read_text(), *marks(preset), results(preset)))
     draw(records(preset), ROOT / "docs" / "images" / f"{preset}.png")

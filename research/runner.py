@@ -59,7 +59,7 @@ def load_records(study: Study, path: Path) -> list[RunRecord]:
             than the preset is now.
     """
     found: dict[Job, RunRecord] = {}
-    wanted = set(jobs_of(study))
+    wanted = list(jobs_of(study))
     for number, fields in enumerate(jsonl.read(path), 1):
         where = f"{path}, line {number}"
         job = Job(fields.get("preset", ""), fields.get("seed", -1))
@@ -67,7 +67,7 @@ def load_records(study: Study, path: Path) -> list[RunRecord]:
             require(job not in found, where, str(job), "one record of each run; remove one of the lines")
             found[job] = RunRecord.parse(fields, where)
             _require_of_study(study, found[job], where)
-    return [found[job] for job in jobs_of(study) if job in found]
+    return [found[job] for job in wanted if job in found]
 
 
 def missing_jobs(study: Study, path: Path) -> list[Job]:
@@ -114,16 +114,17 @@ class Runner:
             RunError: some runs could be neither finished nor recorded as failed.
             SystemExit: a stop signal, after runs at work have saved.
         """
-        missing = missing_jobs(self._study, self._records)
-        if not missing:
+        if not missing_jobs(self._study, self._records):
             return
         self._runs.mkdir(parents=True, exist_ok=True)
         # Runs hold the lock as well: a study killed alone leaves them at work.
         with locked(self._runs, "another study, or a run that one left behind, is at work here") as descriptor:
             self._lock_descriptor = descriptor
-            self._run_all(missing)
+            self._run_all()
 
-    def _run_all(self, missing: list[Job]) -> None:
+    def _run_all(self) -> None:
+        # Again: whoever held the lock before may have measured some of them.
+        missing = missing_jobs(self._study, self._records)
         every = len(self._study.presets) * len(self._study.seeds)
         unfinished: list[str] = []
         started, done = time.monotonic(), 0

@@ -1,4 +1,8 @@
 import os
+import sys
+import threading
+import time
+import traceback
 
 import pytest
 import torch
@@ -20,6 +24,36 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.gpu)
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="torch sees no CUDA device"))
+
+
+# Threads of libraries that outlive a test, by the module of their class, and why.
+THREADS_OF_OTHERS = {
+    "tqdm._monitor": "one for all bars, from the first bar that is shown to the end of the process",
+}
+GRACE_S = 10.0
+
+
+def threads_left(before):
+    """Threads that were not there before, and are neither at their end nor a library's for good."""
+    return [
+        thread
+        for thread in threading.enumerate()
+        if thread not in before and type(thread).__module__ not in THREADS_OF_OTHERS
+    ]
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left():
+    """Fails a test that leaves threads; what was dropped and not closed has GRACE_S to end by itself."""
+    before = set(threading.enumerate())
+    yield
+    deadline = time.monotonic() + GRACE_S
+    while (left := threads_left(before)) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    if left:
+        frames = sys._current_frames()
+        stacks = [f"{thread!r}\n{''.join(traceback.format_stack(frames.get(thread.ident)))}" for thread in left]
+        pytest.fail("threads are left:\n" + "\n".join(stacks), pytrace=False)
 
 
 @pytest.fixture(scope="session")

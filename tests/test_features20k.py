@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import jepa_fast
-from jepa_fast import evaluate, export, report
+from jepa_fast import evaluate, export
 from jepa_fast.config import FeatureModelConfig, ModelConfig, OneStepConfig, Recipe, RunConfig, Stage
 from jepa_fast.data.shards import open_split
 from jepa_fast.engine.checkpoint import checkpoint_folder, load_checkpoint
@@ -22,6 +22,7 @@ from jepa_fast.models.gated_features import GatedFeatures
 from jepa_fast.presets import preset
 from jepa_fast.probing.results import Evaluation
 from jepa_fast.probing.rollouts import rollout_split
+from jepa_fast.report import __main__ as report
 from tests.one_step_runs import configuration, run
 
 ROOT = Path(jepa_fast.__file__).parents[1]

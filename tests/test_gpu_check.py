@@ -36,5 +36,6 @@ def test_the_script_is_clean():
 
 def test_every_benchmark_of_an_op_is_run():
     named = SCRIPT.read_text().split("bench_{", 1)[1].split("}", 1)[0].split(",")
-    ops = {path.stem for path in (SCRIPT.parent.parent / "kernels").glob("*.py")}
+    files = (SCRIPT.parent.parent / "kernels").glob("*.py")
+    ops = {path.stem for path in files if "register_fake" in path.read_text()}
     assert ops <= set(named)

@@ -3,9 +3,11 @@ import re
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
+import setuptools
 
 ROOT = Path(__file__).resolve().parent.parent
 TOP_LEVEL = [
@@ -96,6 +98,12 @@ def test_the_package_imports_nothing_of_research(room: str) -> None:
                 path.name for name in names if name.split(".")[0] in ("research", "scripts", "tests", "bench")
             ]
     assert importers == []
+
+
+def test_nothing_but_the_package_is_installed() -> None:
+    include = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]["include"]
+    found = {name.split(".")[0] for name in setuptools.find_namespace_packages(str(ROOT), include=include)}
+    assert found == {"jepa_fast"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

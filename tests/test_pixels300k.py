@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import jepa_fast
-from jepa_fast import report
 from jepa_fast.config import LoopOptions, OneStepConfig, PixelModelConfig, Recipe, RunConfig
 from jepa_fast.data.shards import open_split
 from jepa_fast.engine.guards import is_collapsed
@@ -18,6 +17,7 @@ from jepa_fast.models.gated_pixels import GatedPixels
 from jepa_fast.presets import preset
 from jepa_fast.probing.collapse import spectrum
 from jepa_fast.probing.rollouts import rollout_split
+from jepa_fast.report import __main__ as report
 from jepa_fast.runs import create_run
 from tests.one_step_runs import configuration, run
 

@@ -6,8 +6,9 @@ the slot is pinned and the thread also starts the copy, on a stream of its own, 
 
 import atexit
 import threading
+import weakref
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from queue import SimpleQueue
 
 import torch
@@ -32,22 +33,56 @@ class HostLoader:
         self.split = split
         self.device = device
 
-    def batches(self, orders: Iterable[Indices]) -> Generator[Batch]:
-        """The batch of each of `orders`, in turn; closing the generator, at any batch, ends its thread."""
-        kind = CudaStage if self.device.type == "cuda" else Stage
-        stages = [kind(self.split.manifest.layout, self.device) for _ in range(AHEAD + HELD)]
-        work = _Work(self.split, orders, stages)
-        held: deque[Stage] = deque()
+    def batches(self, orders: Iterable[Indices]) -> "HostBatches":
+        """The batch of each of `orders`, in turn."""
+        return HostBatches(self.split, orders, self.device)
+
+
+class HostBatches(Iterator[Batch]):
+    """The batch of each of `orders`, in turn. The thread starts with the first one that is asked for.
+
+    After the last batch, an error or `close` the thread has ended. Abandoned, it ends by itself a little later: the
+    garbage collector may run in any thread and under any lock, so nothing here waits when it is collected.
+    """
+
+    def __init__(self, split: Split, orders: Iterable[Indices], device: torch.device):
+        self._work: _Work | None = None
+        self._closed = False
+        self._split, self._orders, self._device = split, orders, device
+        self._held: deque[Stage] = deque()
+
+    def __next__(self) -> Batch:
+        if self._closed:
+            raise StopIteration
         try:
-            while (stage := work.next()) is not None:
-                if len(held) == HELD:
-                    oldest = held.popleft()
-                    oldest.take_back()
-                    work.free.put(oldest)
-                held.append(stage)
-                yield stage.hand_out()
-        finally:
-            work.stop()
+            if self._work is None:
+                kind = CudaStage if self._device.type == "cuda" else Stage
+                stages = [kind(self._split.manifest.layout, self._device) for _ in range(AHEAD + HELD)]
+                self._work = _Work(self._split, self._orders, stages)
+            stage = self._work.next()
+            if stage is None:
+                raise StopIteration
+            if len(self._held) == HELD:
+                oldest = self._held.popleft()
+                oldest.take_back()
+                self._work.free.put(oldest)
+            self._held.append(stage)
+            return stage.hand_out()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the thread, and wait for it to finish the batch that it is at."""
+        self._closed = True
+        self._held.clear()
+        if self._work is not None:
+            self._work.end()
+            self._work.thread.join()
+
+    def __del__(self) -> None:
+        if self._work is not None:
+            self._work.end()
 
 
 class Stage:
@@ -120,19 +155,21 @@ class CudaStage(Stage):
 
 
 class _Work:
-    """A thread that fills stages as they come free."""
+    """A thread that fills stages as they come free. It refers to nobody who asks for them, so it keeps nobody alive."""
 
     def __init__(self, split: Split, orders: Iterable[Indices], stages: list[Stage]):
         self.free: SimpleQueue[Stage | None] = SimpleQueue()
         self._ready: SimpleQueue[Stage | BaseException | None] = SimpleQueue()
         for stage in stages:
             self.free.put(stage)
-        self._stopped = False
-        # A daemon does not keep the process of a generator that nobody closed alive. But it has to be ended before the
-        # interpreter is: torn down in the middle of a call, it aborts the process.
-        atexit.register(self.stop)
-        self._thread = threading.Thread(target=self._run, args=(split, orders), name="host-loader", daemon=True)
-        self._thread.start()
+        self._ended = False
+        # A daemon does not keep the process of an iterator that nobody closed alive.
+        self.thread = threading.Thread(target=self._run, args=(split, orders), name="host-loader", daemon=True)
+        self.thread.start()
+        for thread in list(_at_work):
+            if not thread.is_alive():
+                _at_work.pop(thread, None)
+        _at_work[self.thread] = weakref.ref(self)
 
     def next(self) -> Stage | None:
         """The next filled stage, or None after the last one.
@@ -145,21 +182,17 @@ class _Work:
             raise outcome
         return outcome
 
-    def stop(self) -> None:
-        """End the thread."""
-        atexit.unregister(self.stop)
-        self._stopped = True
+    def end(self) -> None:
+        """Tell the thread to end before its next batch. Takes no lock: SimpleQueue.put may be called by finalizers."""
+        self._ended = True
         self.free.put(None)
-        # An abandoned generator may be collected by any thread, this one too.
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
 
     def _run(self, split: Split, orders: Iterable[Indices]) -> None:
         try:
             for indices in orders:
                 stage = self.free.get()
-                if stage is None or self._stopped:
-                    return
+                if stage is None or self._ended:
+                    break
                 stage.fill(split, indices)
                 self._ready.put(stage)
         # Not handled here, only handed on to the thread that asked for the batch.
@@ -167,6 +200,20 @@ class _Work:
             self._ready.put(error)
         else:
             self._ready.put(None)
+
+
+# Threads that may still run. Not threading.enumerate: a thread leaves that a moment before its end.
+_at_work: dict[threading.Thread, weakref.ref[_Work]] = {}
+
+
+@atexit.register
+def _end_all() -> None:
+    """End the threads before the interpreter: torn down in the middle of a call, one would abort the process."""
+    for thread, reference in list(_at_work.items()):
+        work = reference()
+        if work is not None:
+            work.end()
+        thread.join()
 
 
 def evaluation_batches(split: Split, batch_size: int) -> Iterator[Batch]:

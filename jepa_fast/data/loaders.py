@@ -4,7 +4,7 @@ All deliver the same Batches, bit for bit; they differ in where the rows wait an
 """
 
 import logging
-from collections.abc import Generator, Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
@@ -29,14 +29,24 @@ MOST_SHARE = 0.9
 logger = logging.getLogger(__name__)
 
 
+class Batches(Iterator[Batch], Protocol):
+    """Batches in turn, until they are closed."""
+
+    def close(self) -> None:
+        """Free threads and buffers, at any batch; they have ended when it returns.
+
+        Abandoned batches free them too, but nothing waits for that: the garbage collector may run in any thread and
+        under any lock.
+        """
+
+
 class Loader(Protocol):
     """Turns index arrays into Batches on its device. See `Batch` for how long one is valid."""
 
-    def batches(self, orders: Iterable[Indices]) -> Generator[Batch]:
-        """The batch of each of `orders` (int64, ascending), in turn.
+    def batches(self, orders: Iterable[Indices]) -> Batches:
+        """The batch of each of `orders` (int64, ascending), in turn; several may run at once.
 
-        `orders` may be read ahead of the batches, in another thread. Closing the generator, at any batch, frees its
-        threads and buffers; several may run at once.
+        `orders` may be read ahead of the batches, in another thread.
         """
 
 

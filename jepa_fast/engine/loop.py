@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import signal
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,8 +35,9 @@ def train(config: RunConfig, folder: Path, options: LoopOptions | None = None, r
         RunError: an energy that is not finite, states that collapsed, a disk that takes no more.
     """
     done = config.steps
-    for progress in training(config, folder, options or LoopOptions(), ranks):
-        done = progress.done
+    with contextlib.closing(training(config, folder, options or LoopOptions(), ranks)) as steps:
+        for progress in steps:
+            done = progress.done
     return done
 
 
@@ -47,8 +48,38 @@ class Progress(NamedTuple):
     world: AnyWorld
 
 
-def training(config: RunConfig, folder: Path, options: LoopOptions, ranks: Ranks = ALONE) -> Generator[Progress]:
+def training(config: RunConfig, folder: Path, options: LoopOptions, ranks: Ranks = ALONE) -> "Training":
     """The loop, a step at a time: gives the run's progress after each. Errors as in `train`."""
+    opened = contextlib.ExitStack()
+    return Training(_training(config, folder, options, ranks, opened), opened)
+
+
+class Training(Iterator[Progress]):
+    """The steps of a run; ends itself after the last one and after an error, otherwise it has to be closed.
+
+    What it opened waits for threads and the device when it is closed. A generator would do so wherever the garbage
+    collector finds it abandoned, under any lock; here nothing but `close` does.
+    """
+
+    def __init__(self, steps: Generator[Progress], opened: contextlib.ExitStack) -> None:
+        self._steps, self._opened = steps, opened
+
+    def __next__(self) -> Progress:
+        try:
+            return next(self._steps)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End loader, files and profiler, and put the signals' handlers back."""
+        self._steps.close()
+        self._opened.close()
+
+
+def _training(
+    config: RunConfig, folder: Path, options: LoopOptions, ranks: Ranks, opened: contextlib.ExitStack
+) -> Generator[Progress]:
     split = open_split(Path(config.data) / "train")
     sampler = Sampler(split.count, config.batch_size // ranks.count, config.seed, ranks.count, ranks.rank)
     profiler = Profiler(options.profile if ranks.leads else "off", options.profile_window, folder)
@@ -56,12 +87,12 @@ def training(config: RunConfig, folder: Path, options: LoopOptions, ranks: Ranks
     trainer = Trainer(config, split.spec, bases, ranks, profiler.span)
     first = done = _restore(trainer, sampler, split, folder) if options.resume else 0
     watch = CollapseWatch(trainer.forward, split, options.on_collapse)
-    with contextlib.ExitStack() as stack, _full_disks(folder):
+    with _full_disks(folder):
         journal = Journal(folder, done, config, ranks.leads)
         batches = open_loader(config.loader, split, trainer.device).batches(sampler.steps(done, config.steps))
         for closed in (journal, batches, profiler):
-            stack.enter_context(contextlib.closing(closed))
-        stop = stack.enter_context(StopSignal())
+            opened.enter_context(contextlib.closing(closed))
+        stop = opened.enter_context(StopSignal())
         pace = Pace(config, options, ranks, stop)
         while done < config.steps:
             profiler.between(done - first)

@@ -23,13 +23,21 @@ def loader_threads():
     return [thread for thread in threading.enumerate() if thread.name == "host-loader"]
 
 
-def settled(values):
-    """The length of a list once it stops growing."""
-    length = -1
-    while length != len(values):
-        length = len(values)
-        time.sleep(0.05)
-    return length
+def ended():
+    """Whether the threads of batches that were abandoned, not closed, end by themselves."""
+    deadline = time.monotonic() + 10
+    while loader_threads() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return loader_threads() == []
+
+
+def settled(values, expected):
+    """The length of a list that grows to `expected`, however busy the machine is, and a moment later."""
+    deadline = time.monotonic() + 10
+    while len(values) < expected and time.monotonic() < deadline:
+        time.sleep(0.001)
+    time.sleep(0.05)
+    return len(values)
 
 
 def test_batches_are_gathered_ahead_but_not_far(split, monkeypatch):
@@ -44,7 +52,8 @@ def test_batches_are_gathered_ahead_but_not_far(split, monkeypatch):
     batches = HostLoader(split).batches(Sampler(40, 2, seed=0).steps(0, 100))
     for consumed in range(1, 6):
         next(batches)
-        assert settled(gathered) == max(consumed, HELD) + AHEAD
+        expected = max(consumed, HELD) + AHEAD
+        assert settled(gathered, expected) == expected
     batches.close()
     assert len(gathered) == 5 + AHEAD
 
@@ -59,7 +68,7 @@ def test_an_abandoned_epoch_leaves_no_thread(split):
     assert loader_threads() == []
     for _ in loader.batches(evaluation_order(40, 2)):
         break
-    assert loader_threads() == []
+    assert ended()
     assert len(list(loader.batches(evaluation_order(40, 2)))) == 20
     assert loader_threads() == []
 
@@ -81,10 +90,34 @@ def test_a_generator_in_a_cycle_that_its_own_thread_collects_does_not_wait_for_i
     next(batches)
     del batches, cycle
     assert collected.wait(10)
-    deadline = time.monotonic() + 10
-    while loader_threads():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    assert ended()
+
+
+def test_batches_closed_while_another_thread_waits_for_one_are_at_their_end(split):
+    going_on, waiting = threading.Event(), threading.Event()
+
+    def orders():
+        yield from evaluation_order(20, 20)
+        waiting.set()
+        going_on.wait(10)
+        yield from evaluation_order(20, 20)
+
+    batches, rest = HostLoader(split).batches(orders()), []
+    next(batches)
+    consumer = threading.Thread(target=lambda: rest.extend(batches))
+    consumer.start()
+    assert waiting.wait(10)
+    closer = threading.Thread(target=batches.close)
+    closer.start()
+    while not batches._work._ended:
+        time.sleep(0.001)
+    going_on.set()
+    for thread in (closer, consumer):
+        thread.join(10)
+        assert not thread.is_alive()
+    assert rest == []
+    assert loader_threads() == []
+    assert list(batches) == []
 
 
 def test_an_error_while_gathering_reaches_the_consumer(split, monkeypatch):

@@ -78,6 +78,15 @@ def test_an_abandoned_epoch_leaves_no_thread_process_or_file(split, name):
     assert_back_at(before)
 
 
+@pytest.mark.parametrize("name", LOADERS)
+def test_batches_that_the_collector_finds_wait_for_nothing(tmp_path, draw_source, name):
+    """It runs in any thread and under any lock, one that the loader's thread waits for as well."""
+    pack(draw_source(), tmp_path / "train")
+    command = [sys.executable, "-m", "tests.collecting", str(tmp_path), name, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 EPOCHS = """
 import gc, sys
 from pathlib import Path

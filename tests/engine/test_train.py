@@ -345,3 +345,10 @@ def test_bad_input_ends_the_command_with_one_line_and_status_2(tmp_path, two_roo
     assert error.startswith("error: --preset: got 'best'")
     assert error.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_training_that_the_collector_finds_waits_for_nothing(tmp_path, two_rooms):
+    """Not even its thread, whose lock may be held where the collector runs."""
+    command = [sys.executable, "-m", "tests.collecting", str(two_rooms), "training", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -14,6 +14,8 @@ import pytest
 FOLDER = Path(__file__).parent / "interpreted"
 
 
+# Many tests in one: its own limit comes first and tells which.
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 def test_interpreted_kernels_match_float64() -> None:
     done = subprocess.run(

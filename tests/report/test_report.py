@@ -13,7 +13,6 @@ import pytest
 import torch
 
 import jepa_fast
-from jepa_fast import report
 from jepa_fast.config import EnergyConfig, ModelConfig, Recipe, RunConfig, Stage
 from jepa_fast.engine.loop import train
 from jepa_fast.engine.record import Record, write_environment
@@ -21,6 +20,7 @@ from jepa_fast.errors import InputError
 from jepa_fast.evaluate import Arguments as EvaluateArguments
 from jepa_fast.evaluate import main as evaluate
 from jepa_fast.probing.results import Evaluation
+from jepa_fast.report import __main__ as report
 from jepa_fast.report.words import number
 from jepa_fast.runs import create_run
 from jepa_fast.stages import EpochReached

@@ -230,11 +230,12 @@ def test_records_of_a_recipe_that_has_changed_since_are_refused(whole, tmp_path,
 
 def test_a_run_that_is_recorded_twice_is_refused_and_those_of_others_are_left_alone(whole, tmp_path):
     path = tmp_path / "small.jsonl"
-    for fields in (jsonl.read(whole / "records" / "small.jsonl")[0], {"preset": "baseline", "seed": 0}):
+    first = jsonl.read(whole / "records" / "small.jsonl")[0]
+    for fields in (first, {"preset": "baseline", "seed": 0}, {"preset": ["features20k"]}):
         jsonl.append(path, fields)
     assert [record.preset for record in load_records(SMALL, path)] == ["features20k"]
-    jsonl.append(path, jsonl.read(path)[0])
-    with pytest.raises(InputError, match=r"line 3: got 'features20k seed 0', expected one record of each run"):
+    jsonl.append(path, first)
+    with pytest.raises(InputError, match=r"line 4: got 'features20k seed 0', expected one record of each run"):
         load_records(SMALL, path)
 
 
