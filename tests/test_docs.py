@@ -20,7 +20,7 @@ from tests.shown_commands import PAGES, ROOT, Rule, blocks, commands, commands_i
 
 LINKED = [*PAGES, ROOT / "CHANGELOG.md"]
 COPIED = ("bench", "docs", "examples", "jepa_fast", "kernels", "research", "scripts", "tests")
-TRAJECTORIES, STEPS = 64, 4
+TRAJECTORIES, STEPS = 80, 4
 # What many commands import, imported once.
 PRELOADED = [
     "torch._dynamo",
