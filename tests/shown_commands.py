@@ -40,6 +40,7 @@ STAND_INS = {
     r"\bDIR\b": "data/full",
     r"\bPRESET\b": "gated_features",
     r"--nproc-per-node \w+": "--nproc-per-node 2",
+    r" --benchmark-json=\S+": "",
 }
 MEASURES = "measures for minutes"
 DATA = "--data.path data/full --data.batch-size 4"
@@ -78,7 +79,7 @@ RULES = (
     Rule(r"torchrun .*jepa_fast\.train", add=f"{DATA} {NARROW} --steps 2 --out OUT"),
     Rule(r"python examples/"),
     Rule(r"python -m bench\.bench_vicreg", instead="python -m bench.bench_vicreg 32 8"),
-    Rule(r"python -m bench\.loader_contenders", instead="python -m bench.loader_contenders data/full/train 'ours, host' window"),
+    Rule(r"python -m bench\.loader_contenders", skip="bench/bench_loader.py starts it and speaks to it"),
     Rule(r"(\w+=\S+ )?(python -m )?pytest ", add="--collect-only --quiet"),
     Rule(r"python scripts/bench_table\.py"),
     Rule(r"python -m research\.speedrun --check$", add="research/records/speedrun/r1.jsonl"),
