@@ -239,7 +239,7 @@ def claim(results: Path) -> str:
     ratio = min(row.ratio for row in rows)
     return (
         f"Trains JEPA world models {ratio:.1f} times faster than well-tuned PyTorch on the same CPU cores, "
-        "with the same losses and gradients.\n"
+        "with the same losses and gradients up to rounding.\n"
     )
 
 
