@@ -44,7 +44,9 @@ def sparse_encoding() -> str:
     content += arrow((columns[3] + PANEL + 4, top + PANEL / 2), (plus, top + PANEL / 2), (plus, middle - 14))
     content += arrow((columns[3] + PANEL + 4, below + PANEL / 2), (plus, below + PANEL / 2), (plus, middle + 14))
     content += box(plus - 14, middle - 12, 28, 24, ("+",)) + arrow((plus + 14, middle), (plus + 40, middle))
-    content += box(plus + 42, middle - 34, 110, 68, ("latent", "equal to that of", "the whole frame"), "var(--series-3)")
+    content += box(
+        plus + 42, middle - 34, 110, 68, ("latent", "equal to that of", "the whole frame"), "var(--series-3)"
+    )
     return picture(
         plus + 172,
         below + PANEL + 34,
@@ -83,7 +85,10 @@ def shared_bases() -> str:
         if index < 2:
             content += arrow((x + PANEL + 8, top + PANEL / 2), (x + step - 8, top + PANEL / 2))
     return picture(
-        3 * step + 6, top + PANEL + 46, content, "The walls of a data set as a room, strips over it and windows over these"
+        3 * step + 6,
+        top + PANEL + 46,
+        content,
+        "The walls of a data set as a room, strips over it and windows over these",
     )
 
 

@@ -1,6 +1,6 @@
 """The models' tables of README.md and docs/results.md, out of the committed records.
 
-    python -m research.model_tables
+python -m research.model_tables
 """
 
 import statistics

@@ -62,8 +62,13 @@ RULES = (
     Rule(r"make ", add="--dry-run"),
     Rule(r".*--help"),
     # Named without what they need.
-    Rule(r"python -m (jepa_fast\.(generate|convert|evaluate|report|export|verify)|research\.(speedrun|study))$", add="--help"),
-    Rule(r"python -m scripts\.triton_gates", skip="compiles every Triton kernel; tests/test_triton_gates.py runs parts"),
+    Rule(
+        r"python -m (jepa_fast\.(generate|convert|evaluate|report|export|verify)|research\.(speedrun|study))$",
+        add="--help",
+    ),
+    Rule(
+        r"python -m scripts\.triton_gates", skip="compiles every Triton kernel; tests/test_triton_gates.py runs parts"
+    ),
     Rule(r"python -m scripts\.triton_floors"),
     Rule(r"python -m jepa_fast\.generate", add="--trajectories 4 --workers 1 --out OUT"),
     Rule(r"python -m jepa_fast\.convert", add="--out OUT"),
@@ -73,7 +78,9 @@ RULES = (
     Rule(r"scripts/profile\.sh", add=f"{DATA} {NARROW}"),
     Rule(r"python -m jepa_fast\.train .*--resume"),
     Rule(r"python -m jepa_fast\.train .*--minutes", add=f"{DATA} --preset gated_features --minutes 0.1 --out OUT"),
-    Rule(r"python -m jepa_fast\.train .*--profile torch", add=f"{DATA} {NARROW} --steps 3 --profile-window 1 2 --out OUT"),
+    Rule(
+        r"python -m jepa_fast\.train .*--profile torch", add=f"{DATA} {NARROW} --steps 3 --profile-window 1 2 --out OUT"
+    ),
     Rule(r"python -m jepa_fast\.train .*--preset gated_(features|pixels)", add=f"{DATA} --steps 2 --out OUT"),
     Rule(r"python -m jepa_fast\.train", add=f"{DATA} {NARROW} --steps 2 --out OUT"),
     Rule(r"torchrun .*jepa_fast\.train", add=f"{DATA} {NARROW} --steps 2 --out OUT"),
@@ -119,9 +126,11 @@ def texts() -> list[tuple[str, str]]:
         for page in PAGES
     ]
     for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-                found.append((str(path.relative_to(ROOT)), ast.get_docstring(node) or ""))
+        found += [
+            (str(path.relative_to(ROOT)), ast.get_docstring(node) or "")
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        ]
     return found
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.shown_commands import PAGES, ROOT, Rule, blocks, commands, commands_in, small
+from tests.shown_commands import PAGES, ROOT, SOURCES, Rule, blocks, commands, commands_in, small
 
 LINKED = [*PAGES, ROOT / "CHANGELOG.md"]
 COPIED = ("bench", "docs", "examples", "jepa_fast", "kernels", "research", "scripts", "tests")
@@ -51,13 +51,23 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+def test_every_page_that_is_named_exists():
+    named = {
+        name
+        for path in [*LINKED, *SOURCES, ROOT / "Makefile"]
+        for name in re.findall(r"\bdocs/[\w-]+\.md", path.read_text())
+    }
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
 def test_every_image_is_shown():
     shown = {target for page in LINKED for target in re.findall(r"images/([\w.-]+)", page.read_text())}
     assert {path.name for path in (ROOT / "docs" / "images").iterdir()} == shown
 
 
 def test_commands_are_found_in_lines_fences_and_code():
-    text = "Run `make a` or\n\n    python -m b \\\n        --c  # why\n    x = 1\n\n```\npytest d\n```\n`scripts/e.sh` `make <f>`"
+    text = "Run `make a` or\n\n    python -m b \\\n        --c  # why\n    x = 1\n\n"
+    text += "```\npytest d\n```\n`scripts/e.sh` `make <f>`"
     assert commands_in(text) == ["python -m b --c", "pytest d", "make a"]
 
 
