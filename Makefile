@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csrc
 # From nothing to a trained and probed model, with its own data. Ends with the path of its report.
 demo: DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 demo: install
-	$(RUN) -m jepa_fast.train --preset demo --out $(DEMO)
+	$(RUN) -m jepa_fast.train --out $(DEMO)
 	$(RUN) -m jepa_fast.evaluate $(DEMO)
 	$(RUN) -m jepa_fast.report $(DEMO)
 

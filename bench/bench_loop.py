@@ -30,7 +30,7 @@ from jepa_fast.data.host import gather, wall_bases
 from jepa_fast.data.sampler import Sampler
 from jepa_fast.data.shards import Split, open_split
 from jepa_fast.engine.loop import training
-from jepa_fast.engine.pace import READ_EVERY, look_is_due
+from jepa_fast.engine.pace import LOG_EVERY, look_is_due
 from jepa_fast.engine.step import Trainer
 from jepa_fast.presets import baseline
 from jepa_fast.runs import create_run
@@ -83,7 +83,7 @@ class BareStep:
         # Its own trainer gives it the same weights and ops; none of its step is used.
         device = torch.device(config.device)
         trainer = trainer_for(config, split)
-        self.forward, self.parameters = trainer.forward, list(trainer.world.parameters())
+        self.forward, self.parameters = trainer.forward, list(trainer.model.parameters())
         self.batch = first_batch(config, split).to(device)
         self.weights = torch.tensor([25.0, 25.0, 1.0], device=device)
         self.optimizer = torch.optim.Adam(self.parameters, lr=3e-3, weight_decay=3e-4, fused=True)
@@ -106,7 +106,7 @@ def take_turns(folder: Path, device: str, clock: Callable[[], float] = device_cl
     create_run(folder / "run", config)
     loop = training(config, folder / "run", LoopOptions())
     taken: dict[str, list[float]] = {"ours_loop": [], "bare step": []}
-    expected = trainer_for(replace(config, capture=False), split).step(first_batch(config, split)).readings[0]
+    expected = trainer_for(replace(config, capture=False), split).step(first_batch(config, split)).metrics[0]
     assert float(bare()) == pytest.approx(float(expected), rel=1e-6)
     for number in range(WARM_UPS + ROUND * ROUNDS):
         # Each is first every other time: what the one before leaves in the caches is nobody's alone.
@@ -121,7 +121,7 @@ def take_turns(folder: Path, device: str, clock: Callable[[], float] = device_cl
 
 def overhead(taken: dict[str, list[float]], device: str) -> float:
     """What the loop adds, relative to the bare step beside it: medians of each kind of step, by how often it comes."""
-    every = READ_EVERY[device]
+    every = LOG_EVERY[device]
     kinds: dict[tuple[bool, bool], list[float]] = {}
     for number, (loop, bare) in enumerate(zip(taken["ours_loop"], taken["bare step"], strict=True), WARM_UPS + 1):
         reading = number % every == 0

@@ -14,11 +14,11 @@ import torch._functorch.config
 from torch import Tensor
 
 from bench.steps import Step, captured, costs
-from jepa_fast.config import ModelConfig
+from jepa_fast.config import JEPAConfig
 from jepa_fast.kernels import dispatch
 from jepa_fast.kernels.dropout import new_clock
 from jepa_fast.kernels.rollout import rollout_reference
-from jepa_fast.models.predictor import Predictor
+from jepa_fast.models.predictor import MLPPredictor
 
 # Trajectories and steps: a batch of training; the longest evaluation.
 SHAPES = [(128, 16), (256, 90)]
@@ -35,9 +35,9 @@ class Question:
 
     def __init__(self, batch: int, steps: int, kind: torch.dtype, candidate: str, device: str) -> None:
         torch.manual_seed(0)
-        config = ModelConfig()
+        config = JEPAConfig()
         kernels = "triton" if candidate == "jepa_fast" else "reference"
-        self.predictor = Predictor(config.dim, config.dropout, config.residual, config.activation, kernels).to(device)
+        self.predictor = MLPPredictor(config.dim, dropout=config.dropout, kernels=kernels).to(device)
         self.first = torch.randn(batch, config.dim, device=device, requires_grad=True)
         self.actions = torch.randn(batch, steps, 2, device=device)
         self.gradient = torch.randn(batch, steps, config.dim, device=device)

@@ -35,7 +35,7 @@ def expected(split, batch):
     """The plain step's energy of the batch: in training mode, masks drawn from the clock, and without dropout."""
     contender = CONTENDERS["plain"](split, batch)
     training = float(contender.forward()[0].detach())
-    contender.world.eval()
+    contender.model.eval()
     return {True: training, False: float(contender.forward()[0].detach())}
 
 
@@ -48,10 +48,10 @@ def test_step(benchmark, monkeypatch, split, batch, expected, name):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     contender = CONTENDERS[name](split, batch)
     # The published loop draws masks in its own order: it is compared without.
-    contender.world.train(name != "published")
+    contender.model.train(name != "published")
     energy = float(contender.forward()[0].detach())
-    assert energy == pytest.approx(expected[contender.world.training], rel=RELATIVE)
-    contender.world.train()
+    assert energy == pytest.approx(expected[contender.model.training], rel=RELATIVE)
+    contender.model.train()
     # The first steps compile and touch the pages: they are left out.
     benchmark.pedantic(contender.step, rounds=10 if name.startswith("ours") else 3, warmup_rounds=2)
     benchmark.extra_info |= {"torch": torch.__version__, "threads": torch.get_num_threads(), "batch": BATCH}

@@ -10,25 +10,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa_fast.backends import choose_kernels
-from jepa_fast.config import EnergyConfig, Kernels
+from jepa_fast.config import Kernels, VICRegConfig
 from jepa_fast.data.batches import Batch, expand_dots, expand_frames
 from jepa_fast.data.host import gather
 from jepa_fast.data.packing import pack
 from jepa_fast.data.shards import Split, open_split
 from jepa_fast.data.two_rooms_source import TwoRoomsSource
 from jepa_fast.models.convnext import POOLED_SIDE, Branch, ConvNeXtBlock
-from jepa_fast.models.jepa import World
+from jepa_fast.models.jepa import build_jepa
 from jepa_fast.models.sparse_encoder import SparseEncoder
-from jepa_fast.objectives.vicreg import energy
+from jepa_fast.objectives.objective import Execution
+from jepa_fast.objectives.vicreg import VICReg
 
-INVARIANCE, VARIANCE, COVARIANCE = 25.0, 25.0, 1.0
+WEIGHTS = {"invariance": 25.0, "variance": 25.0, "covariance": 1.0}
 CLIP_NORM = 0.5
 TRAJECTORIES = 512
 DEVICE: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Contender:
-    """A world, its optimiser, and a way to compute the energy of one batch; `step` is a whole training step."""
+    """A model, its optimiser, and a way to compute the energy of one batch; `step` is a whole training step."""
 
     # Terms that the progress bar reads back in every step.
     read_back = False
@@ -36,33 +37,34 @@ class Contender:
 
     def __init__(self, split: Split, batch: Batch, compiled: bool = False) -> None:
         torch.manual_seed(0)
-        self.world = World(kernels=self.kernels).to(DEVICE)
+        self.model = build_jepa(kernels=self.kernels).to(DEVICE)
         self.batch, self.spec = batch, split.spec
-        self.weights = torch.tensor([INVARIANCE, VARIANCE, COVARIANCE], device=DEVICE)
+        self.weights = {name: torch.tensor(weight, device=DEVICE) for name, weight in WEIGHTS.items()}
         bases = None if split.wall_bases is None else torch.from_numpy(split.wall_bases).to(DEVICE)
-        self.batch_encoder = SparseEncoder(self.world.encoder, self.spec, bases)
-        self.optimizer = torch.optim.Adam(self.world.parameters(), lr=5e-4, weight_decay=3e-4, fused=True)
+        self.batch_encoder = SparseEncoder(self.model.encoder, self.spec, bases)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=5e-4, weight_decay=3e-4, fused=True)
         self.forward: Callable[[], tuple[Tensor, ...]] = self.energy
         if compiled:
             self.forward = torch.compile(self.energy, dynamic=False)
 
     def encode(self) -> Tensor:
         """States [B, T, D] of the batch."""
-        return self.batch_encoder(self.batch, self.world.dropout_clock)
+        return self.batch_encoder(self.batch, self.model.dropout_clock)
 
     def energy(self) -> tuple[Tensor, ...]:
         """The energy and its three terms."""
         encoded = self.encode()
-        predicted = self.world.predictor(encoded[:, 0], self.batch.actions, self.world.dropout_clock)
-        return energy(predicted, encoded[:, 1:], self.weights, EnergyConfig())
+        predicted = self.model.predictor(encoded[:, 0], self.batch.actions, self.model.dropout_clock)
+        loss = VICReg(VICRegConfig()).loss(Execution(), DEVICE)(predicted, encoded[:, 1:], self.weights, None)
+        return loss.total, *loss.terms.values()
 
     def step(self) -> None:
         """Forward, backward, clip, Adam."""
-        self.world.dropout_clock[1] += 1
+        self.model.dropout_clock[1] += 1
         self.optimizer.zero_grad()
         terms = self.forward()
         terms[0].backward()
-        nn.utils.clip_grad_norm_(self.world.parameters(), CLIP_NORM)
+        nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
         self.optimizer.step()
         if self.read_back:
             for term in terms:
@@ -79,9 +81,9 @@ class Plain(Contender):
         count, frames = self.batch.dots.shape[:2]
         dots = expand_dots(self.batch, self.spec).flatten(0, 1)[:, None].to(torch.float32) * self.spec.scale
         walls = self.batch.walls[:, None].to(torch.float32) * self.spec.scale
-        agent = self.world.encoder.agent(dots).view(count, frames, -1)
-        wall = self.world.encoder.wall(walls)[:, None].expand(-1, frames, -1)
-        return self.world.encoder.combine(agent, wall, self.world.dropout_clock)
+        agent = self.model.encoder.agent(dots).view(count, frames, -1)
+        wall = self.model.encoder.wall(walls)[:, None].expand(-1, frames, -1)
+        return self.model.encoder.combine([agent, wall], self.model.dropout_clock)
 
 
 class Published(Contender):
@@ -93,17 +95,17 @@ class Published(Contender):
     def __init__(self, split: Split, batch: Batch) -> None:
         super().__init__(split, batch)
         self.frames = expand_frames(batch, self.spec)
-        self.optimizer = torch.optim.Adam(self.world.parameters(), lr=5e-4, weight_decay=3e-4)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=5e-4, weight_decay=3e-4)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, 10_000)
 
     def energy(self) -> tuple[Tensor, ...]:
         """The energy and its three terms."""
-        frames, actions, dropout = self.frames, self.batch.actions, self.world.predictor.dropout
+        frames, actions, dropout = self.frames, self.batch.actions, self.model.predictor.dropout
         encoded = [self._encode(frames[:, t]) for t in range(frames.shape[1])]
         state, predicted = encoded[0], []
         for t in range(actions.shape[1]):
-            mask = F.dropout(state.new_ones(len(state), 4 * state.shape[1]), dropout) if self.world.training else None
-            state = self.world.predictor.step(state, actions[:, t], mask)
+            mask = F.dropout(state.new_ones(len(state), 4 * state.shape[1]), dropout) if self.model.training else None
+            state = self.model.predictor.step(state, actions[:, t], mask)
             predicted.append(state)
         rows = torch.stack(predicted, dim=1)
         invariance = F.mse_loss(rows, torch.stack(encoded[1:], dim=1))
@@ -114,8 +116,9 @@ class Published(Contender):
         covariance = matrix.masked_fill(torch.eye(len(matrix), dtype=torch.bool, device=matrix.device), 0.0).pow(
             2
         ).sum() / len(matrix)
-        total = INVARIANCE * invariance + VARIANCE * variance + COVARIANCE * covariance
-        return total, invariance, variance, covariance
+        terms = invariance, variance, covariance
+        total = sum(weight * term for weight, term in zip(WEIGHTS.values(), terms, strict=True))
+        return total, *terms
 
     def step(self) -> None:
         """Forward, backward, clip, Adam, schedule."""
@@ -124,9 +127,9 @@ class Published(Contender):
 
     def _encode(self, images: Tensor) -> Tensor:
         """States [B, D] of [B, 2, H, W]."""
-        encoder = self.world.encoder
+        encoder = self.model.encoder
         agent, wall = self._branch(encoder.agent, images[:, :1]), self._branch(encoder.wall, images[:, 1:])
-        if self.world.training:
+        if self.model.training:
             agent, wall = F.dropout(agent, encoder.dropout), F.dropout(wall, encoder.dropout)
         return agent + wall
 

@@ -1,24 +1,82 @@
-"""jepa_fast: train a JEPA world model as fast as the hardware can."""
+"""jepa_fast: train a JEPA world model as fast as the hardware can.
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+    import jepa_fast as jf
+
+    jf.pack(episodes, "data/mine")                    # any iterable of (frames, actions) or (frames, actions, targets)
+    data = jf.TrajectoryDataset("data/mine")
+    model = jf.JEPA(encoder=MyEncoder(), predictor=jf.MLPPredictor(dim=128, action_dim=7), objective=jf.VICReg())
+    run = jf.fit(model, data, steps=5000, out="runs/mine")
+    model = jf.load("runs/mine", model=model)
+
+`jf.functional` has the compiled ops, `jf.nn` the modules. A name is imported when it is first used: `import jepa_fast`
+by itself does not wait for torch, and no command's `--help` does.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jepa_fast.config import Kernels
-    from jepa_fast.models.registry import AnyWorld
+    from jepa_fast import functional as functional
+    from jepa_fast import nn as nn
+    from jepa_fast.config import InfoNCEConfig as InfoNCEConfig
+    from jepa_fast.config import OptimizerConfig as OptimizerConfig
+    from jepa_fast.config import Stage as Stage
+    from jepa_fast.config import VICRegConfig as VICRegConfig
+    from jepa_fast.fitting import Run as Run
+    from jepa_fast.fitting import fit as fit
+    from jepa_fast.models.jepa import JEPA as JEPA
+    from jepa_fast.models.predictor import MLPPredictor as MLPPredictor
+    from jepa_fast.objectives.infonce import InfoNCE as InfoNCE
+    from jepa_fast.objectives.vicreg import VICReg as VICReg
+    from jepa_fast.runs import load as load
 
 __version__ = "0.1.0"
 
+# Public name -> the module that has it; functional and nn are modules themselves.
+_PLACES = {
+    "InfoNCE": "jepa_fast.objectives.infonce",
+    "InfoNCEConfig": "jepa_fast.config",
+    "JEPA": "jepa_fast.models.jepa",
+    "MLPPredictor": "jepa_fast.models.predictor",
+    "OptimizerConfig": "jepa_fast.config",
+    "Run": "jepa_fast.fitting",
+    "Stage": "jepa_fast.config",
+    "TrajectoryDataset": "jepa_fast.data.dataset",
+    "VICRegConfig": "jepa_fast.config",
+    "VICReg": "jepa_fast.objectives.vicreg",
+    "fit": "jepa_fast.fitting",
+    "load": "jepa_fast.runs",
+    "pack": "jepa_fast.data.dataset",
+}
+_MODULES = ("functional", "nn")
 
-def load(folder: "str | Path", kernels: "Kernels" = "reference") -> "AnyWorld":
-    """The trained World of a run folder, or of a folder that `jepa_fast.export` wrote, in evaluation mode, on the CPU.
+__all__ = [
+    "JEPA",
+    "InfoNCE",
+    "InfoNCEConfig",
+    "MLPPredictor",
+    "OptimizerConfig",
+    "Run",
+    "Stage",
+    "TrajectoryDataset",
+    "VICReg",
+    "VICRegConfig",
+    "fit",
+    "functional",
+    "load",
+    "nn",
+    "pack",
+]
 
-    With kernels "triton" it runs on fused ops once it is moved to a CUDA device.
 
-    Raises:
-        jepa_fast.errors.InputError: neither is there, or the weights do not fit their configuration.
-    """
-    # Imported here, so that commands can print their help without waiting for torch.
-    from jepa_fast.runs import load as load_run
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"jepa_fast.{name}")
+    if name not in _PLACES:
+        raise AttributeError(f"module 'jepa_fast' has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(_PLACES[name]), name)
+    return found
 
-    return load_run(folder, kernels)
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -10,8 +10,9 @@ import io
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from itertools import zip_longest
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
@@ -64,13 +65,14 @@ def parse(
     Raises:
         InputError: a flag that there is not, or a value that does not do.
     """
-    default = {} if defaults is None else {"default": defaults(words)}
+    default: Any = tyro.MISSING_NONPROP if defaults is None else defaults(words)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(
-                arguments_type, description=description, args=words, config=(tyro.conf.AvoidSubcommands,), **default
-            )
+            config = (tyro.conf.AvoidSubcommands,)
+            parsed: Arguments
+            parsed = tyro.cli(arguments_type, description=description, args=words, default=default, config=config)
+            return parsed
     except SystemExit as stopped:
         if not stopped.code:
             raise
@@ -80,7 +82,7 @@ def parse(
 def peek(words: Sequence[str], flag: str) -> str | None:
     """The value of `flag` in the words of a command line, before they are parsed; None where it is not given."""
     value = None
-    for word, following in zip(words, [*words[1:], None], strict=True):
+    for word, following in zip_longest(words, words[1:]):
         name, equals, rest = word.partition("=")
         if name == flag:
             value = rest if equals else following
@@ -96,6 +98,9 @@ def differences(given: Any, expected: Any, flag: str) -> Iterator[tuple[str, Any
     elif _is_tree(given) and _is_tree(expected) and len(given) == len(expected):
         for number, (one, other) in enumerate(zip(given, expected, strict=True)):
             yield from differences(one, other, f"{flag}.{number}")
+    elif isinstance(given, Mapping) and isinstance(expected, Mapping) and given.keys() == expected.keys():
+        for name in given:
+            yield from differences(given[name], expected[name], f"{flag}.{name}")
     elif given != expected:
         yield flag, given, expected
 
@@ -107,14 +112,15 @@ def _is_tree(value: Any) -> bool:
 
 def _complaint(box: str) -> str:
     """What tyro drew as a box, as one line: what is wrong, and the flags that may have been meant."""
-    lines = [line.strip("│ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
-    text = [line for line in lines if line and line[0] not in "╭╰"]
+    # A title, and parts between lines that are drawn with letters where the terminal has nothing else.
     sections: list[list[str]] = [[]]
-    for line in text:
-        if line.startswith("─"):
+    for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines():
+        words = line.strip("│|╭╮╰╯ ")
+        if line.startswith("╭") or (words and not words.strip("─-")):
             sections.append([])
-        else:
-            sections[-1].append(line)
+        elif words:
+            sections[-1].append(words)
+    what = " ".join(sections[min(1, len(sections) - 1)])
     meant = [
         line.split()[0].rstrip(",")
         for section in sections[1:]
@@ -122,7 +128,7 @@ def _complaint(box: str) -> str:
         for line in section
         if line.startswith("--")
     ]
-    said = re.sub(r"^Error parsing (\w+: (?=\w+\.))?", "", " ".join(sections[0]))
+    said = re.sub(r"^Error parsing (\w+: (?=\w+\.))?", "", what)
     return said + (f"; did you mean {' or '.join(meant)}?" if meant else "")
 
 

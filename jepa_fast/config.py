@@ -2,105 +2,31 @@
 
 import dataclasses
 import json
+import types
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from jepa_fast import migrations
 from jepa_fast.errors import InputError
 from jepa_fast.errors import require as require
-from jepa_fast.model_config import AnyModelConfig as AnyModelConfig
-from jepa_fast.model_config import ApartModelConfig as ApartModelConfig
-from jepa_fast.model_config import FeatureModelConfig as FeatureModelConfig
+from jepa_fast.model_config import Amp as Amp
+from jepa_fast.model_config import CustomConfig as CustomConfig
+from jepa_fast.model_config import GatedConvNeXtConfig as GatedConvNeXtConfig
+from jepa_fast.model_config import GatedFeaturesConfig as GatedFeaturesConfig
+from jepa_fast.model_config import GatedPixelsConfig as GatedPixelsConfig
+from jepa_fast.model_config import Group as Group
+from jepa_fast.model_config import JEPAConfig as JEPAConfig
 from jepa_fast.model_config import ModelConfig as ModelConfig
-from jepa_fast.model_config import PixelModelConfig as PixelModelConfig
-from jepa_fast.model_config import read_model_config as read_model_config
-from jepa_fast.stages import Plateau, read_stage
+from jepa_fast.objective_config import InfoNCEConfig as InfoNCEConfig
+from jepa_fast.objective_config import MixtureConfig as MixtureConfig
+from jepa_fast.objective_config import ObjectiveConfig as ObjectiveConfig
+from jepa_fast.objective_config import VICRegConfig as VICRegConfig
 from jepa_fast.stages import Stage as Stage
 
 Kernels = Literal["triton", "fused", "reference"]
-
-
-@dataclass(frozen=True)
-class EnergyConfig:
-    """Options of the VICReg energy.
-
-    Attributes:
-        sides: regularise the predictions alone, or predictions and encodings (the mean of both sides' terms).
-        steps: statistics over [B*(T-1), D] ("all"), per time step and averaged ("each"), or the first step's ("first").
-        covariance_divisor: divide the squared off-diagonal covariances by D ("dim") or by D(D-1) ("pairs").
-        gamma: standard deviation below which the variance hinge pulls.
-        eps: added to the variance under the square root.
-        targets: encodings predicted against: with gradient, without, or from an exponential moving average encoder.
-        ema_decay: decay per step of that average; used with targets = "ema" only.
-        horizon: steps that the predictor is fed its own output for, before it starts from an encoding again; a divisor
-            of T-1. None: T-1, one rollout from frame 0.
-    """
-
-    sides: Literal["predicted", "both"] = "predicted"
-    steps: Literal["all", "each", "first"] = "all"
-    covariance_divisor: Literal["dim", "pairs"] = "dim"
-    gamma: float = 1.0
-    eps: float = 1e-4
-    targets: Literal["shared", "stop_gradient", "ema"] = "shared"
-    ema_decay: float = 0.996
-    horizon: int | None = None
-
-    def __post_init__(self) -> None:
-        require(self.gamma > 0, "energy.gamma", self.gamma, "a positive number")
-        require(self.eps > 0, "energy.eps", self.eps, "a positive number")
-        require(0 <= self.ema_decay < 1, "energy.ema_decay", self.ema_decay, "a decay in [0, 1)")
-        require(self.horizon is None or self.horizon >= 1, "energy.horizon", self.horizon, "at least 1 step, or None")
-
-
-@dataclass(frozen=True)
-class OneStepConfig:
-    """Options of the one-step likelihood: each transition by itself, from the encoding of the frame before.
-
-    Attributes:
-        kind: tells it from EnergyConfig where it is stored.
-        first_width: s at the beginning of the run, in pixels.
-        last_width: s at its end; geometric in between.
-    """
-
-    kind: Literal["one_step"] = "one_step"
-    first_width: float = 0.15
-    last_width: float = 0.05
-
-    def __post_init__(self) -> None:
-        require(self.kind == "one_step", "energy.kind", self.kind, "'one_step'")
-        require(self.first_width > 0, "energy.first_width", self.first_width, "a positive number")
-        require(self.last_width > 0, "energy.last_width", self.last_width, "a positive number")
-
-
-@dataclass(frozen=True)
-class ContrastConfig:
-    """Options of the contrastive energy, InfoNCE.
-
-    Attributes:
-        kind: tells it from EnergyConfig where it is stored.
-        temperature: mean squared difference per dimension by which the own encoding has to be closer than another.
-    """
-
-    kind: Literal["infonce"] = "infonce"
-    temperature: float = 0.1
-
-    def __post_init__(self) -> None:
-        require(self.kind == "infonce", "energy.kind", self.kind, "'infonce'")
-        require(self.temperature > 0, "energy.temperature", self.temperature, "a positive number")
-
-
-AnyEnergyConfig = EnergyConfig | OneStepConfig | ContrastConfig
-
-
-def read_energy_config(fields: dict[str, Any]) -> AnyEnergyConfig:
-    """What is minimised, from its JSON; one without a kind is the VICReg energy.
-
-    Raises:
-        TypeError: unknown fields.
-    """
-    kinds: dict[str, type[OneStepConfig] | type[ContrastConfig]]
-    kinds = {"one_step": OneStepConfig, "infonce": ContrastConfig}
-    return kinds[fields["kind"]](**fields) if "kind" in fields else EnergyConfig(**fields)
+Config = TypeVar("Config")
 
 
 @dataclass(frozen=True)
@@ -121,66 +47,38 @@ class OptimizerConfig:
 class Recipe:
     """What is trained and how, apart from the data and the machine: a preset is a named Recipe.
 
-    `batch_size` is in trajectories per step; the stages' epochs add up to the run. The one-step likelihood is of the
-    models whose dot stays or moves; on features nothing can collapse, and a stage has no regularisers to weigh. With
-    `flips` each trajectory is mirrored at random along either axis, which is for worlds that are their own mirror
-    images.
+    `batch_size` is in trajectories per step; the stages' epochs add up to the run. With `flips` each trajectory is
+    mirrored at random along either axis, which is for data that are their own mirror images.
     """
 
-    model: AnyModelConfig = field(default_factory=ModelConfig)
-    energy: AnyEnergyConfig = field(default_factory=EnergyConfig)
+    model: ModelConfig = field(default_factory=JEPAConfig)
+    objective: ObjectiveConfig = field(default_factory=VICRegConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     batch_size: int = 128
     flips: bool = False
-    stages: tuple[Stage, ...] = (Stage(50, 25.0, 25.0, 1.0), Stage(50, 30.0, 25.0, 1.0))
+    stages: tuple[Stage, ...] = (Stage(50), Stage(50, {"invariance": 30.0}))
 
     def __post_init__(self) -> None:
-        if isinstance(self.model, ModelConfig) == isinstance(self.energy, OneStepConfig):
-            raise InputError("recipe: a features, a pixels or an apart model and the one_step energy go together")
-        if isinstance(self.energy, ContrastConfig) or isinstance(self.model, FeatureModelConfig):
-            alone = all(stage.variance == stage.covariance == 0 for stage in self.stages)
-            what = f"the {self.energy.kind} energy" if isinstance(self.energy, ContrastConfig) else "a features model"
-            require(alone, "recipe.stages", self.stages, f"no variance, no covariance with {what}")
+        known, kind = self.model.objectives, self.objective.kind
+        require(kind in known, "objective.kind", kind, f"{' or '.join(known)}, which train a {self.model.kind} model")
+        require(len(self.stages) > 0, "stages", self.stages, "at least one")
         for stage in self.stages:
-            if isinstance(stage.until, Plateau):
-                known = ("total", *self.terms)
-                require(stage.until.term in known, "stage.until.term", stage.until.term, f"one of {', '.join(known)}")
-        if any(stage.stop_gradient for stage in self.stages):
-            is_shared = isinstance(self.energy, EnergyConfig) and self.energy.targets == "shared"
-            require(is_shared, "stage.stop_gradient", True, "False unless the energy is VICReg's with shared targets")
+            names = self.objective.weighted
+            for name in stage.weights:
+                require(name in names, "stage.weights", name, f"{', '.join(names)}: terms of the {kind} objective")
+            for name, weight in self.objective.weights(stage.weights).items():
+                usable = weight == 0 or name in self.terms
+                require(usable, f"objective.{name}", weight, f"0: no latent of a {self.model.kind} model can collapse")
 
     @property
     def terms(self) -> tuple[str, ...]:
         """Names of what is logged of a step beside its total."""
-        if isinstance(self.model, FeatureModelConfig):
-            return ("surprise", "invariance", "moving")
-        if isinstance(self.energy, ContrastConfig):
-            return ("contrast", "invariance", "found")
-        if isinstance(self.energy, OneStepConfig):
-            return ("surprise", "invariance", "moving", "variance", "covariance")
-        return ("invariance", "variance", "covariance")
+        return self.objective.terms(self.model)
 
     @property
     def epochs(self) -> float:
         """Epochs over all stages."""
         return sum(stage.epochs for stage in self.stages)
-
-
-def read_recipe(fields: dict[str, Any]) -> Recipe:
-    """A recipe from its JSON.
-
-    Raises:
-        KeyError, TypeError: fields that are missing or unknown.
-    """
-    return Recipe(
-        **fields
-        | {
-            "model": read_model_config(fields["model"]),
-            "energy": read_energy_config(fields["energy"]),
-            "optimizer": OptimizerConfig(**fields["optimizer"]),
-            "stages": tuple(read_stage(stage) for stage in fields["stages"]),
-        }
-    )
 
 
 @dataclass(frozen=True)
@@ -217,7 +115,7 @@ class RunConfig:
         seed: of weights, batch order and dropout masks.
         steps: optimiser steps in all; the recipe's stages share them in proportion to their epochs.
         batch_size: trajectories per step, over all processes.
-        amp: "bf16" runs encoder and predictor under autocast; energy and optimiser stay float32.
+        amp: "bf16" runs encoder and predictor under autocast; objective and optimiser stay float32.
         compile: whether the step's parts go through torch.compile.
         device: "cpu" or "cuda".
         data: folder of packed splits.
@@ -233,7 +131,7 @@ class RunConfig:
     seed: int
     steps: int
     batch_size: int
-    amp: Literal["off", "bf16"]
+    amp: Amp
     compile: bool
     device: Literal["cpu", "cuda"]
     data: str
@@ -246,6 +144,9 @@ class RunConfig:
         require(self.steps >= 1, "--steps", self.steps, "at least 1")
         require(self.batch_size >= 2, "--data.batch-size", self.batch_size, "at least 2")
         require(0 <= self.seed < 2**63, "--seed", self.seed, "an integer in [0, 2^63)")
+        known = self.recipe.model.amps
+        expected = f"{' or '.join(known)}: a {self.recipe.model.kind} model computes in float32 throughout"
+        require(self.amp in known, "--amp", self.amp, expected)
 
     def save(self, path: Path) -> None:
         """Write the configuration to `path` as JSON."""
@@ -253,7 +154,7 @@ class RunConfig:
 
     @staticmethod
     def load(path: Path) -> "RunConfig":
-        """Read what `save` wrote.
+        """Read what `save` wrote, now or in an earlier version.
 
         Raises:
             InputError: no such file, or not a run configuration.
@@ -261,7 +162,75 @@ class RunConfig:
         if not path.is_file():
             raise InputError(f"{path}: no such file; expected a run folder with config.json")
         try:
-            fields = json.loads(path.read_text())
-            return RunConfig(**fields | {"recipe": read_recipe(fields["recipe"])})
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            return decode(RunConfig, migrations.run_config(json.loads(path.read_text())), "config")
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError, InputError) as error:
             raise InputError(f"{path}: not a run configuration ({error})") from error
+
+
+def read_recipe(fields: dict[str, Any]) -> Recipe:
+    """A recipe from its JSON, of this version or an earlier one.
+
+    Raises:
+        InputError, KeyError, TypeError: fields that are missing or unknown, or values that are out of range.
+    """
+    return decode(Recipe, migrations.recipe(fields), "recipe")
+
+
+def read_model_config(fields: dict[str, Any]) -> ModelConfig:
+    """A model's configuration from its JSON, of this version or an earlier one.
+
+    Raises:
+        InputError, KeyError, TypeError: fields that are missing or unknown, or values that are out of range.
+    """
+    config: ModelConfig = decode(ModelConfig, migrations.model(fields), "model")  # type: ignore[arg-type]
+    return config
+
+
+def decode(annotation: type[Config], value: Any, name: str) -> Config:
+    """What `annotation` says, from its JSON: the inverse of `json.dumps(dataclasses.asdict(...))`.
+
+    Takes dataclasses, whose fields with defaults may be missing, unions of them told apart by their `kind`, optional
+    values, tuples, mappings from names, literals and plain values.
+
+    Raises:
+        InputError: a value that does not fit, or a field that is unknown or missing, by its dotted name.
+    """
+    origin, parts = get_origin(annotation), get_args(annotation)
+    result: Any = value
+    if dataclasses.is_dataclass(annotation):
+        require(isinstance(value, Mapping), name, value, "a JSON object")
+        known = {one.name: one for one in dataclasses.fields(annotation)}
+        for key in value:
+            require(key in known, f"{name}.{key}", value[key], f"no such field, known are {', '.join(known)}")
+        for key, one in known.items():
+            optional = one.default is not dataclasses.MISSING or one.default_factory is not dataclasses.MISSING
+            require(key in value or optional, f"{name}.{key}", None, "a value")
+        hints = get_type_hints(annotation)
+        result = annotation(**{key: decode(hints[key], one, f"{name}.{key}") for key, one in value.items()})
+    elif origin in (Union, types.UnionType):
+        members = [part for part in parts if part is not types.NoneType]
+        if len(members) == 1:
+            result = None if value is None else decode(members[0], value, name)
+        else:
+            kinds = {member.kind: member for member in members}
+            kind = value.get("kind") if isinstance(value, Mapping) else None
+            require(kind in kinds, f"{name}.kind", kind, f"one of {', '.join(kinds)}")
+            result = decode(kinds[kind], value, name)
+    elif origin is tuple:
+        require(isinstance(value, list | tuple), name, value, "a list")
+        each = parts[:1] * len(value) if parts[-1] is ... else parts
+        require(len(each) == len(value), name, value, f"{len(each)} values")
+        pairs = enumerate(zip(each, value, strict=True))
+        result = tuple(decode(kind, one, f"{name}[{index}]") for index, (kind, one) in pairs)
+    elif origin is Mapping:
+        require(isinstance(value, Mapping), name, value, "a JSON object")
+        result = {str(key): decode(parts[1], one, f"{name}.{key}") for key, one in value.items()}
+    elif origin is Literal:
+        require(value in parts, name, value, f"one of {', '.join(map(repr, parts))}")
+    elif annotation is float:
+        require(isinstance(value, int | float) and not isinstance(value, bool), name, value, "a number")
+    else:
+        whole = isinstance(value, annotation) and (annotation is bool or not isinstance(value, bool))
+        require(whole, name, value, f"a value of type {annotation.__name__}")
+    decoded: Config = result
+    return decoded

@@ -1,4 +1,4 @@
-"""Probe a trained world model: `python -m jepa_fast.evaluate RUN`."""
+"""Probe a trained model: `python -m jepa_fast.evaluate RUN`."""
 
 import logging
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from jepa_fast.config import Kernels, RunConfig
 from jepa_fast.errors import InputError
 
 if TYPE_CHECKING:
-    from jepa_fast.models.registry import AnyWorld
+    from jepa_fast.models.model import Model
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Locate the agent from predicted states alone, and print the errors beside the floors."""
+    """Locate the agent from predicted latents alone, and print the errors beside the floors."""
 
     run: tyro.conf.Positional[Path | None] = None
     """Run folder, or one written by jepa_fast.export."""
@@ -46,21 +46,21 @@ def main(arguments: Arguments) -> None:
 
     device = cli.choose_device(arguments.device)
     missing = why_no_triton(device)
-    world, data, path = load_world(arguments, "triton" if missing is None else "reference")
+    model, data, path = load_model(arguments, "triton" if missing is None else "reference")
     logger.info("encoder and predictor: %s", "Triton kernels" if missing is None else f"{PLAIN}, {missing}")
-    evaluation = evaluate(world.to(device), data, arguments.seed, floor=arguments.floor)
+    evaluation = evaluate(model.to(device), data, arguments.seed, floor=arguments.floor)
     evaluation.save(path)
     print(evaluation.table())
     logger.info("%s", path)
 
 
-def load_world(arguments: Arguments, kernels: Kernels) -> "tuple[AnyWorld, Path, Path]":
-    """The world to probe, on `kernels`, its data folder and where the result goes.
+def load_model(arguments: Arguments, kernels: Kernels) -> "tuple[Model, Path, Path]":
+    """The model to probe, on `kernels`, its data folder and where the result goes.
 
     Raises:
         InputError: not exactly one of a run and weights, weights without data, or files that do not open.
     """
-    from jepa_fast.models.jepa import World
+    from jepa_fast.models.jepa import JEPA
     from jepa_fast.probing.results import EVALUATION
     from jepa_fast.runs import CONFIG, load
     from jepa_fast.weights import WEIGHTS, read_tensors
@@ -68,19 +68,19 @@ def load_world(arguments: Arguments, kernels: Kernels) -> "tuple[AnyWorld, Path,
     if (arguments.run is None) == (arguments.weights is None):
         raise InputError(f"RUN, --weights: got {'neither' if arguments.run is None else 'both'}, expected one of them")
     data = arguments.data
-    world: AnyWorld
+    model: Model
     if arguments.weights is not None:
         gelu_first = arguments.format == "explorejepa_gelu_first"
-        world = World.from_explorejepa(read_tensors(arguments.weights), gelu_first, kernels)
+        model = JEPA.from_explorejepa(read_tensors(arguments.weights), gelu_first, kernels)
         path = arguments.weights.with_suffix(f".{EVALUATION}")
     else:
         assert arguments.run is not None
-        world, path = load(arguments.run, kernels), arguments.run / EVALUATION
+        model, path = load(arguments.run, kernels), arguments.run / EVALUATION
         if data is None and not (arguments.run / WEIGHTS).exists():
             data = Path(RunConfig.load(arguments.run / CONFIG).data)
     if data is None:
         raise InputError("--data: not given, expected a folder of packed splits: weights do not name their data")
-    return world, data, arguments.out or path
+    return model, data, arguments.out or path
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Take a trained world out of its run: `python -m jepa_fast.export RUN`."""
+"""Take a trained model out of its run: `python -m jepa_fast.export RUN`."""
 
 import logging
 from dataclasses import dataclass
@@ -29,12 +29,12 @@ def main(arguments: Arguments) -> None:
     from jepa_fast.runs import describe_run, load
     from jepa_fast.weights import WEIGHTS, save_weights
 
-    world = load(arguments.run)
+    model = load(arguments.run)
     folder = arguments.out or arguments.run / "export"
     # Its config.json would take the place of the run's.
     is_run = checkpoint_folder(folder).exists()
     require(not is_run, "--out", str(folder), "a folder that is not a run")
-    save_weights(world, folder, describe_run(arguments.run))
+    save_weights(model, folder, describe_run(arguments.run))
     jepa_fast.load(folder)
     logger.info("%s: written; read it with jepa_fast.load(%r)", folder / WEIGHTS, str(folder))
 

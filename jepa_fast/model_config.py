@@ -1,32 +1,83 @@
-"""Shapes of the world models, validated on construction; no torch import."""
+"""Shapes of the models, validated on construction; no torch import.
 
+Besides its fields every configuration says what the rest of the package has to know before a model is built: which
+objectives train it, which `--amp` it honours, whether its latents can collapse, and when they have.
+"""
+
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 from jepa_fast.errors import require
 
+Amp = Literal["off", "bf16"]
+
+# Collapsed: the mean standard deviation is below this share of the latents' size, or RankMe below 2 or this share of D.
+LEAST_SPREAD, LEAST_RANKME = 0.05, 1 / 32
+
+
+class ModelTraits:
+    """What holds of a kind of model, unless it says otherwise."""
+
+    kind: str
+    # Kinds of objectives that it can be trained with.
+    objectives: ClassVar[tuple[str, ...]] = ("vicreg", "infonce")
+    # Values of --amp that change what it computes as they say.
+    amps: ClassVar[tuple[Amp, ...]] = ("off", "bf16")
+    # Whether its encoder could give all frames the same latent.
+    can_collapse: ClassVar[bool] = True
+
+    def is_collapsed(self, std: Sequence[float], size: float, rankme: float) -> bool:
+        """Whether latents with these standard deviations, root mean square and RankMe have collapsed."""
+        return sum(std) / len(std) < LEAST_SPREAD * size or rankme < max(2.0, LEAST_RANKME * len(std))
+
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """Shape of the world model. The defaults give 293,344 parameters.
+class Group:
+    """Channels of a frame that a branch of the encoder is for.
 
     Attributes:
+        name: of the branch, a Python identifier.
+        channels: how many, in the order of the frame's channels.
+    """
+
+    name: str
+    channels: int = 1
+
+    def __post_init__(self) -> None:
+        require(self.name.isidentifier(), "model.groups.name", self.name, "an identifier")
+        require(self.channels >= 1, "model.groups.channels", self.channels, "at least 1")
+
+
+TWO_ROOMS = (Group("agent"), Group("wall"))
+
+
+@dataclass(frozen=True)
+class JEPAConfig(ModelTraits):
+    """ConvNeXt branches and an MLP that is rolled out. The defaults give 293,344 parameters.
+
+    Attributes:
+        kind: tells it from other models where it is stored.
         channels: C, width of the ConvNeXt blocks.
         blocks: L, ConvNeXt blocks per branch.
-        dim: D, size of a state.
+        dim: D, size of a latent.
         dropout: rate in the encoder heads and in the predictor.
         residual: what the predictor's MLP is added to: "sum" = LN(s) + LN(Wa a + ba), "state" = LN(s).
         activation: where the predictor's GELU stands: "after_norm" = gelu(LN(h)), "before_norm" = LN(gelu(h)).
-        bias: whether layers have one, LayerNorms included; without, no input gives the state zero.
+        bias: whether layers have one, LayerNorms included; without, no input gives the latent zero.
         head: what a branch reads off its last activations: means over 6 x 6 cells ("pool"), or for each channel the
             coordinates expected under a softmax over all pixels ("softargmax").
-        fusion: whether a third branch reads both channels, its state added to the others'.
-        norm_before_add: whether a branch's state is normalised before branches are added.
+        fusion: whether one more branch reads all channels, its latent added to the others'.
+        norm_before_add: whether a branch's latent is normalised before branches are added.
         norm_after_add: whether their sum is normalised.
-        history: k, how many states before the present one the predictor reads beside it.
-        history_decay: what a past state is multiplied by for every step of its age.
+        history: k, how many latents before the present one the predictor reads beside it.
+        history_decay: what a past latent is multiplied by for every step of its age.
+        groups: the frame's channels; each group has a branch of its name.
+        action_size: A, numbers of an action.
     """
 
+    kind: Literal["jepa"] = "jepa"
     channels: int = 16
     blocks: int = 2
     dim: int = 128
@@ -40,9 +91,12 @@ class ModelConfig:
     norm_after_add: bool = False
     history: int = 0
     history_decay: float = 0.5
+    groups: tuple[Group, ...] = TWO_ROOMS
+    action_size: int = 2
 
     def __post_init__(self) -> None:
-        _check_counts(self, "channels", "blocks", "dim")
+        check_kind(self, "jepa")
+        _check_counts(self, "channels", "blocks", "dim", "action_size")
         require(0 <= self.dropout < 1, "model.dropout", self.dropout, "a rate in [0, 1)")
         require(self.residual in ("sum", "state"), "model.residual", self.residual, "'sum' or 'state'")
         places = ("after_norm", "before_norm")
@@ -50,23 +104,40 @@ class ModelConfig:
         require(self.head in ("pool", "softargmax"), "model.head", self.head, "'pool' or 'softargmax'")
         require(self.history >= 0, "model.history", self.history, "zero or more")
         require(0 < self.history_decay <= 1, "model.history_decay", self.history_decay, "a factor in (0, 1]")
+        names = [group.name for group in self.groups]
+        require(len(names) == len(set(names)) > 0, "model.groups", names, "at least one group, each name once")
+
+
+class GatedTraits(ModelTraits):
+    """What the models have in common whose agent is blocked or free: float32 under autocast too."""
+
+    objectives: ClassVar[tuple[str, ...]] = ("mixture",)
+    amps: ClassVar[tuple[Amp, ...]] = ("off",)
+    spread: float
+
+    def is_collapsed(self, std: Sequence[float], size: float, rankme: float) -> bool:
+        """Whether positions have come close to one point, at any distance: their rank is 2 whatever happens."""
+        return self.can_collapse and math.hypot(*std) < LEAST_SPREAD * self.spread
 
 
 @dataclass(frozen=True)
-class FeatureModelConfig:
-    """Shape of the world model on features read from pixels. The defaults give 5,056 parameters.
+class GatedFeaturesConfig(GatedTraits):
+    """Shape of the model on features read from pixels. The defaults give 5,056 parameters.
 
     Attributes:
-        kind: tells it from ModelConfig where it is stored.
-        dim: D, size of a state.
+        kind: tells it from other models where it is stored.
+        dim: D, size of a latent.
         frame: side of the square frames in pixels.
-        spread: length of a state that stands for a point half a frame from the centre.
+        spread: length of a latent that stands for a point half a frame from the centre.
         border_hidden: width of the gate that all borders share.
         wall_hidden: width of both hidden layers of the gate of the wall's pieces.
         reach: distance, in steps of the size just taken, beyond which the gates do not tell distances apart.
     """
 
-    kind: Literal["features"] = "features"
+    # A linear encoder of two coordinates with columns of fixed length has nowhere to collapse to.
+    can_collapse: ClassVar[bool] = False
+
+    kind: Literal["gated_features"] = "gated_features"
     dim: int = 128
     frame: int = 65
     spread: float = 20.0
@@ -75,29 +146,29 @@ class FeatureModelConfig:
     reach: float = 3.0
 
     def __post_init__(self) -> None:
-        require(self.kind == "features", "model.kind", self.kind, "'features'")
+        check_kind(self, "gated_features")
         _check_lift(self.dim, self.frame, self.spread)
         _check_counts(self, "border_hidden", "wall_hidden")
         require(self.reach > 0, "model.reach", self.reach, "a positive number")
 
 
 @dataclass(frozen=True)
-class PixelModelConfig:
-    """Shape of the world model that learns from pixels and predicts one step. The defaults give 24,082 parameters.
+class GatedPixelsConfig(GatedTraits):
+    """Shape of the model that learns from pixels and predicts one step. The defaults give 24,082 parameters.
 
     Attributes:
-        kind: tells it from ModelConfig where it is stored.
-        dim: D, size of a state.
+        kind: tells it from other models where it is stored.
+        dim: D, size of a latent.
         frame: side of the square frames in pixels.
         white: value of the brightest pixels, which the model sees as 1.
-        spread: length of a state that stands for a point half a frame from the centre.
+        spread: length of a latent that stands for a point half a frame from the centre.
         channels: between the encoder's two convolutions.
         kernel: side of both in pixels.
         lattice: side of each of the two lattices of points through which the gate looks at the wall, in pixels.
         hidden: width of the gate's both hidden layers.
     """
 
-    kind: Literal["pixels"] = "pixels"
+    kind: Literal["gated_pixels"] = "gated_pixels"
     dim: int = 128
     frame: int = 65
     white: float = 0.0942
@@ -108,27 +179,27 @@ class PixelModelConfig:
     hidden: int = 128
 
     def __post_init__(self) -> None:
-        require(self.kind == "pixels", "model.kind", self.kind, "'pixels'")
+        check_kind(self, "gated_pixels")
         _check_lift(self.dim, self.frame, self.spread)
         require(self.white > 0, "model.white", self.white, "a positive number")
         _check_counts(self, "channels", "kernel", "lattice", "hidden")
 
 
 @dataclass(frozen=True)
-class ApartModelConfig:
-    """Shape of the world model whose states leave the wall out. The defaults give 258,017 parameters.
+class GatedConvNeXtConfig(GatedTraits):
+    """Shape of the model whose latents leave the wall out. The defaults give 258,017 parameters.
 
     Attributes:
-        kind: tells it from ModelConfig where it is stored.
+        kind: tells it from other models where it is stored.
         channels: C, width of the ConvNeXt blocks.
         blocks: L, ConvNeXt blocks per branch.
-        dim: D, size of a state, and of what is carried of a wall.
+        dim: D, size of a latent, and of what is carried of a wall.
         frame: side of the square frames in pixels.
-        spread: length of what half a frame is in states.
+        spread: length of what half a frame is in latents.
         hidden: how many lines the gate goes by, and width of its both hidden layers.
     """
 
-    kind: Literal["apart"] = "apart"
+    kind: Literal["gated_convnext"] = "gated_convnext"
     channels: int = 16
     blocks: int = 2
     dim: int = 128
@@ -137,9 +208,38 @@ class ApartModelConfig:
     hidden: int = 160
 
     def __post_init__(self) -> None:
-        require(self.kind == "apart", "model.kind", self.kind, "'apart'")
+        check_kind(self, "gated_convnext")
         _check_lift(self.dim, self.frame, self.spread)
         _check_counts(self, "channels", "blocks", "hidden")
+
+
+@dataclass(frozen=True)
+class CustomConfig(ModelTraits):
+    """A model that was made in Python and handed to the trainer: its name is known, how to build it is not.
+
+    Attributes:
+        kind: tells it from other models where it is stored.
+        encoder, predictor: names of the modules' classes, for people.
+    """
+
+    # Seen when the first frame is encoded.
+    dim: ClassVar[None] = None
+
+    kind: Literal["custom"] = "custom"
+    encoder: str = ""
+    predictor: str = ""
+
+    def __post_init__(self) -> None:
+        check_kind(self, "custom")
+
+
+ModelConfig = JEPAConfig | GatedConvNeXtConfig | GatedFeaturesConfig | GatedPixelsConfig | CustomConfig
+
+
+def check_kind(config: object, kind: str, room: str = "model") -> None:
+    """Raise InputError unless the configuration's kind is its own."""
+    found = getattr(config, "kind", None)
+    require(found == kind, f"{room}.kind", found, repr(kind))
 
 
 def _check_counts(config: object, *names: str) -> None:
@@ -150,23 +250,7 @@ def _check_counts(config: object, *names: str) -> None:
 
 
 def _check_lift(dim: int, frame: int, spread: float) -> None:
-    """Raise InputError unless positions in a square frame can be lifted to states of `dim` numbers."""
+    """Raise InputError unless positions in a square frame can be embedded in latents of `dim` numbers."""
     require(dim >= 2, "model.dim", dim, "at least 2")
     require(frame >= 2, "model.frame", frame, "at least 2 pixels")
     require(spread > 0, "model.spread", spread, "a positive number")
-
-
-AnyModelConfig = ModelConfig | FeatureModelConfig | PixelModelConfig | ApartModelConfig
-
-
-def read_model_config(fields: dict[str, Any]) -> AnyModelConfig:
-    """The model's configuration from its JSON; one without a kind is of the ConvNeXt model.
-
-    Raises:
-        TypeError: unknown fields.
-    """
-    kinds: dict[str | None, type[AnyModelConfig]]
-    kinds = {"features": FeatureModelConfig, "pixels": PixelModelConfig, "apart": ApartModelConfig}
-    if fields.get("wall") == "added":  # there was a choice once, and this was the default
-        fields = {name: value for name, value in fields.items() if name != "wall"}
-    return kinds.get(fields.get("kind"), ModelConfig)(**fields)

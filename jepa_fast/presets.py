@@ -4,16 +4,16 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from jepa_fast.config import (
-    ApartModelConfig,
-    ContrastConfig,
-    EnergyConfig,
-    FeatureModelConfig,
-    ModelConfig,
-    OneStepConfig,
+    GatedConvNeXtConfig,
+    GatedFeaturesConfig,
+    GatedPixelsConfig,
+    InfoNCEConfig,
+    JEPAConfig,
+    MixtureConfig,
     OptimizerConfig,
-    PixelModelConfig,
     Recipe,
     Stage,
+    VICRegConfig,
     require,
 )
 
@@ -25,14 +25,15 @@ def explorejepa_writeup() -> Recipe:
     the invariance raised. The figures below are ours.
     """
     return Recipe(
-        model=ModelConfig(residual="state"),
-        stages=(Stage(30, invariance=15.0, variance=25.0, covariance=1.0), Stage(5, 30.0, 25.0, 1.0)),
+        model=JEPAConfig(residual="state"),
+        objective=VICRegConfig(invariance=15.0),
+        stages=(Stage(30), Stage(5, {"invariance": 30.0})),
     )
 
 
 def explorejepa_repo() -> Recipe:
     """The recipe of the original code: 50 + 50 epochs, residual on normalised state plus normalised action."""
-    return Recipe(stages=(Stage(50, invariance=25.0, variance=25.0, covariance=1.0), Stage(50, 30.0, 25.0, 1.0)))
+    return Recipe(stages=(Stage(50), Stage(50, {"invariance": 30.0})))
 
 
 def baseline() -> Recipe:
@@ -42,46 +43,46 @@ def baseline() -> Recipe:
     steps, where the published recipes first collapse and need thousands to recover.
     """
     return Recipe(
-        energy=EnergyConfig(targets="stop_gradient", sides="both"),
+        objective=VICRegConfig(targets="stop_gradient", sides="both"),
         optimizer=OptimizerConfig(learning_rate=3e-3),
         batch_size=32,
-        stages=(Stage(1, invariance=25.0, variance=25.0, covariance=1.0),),
+        stages=(Stage(1),),
     )
 
 
 def larger() -> Recipe:
     """The baseline with twice the blocks and twice the channels, 507,968 parameters. States stay 128 long."""
-    return replace(baseline(), model=ModelConfig(channels=32, blocks=4))
+    return replace(baseline(), model=JEPAConfig(channels=32, blocks=4))
 
 
 def no_bias() -> Recipe:
     """The baseline without a bias anywhere, which leaves weights no constant to collapse to."""
-    return replace(baseline(), model=ModelConfig(bias=False))
+    return replace(baseline(), model=JEPAConfig(bias=False))
 
 
 def no_norm_before_add() -> Recipe:
     """The baseline with its branches' states added as they are: the first norm is that of the sum, in the predictor."""
-    return replace(baseline(), model=ModelConfig(norm_before_add=False))
+    return replace(baseline(), model=JEPAConfig(norm_before_add=False))
 
 
 def norm_after_add() -> Recipe:
     """The baseline with one norm of the branches' sum in place of one of each branch."""
-    return replace(baseline(), model=ModelConfig(norm_before_add=False, norm_after_add=True))
+    return replace(baseline(), model=JEPAConfig(norm_before_add=False, norm_after_add=True))
 
 
 def dense_predictor() -> Recipe:
     """The baseline whose predictor also reads the four states before, halved for every step of age."""
-    return replace(baseline(), model=ModelConfig(history=4, history_decay=0.5))
+    return replace(baseline(), model=JEPAConfig(history=4, history_decay=0.5))
 
 
 def softargmax() -> Recipe:
     """The baseline with branches that read off where things are, not how much there is in 6 x 6 cells."""
-    return replace(baseline(), model=ModelConfig(head="softargmax"))
+    return replace(baseline(), model=JEPAConfig(head="softargmax"))
 
 
 def fusion() -> Recipe:
     """The baseline with a third branch that reads both channels at once, 373,216 parameters."""
-    return replace(baseline(), model=ModelConfig(fusion=True))
+    return replace(baseline(), model=JEPAConfig(fusion=True))
 
 
 def short_rollouts() -> Recipe:
@@ -94,63 +95,63 @@ def short_rollouts() -> Recipe:
     """
     return replace(
         baseline(),
-        model=ModelConfig(dropout=0.0),
-        energy=EnergyConfig(targets="stop_gradient", sides="both", horizon=4),
+        model=JEPAConfig(dropout=0.0),
+        objective=VICRegConfig(variance=0.2, covariance=0.0, targets="stop_gradient", sides="both", horizon=4),
         stages=(
-            Stage(0.25, invariance=25.0, variance=25.0, covariance=0.002),
-            Stage(0.5, invariance=25.0, variance=0.2, covariance=0.0),
-            Stage(0.25, invariance=25.0, variance=0.2, covariance=0.0, frozen=("encoder.agent",)),
+            Stage(0.25, {"variance": 25.0, "covariance": 0.002}),
+            Stage(0.5),
+            Stage(0.25, frozen=("encoder.agent",)),
         ),
     )
 
 
-def wall_apart() -> Recipe:
+def gated_convnext() -> Recipe:
     """The wall beside the state: carried, read by the predictor, not predicted (docs/wall_apart.md).
 
     2.4 epochs of the full set of 147,008 trajectories are meant, 2,755 steps: a sixth of them with a constant gate, the
     others, at half the price, with states that stand still.
     """
     return Recipe(
-        model=ApartModelConfig(),
-        energy=OneStepConfig(first_width=0.5, last_width=0.2),
+        model=GatedConvNeXtConfig(),
+        objective=MixtureConfig(first_sigma=0.5, last_sigma=0.2),
         optimizer=OptimizerConfig(learning_rate=3e-3, weight_decay=0.0, clip_norm=1.0),
         batch_size=128,
         # Mirrored, walls stand where no wall of the data does: what a wall means is learned, not which walls there are.
         flips=True,
         # First where the dot is, then what stops it. Nothing can collapse that follows moves of one length.
         stages=(
-            Stage(0.4, 1.0, 0.0, 0.0, frozen=("encoder.wall", "predictor.gate")),
-            Stage(2.0, 1.0, 0.0, 0.0, frozen=("encoder.agent", "predictor.action"), restarts=True),
+            Stage(0.4, frozen=("encoder.wall", "predictor.gate")),
+            Stage(2.0, frozen=("encoder.agent", "predictor.action"), restarts=True),
         ),
     )
 
 
-def features20k() -> Recipe:
+def gated_features() -> Recipe:
     """5,056 parameters on features read from pixels, one step at a time (docs/features20k.md).
 
     Four epochs of the full set of 147,008 trajectories are meant, 4,592 steps.
     """
     return Recipe(
-        model=FeatureModelConfig(),
-        energy=OneStepConfig(),
+        model=GatedFeaturesConfig(),
+        objective=MixtureConfig(),
         optimizer=OptimizerConfig(learning_rate=1e-2, weight_decay=0.0, clip_norm=1.0),
         batch_size=128,
-        stages=(Stage(4, invariance=1.0, variance=0.0, covariance=0.0),),
+        stages=(Stage(4),),
     )
 
 
-def pixels300k() -> Recipe:
+def gated_pixels() -> Recipe:
     """24,082 parameters that learn from pixels where the dot is and what stops it (docs/pixels300k.md).
 
     Four epochs of the full set of 147,008 trajectories are meant, 4,592 steps, an eighth of them to find the dot.
     """
     return Recipe(
-        model=PixelModelConfig(),
-        energy=OneStepConfig(first_width=0.5),
+        model=GatedPixelsConfig(),
+        objective=MixtureConfig(variance=10.0, covariance=1.0, first_sigma=0.5),
         optimizer=OptimizerConfig(learning_rate=5e-3, weight_decay=0.0, clip_norm=1.0),
         batch_size=128,
         # First the dot is found, then what it does: a gate that learns while nothing moves closes, and may stay closed.
-        stages=(Stage(0.5, invariance=0.0, variance=10.0, covariance=1.0), Stage(3.5, 1.0, 10.0, 1.0)),
+        stages=(Stage(0.5, {"nll": 0.0}), Stage(3.5)),
     )
 
 
@@ -161,20 +162,21 @@ def flips() -> Recipe:
 
 def infonce() -> Recipe:
     """The baseline with a contrastive energy, InfoNCE, in place of VICReg's three terms."""
-    return replace(baseline(), energy=ContrastConfig(), stages=(Stage(1, 1.0, 0.0, 0.0),))
+    return replace(baseline(), objective=InfoNCEConfig())
 
 
 def staged() -> Recipe:
     """The baseline in three stages: states are spread, then predicted, then predicted with the agent's encoder frozen.
 
-    The order is that of the best public run on this task; shares and triggers are ours.
+    The order is that of the best public run on this task; shares are ours.
     """
     return replace(
         baseline(),
+        objective=VICRegConfig(variance=0.0, covariance=0.0, targets="stop_gradient", sides="both"),
         stages=(
-            Stage(0.125, invariance=0.0, variance=25.0, covariance=1.0),
-            Stage(0.625, invariance=25.0, variance=0.0, covariance=0.0),
-            Stage(0.25, invariance=25.0, variance=0.0, covariance=0.0, frozen=("encoder.agent",)),
+            Stage(0.125, {"invariance": 0.0, "variance": 25.0, "covariance": 1.0}),
+            Stage(0.625),
+            Stage(0.25, frozen=("encoder.agent",)),
         ),
     )
 
@@ -191,17 +193,22 @@ PRESETS: dict[str, Callable[[], Recipe]] = {
     "softargmax": softargmax,
     "fusion": fusion,
     "short_rollouts": short_rollouts,
-    "wall_apart": wall_apart,
-    "features20k": features20k,
-    "pixels300k": pixels300k,
+    "gated_convnext": gated_convnext,
+    "gated_features": gated_features,
+    "gated_pixels": gated_pixels,
     "flips": flips,
     "infonce": infonce,
     "staged": staged,
 }
 # What trains where no preset is named: on the default set 400 steps, minutes on two cores, and nothing collapses.
 DEFAULT_PRESET = "baseline"
-# Names that presets had once, or have beside their own.
-ALIASES = {"demo": DEFAULT_PRESET}
+# Names that presets had once, which stored runs and records go on using, or have beside their own.
+ALIASES = {
+    "demo": DEFAULT_PRESET,
+    "wall_apart": "gated_convnext",
+    "features20k": "gated_features",
+    "pixels300k": "gated_pixels",
+}
 
 
 def canonical(name: str) -> str:
@@ -210,7 +217,7 @@ def canonical(name: str) -> str:
 
 
 def preset(name: str) -> Recipe:
-    """The recipe called `name`.
+    """The recipe called `name`, or called so once.
 
     Raises:
         InputError: there is none of that name.

@@ -1,4 +1,4 @@
-"""Run folders: creating one, and reading a trained world back."""
+"""Run folders: creating one, and reading a trained model back."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,8 @@ import jepa_fast
 from jepa_fast.config import Kernels, RunConfig
 from jepa_fast.engine.checkpoint import load_checkpoint
 from jepa_fast.errors import InputError
-from jepa_fast.models.registry import AnyWorld, build_world
+from jepa_fast.models.model import Model
+from jepa_fast.models.registry import build_model, is_built_here
 from jepa_fast.weights import WEIGHTS, load_weights
 
 CONFIG = "config.json"
@@ -30,24 +31,33 @@ def create_run(folder: Path, config: RunConfig) -> None:
         raise InputError(f"--out: {folder} cannot be written ({error.strerror})") from error
 
 
-def load(folder: str | Path, kernels: Kernels = "reference") -> AnyWorld:
-    """The trained world of a run, or one exported from a run, in evaluation mode, on the CPU.
+def load(folder: str | Path, kernels: Kernels = "reference", model: Model | None = None) -> Model:
+    """The trained model of a run, or one exported from a run, in evaluation mode, on the CPU.
 
-    With kernels "triton" it runs on fused ops once it is moved to a CUDA device.
+    Args:
+        folder: of the run, or of the export.
+        kernels: with "triton" it runs on fused ops once it is moved to a CUDA device.
+        model: takes the weights, in place of one that is built from the stored configuration: of a run whose model was
+            made in Python, one made in the same way.
 
     Raises:
         InputError: neither is there, or the weights do not fit their configuration.
     """
     folder = Path(folder)
     if (folder / WEIGHTS).is_file():
-        return load_weights(folder, kernels)
+        return load_weights(folder, kernels, model)
     config = RunConfig.load(folder / CONFIG)
-    world = build_world(config.recipe.model, kernels)
+    if model is None:
+        if not is_built_here(config.recipe.model):
+            raise InputError(
+                f"{folder}: its model was made in Python; give one to load: jepa_fast.load(run, model=...)"
+            )
+        model = build_model(config.recipe.model, config.recipe.objective, kernels)
     try:
-        world.load_state_dict(load_checkpoint(folder)["world"])
+        model.load_state_dict(load_checkpoint(folder)["model"])
     except (KeyError, RuntimeError) as error:
         raise InputError(f"{folder}: its checkpoint is not of the model in its {CONFIG} ({error})") from error
-    return world.eval()
+    return model.eval()
 
 
 def describe_run(folder: Path) -> dict[str, Any]:

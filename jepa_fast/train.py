@@ -1,4 +1,4 @@
-"""Train a world model: `python -m jepa_fast.train`. Flags become a RunConfig; the engine does the rest.
+"""Train a model: `python -m jepa_fast.train`. Flags become a RunConfig; the engine does the rest.
 
 Every field of a preset's recipe is a flag: `--model.dim 64 --optimizer.learning-rate 1e-3 --stages.0.epochs 2`.
 """
@@ -9,14 +9,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jepa_fast import cli
 from jepa_fast.config import (
-    AnyEnergyConfig,
-    AnyModelConfig,
     Kernels,
     LoopOptions,
+    ModelConfig,
+    ObjectiveConfig,
     OptimizerConfig,
     Recipe,
     RunConfig,
@@ -28,11 +28,16 @@ from jepa_fast.errors import InputError
 from jepa_fast.generate import generate
 from jepa_fast.presets import DEFAULT_PRESET, PRESETS, canonical, listing, preset
 
+if TYPE_CHECKING:
+    from jepa_fast.models.model import Model
+
 logger = logging.getLogger(__name__)
 
 DEFAULT_DATA = Path("data/two_rooms")
 DEFAULT_TRAJECTORIES = 12_800
 CONFIG = "config.json"
+# What stands in place of a preset's name in a run whose model was made in Python.
+CUSTOM = "custom"
 
 
 @dataclass(frozen=True)
@@ -98,8 +103,8 @@ class Arguments:
     """Steps to profile: the first and the one after the last, counted from this start."""
     data: DataArguments = field(default_factory=DataArguments)
     encoder: EncoderArguments = field(default_factory=EncoderArguments)
-    model: AnyModelConfig | None = None
-    objective: AnyEnergyConfig | None = None
+    model: ModelConfig | None = None
+    objective: ObjectiveConfig | None = None
     optimizer: OptimizerConfig | None = None
     stages: tuple[Stage, ...] | None = None
 
@@ -107,7 +112,7 @@ class Arguments:
 # Fields of a Recipe, the flags that set them, and where in Arguments they lie.
 RECIPE_FLAGS: dict[str, tuple[str, Callable[[Arguments], Any]]] = {
     "model": ("--model", lambda arguments: arguments.model),
-    "energy": ("--objective", lambda arguments: arguments.objective),
+    "objective": ("--objective", lambda arguments: arguments.objective),
     "optimizer": ("--optimizer", lambda arguments: arguments.optimizer),
     "stages": ("--stages", lambda arguments: arguments.stages),
     "flips": ("--data.flips", lambda arguments: arguments.data.flips),
@@ -120,7 +125,7 @@ def changed(base: Recipe, arguments: Arguments) -> Recipe:
     Raises:
         InputError: the result contradicts itself.
     """
-    given = {name: value(arguments) for name, (_, value) in RECIPE_FLAGS.items()}
+    given = {name: value_of(arguments) for name, (_, value_of) in RECIPE_FLAGS.items()}
     return replace(base, **{name: value for name, value in given.items() if value is not None})
 
 
@@ -136,11 +141,27 @@ def defaults(words: Sequence[str]) -> Arguments:
     recipe = preset(name or DEFAULT_PRESET)
     if stored is not None:
         recipe = RunConfig.load(Path(stored) / CONFIG).recipe
-    return Arguments(model=recipe.model, objective=recipe.energy, optimizer=recipe.optimizer, stages=recipe.stages)
+    return Arguments(model=recipe.model, objective=recipe.objective, optimizer=recipe.optimizer, stages=recipe.stages)
 
 
 def main(arguments: Arguments) -> None:
-    """Resolve, prepare data and folder, train."""
+    """Train, and say how to go on."""
+    folder, steps = start(arguments)
+    logger.info("%s: done after %d steps; probe it with python -m jepa_fast.evaluate %s", folder, steps, folder)
+
+
+def start(arguments: Arguments, recipe: Recipe | None = None, model: "Model | None" = None) -> tuple[Path, int]:
+    """Resolve, prepare data and folder, train; gives the run's folder and the steps done.
+
+    Args:
+        arguments: settings of the run.
+        recipe: what they change, in place of a preset's.
+        model: what is trained, in place of one that is built from the recipe.
+
+    Raises:
+        InputError: an argument is out of range, or two contradict each other.
+        RunError: the run cannot go on.
+    """
     from jepa_fast.engine.calibration import steps_within
     from jepa_fast.engine.distributed import joined
     from jepa_fast.engine.fallbacks import profile_here
@@ -152,15 +173,16 @@ def main(arguments: Arguments) -> None:
         profile_here(arguments.profile, device), arguments.profile_window,
     )  # fmt: skip
     with joined(device) as ranks:
-        folder, config = ranks.share(lambda: prepare(arguments, device, ranks.count))
+        folder, config = ranks.share(lambda: prepare(arguments, device, ranks.count, recipe))
         if arguments.minutes is not None:
-            config = replace(config, steps=steps_within(60 * arguments.minutes, config, ranks))
+            config = replace(config, steps=steps_within(60 * arguments.minutes, config, ranks, model))
         config = ranks.share(lambda: begin(arguments, folder, config))
-        steps = train(config, folder, options, ranks)
-    logger.info("%s: done after %d steps; probe it with python -m jepa_fast.evaluate %s", folder, steps, folder)
+        return folder, train(config, folder, options, ranks, model)
 
 
-def prepare(arguments: Arguments, device: Literal["cpu", "cuda"], ranks: int) -> tuple[Path, RunConfig]:
+def prepare(
+    arguments: Arguments, device: Literal["cpu", "cuda"], ranks: int, recipe: Recipe | None = None
+) -> tuple[Path, RunConfig]:
     """The run's folder, found or not made yet, and its configuration on this machine; nothing is written but data.
 
     Raises:
@@ -178,7 +200,7 @@ def prepare(arguments: Arguments, device: Literal["cpu", "cuda"], ranks: int) ->
         choose_loader(config.loader, split, torch.device(config.device))
     else:
         folder = arguments.out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
-        config = without_what_is_missing(resolve(arguments, device, _prepare_data(arguments)))
+        config = without_what_is_missing(resolve(arguments, device, _prepare_data(arguments), recipe))
     if ranks > 1 and arguments.capture is None and config.capture:
         logger.info("capture: off for %d processes, where it has not been tried yet; --capture tries it", ranks)
         config = replace(config, capture=False)
@@ -213,8 +235,12 @@ def begin(arguments: Arguments, folder: Path, config: RunConfig) -> RunConfig:
     return config
 
 
-def resolve(arguments: Arguments, device: Literal["cpu", "cuda"], data: Path) -> RunConfig:
+def resolve(
+    arguments: Arguments, device: Literal["cpu", "cuda"], data: Path, recipe: Recipe | None = None
+) -> RunConfig:
     """The configuration of a new run. With `minutes` its number of steps is still that of the recipe's epochs.
+
+    `recipe` is what the arguments change, in place of a preset's.
 
     Raises:
         InputError: an argument is out of range, or two contradict each other.
@@ -224,8 +250,8 @@ def resolve(arguments: Arguments, device: Literal["cpu", "cuda"], data: Path) ->
     from jepa_fast.backends import choose_kernels
     from jepa_fast.data.loaders import choose_loader
 
-    name = canonical(arguments.preset or DEFAULT_PRESET)
-    recipe = changed(preset(name), arguments)
+    name = CUSTOM if recipe is not None else canonical(arguments.preset or DEFAULT_PRESET)
+    recipe = changed(recipe or preset(name), arguments)
     batch_size = recipe.batch_size if arguments.data.batch_size is None else arguments.data.batch_size
     split = open_split(data / "train", verify=arguments.data.verify)
     count, loader = split.count, arguments.data.loader or "auto"
@@ -264,23 +290,23 @@ def resumed(stored: RunConfig, arguments: Arguments, device: Literal["cpu", "cud
     """
     from jepa_fast.backends import choose_kernels
 
-    given = {
+    given: dict[str, tuple[Any, Any]] = {
         "--preset": (arguments.preset and canonical(arguments.preset), canonical(stored.preset)),
         "--steps": (arguments.steps, stored.steps),
         "--seed": (arguments.seed, stored.seed),
         "--amp": (arguments.amp, stored.amp),
         "--data.batch-size": (arguments.data.batch_size, stored.batch_size),
     }
-    for name, (flag, value) in RECIPE_FLAGS.items():
-        given[flag] = value(arguments), getattr(stored.recipe, name)
+    for name, (flag, value_of) in RECIPE_FLAGS.items():
+        given[flag] = value_of(arguments), getattr(stored.recipe, name)
     for flag, (value, expected) in given.items():
         if value is not None:
             for differing, found, wanted in cli.differences(value, expected, flag):
                 raise InputError(f"{differing}: got {found!r}, expected {wanted!r}, as the run was started")
     unused = {"--out": arguments.out, "--epochs": arguments.epochs, "--minutes": arguments.minutes}
-    for flag, value in unused.items():
-        require(value is None, flag, value, "to be left out with --resume")
-    asked = {
+    for flag, left_out in unused.items():
+        require(left_out is None, flag, left_out, "to be left out with --resume")
+    asked: dict[str, Any] = {
         "compile": arguments.compile,
         "capture": arguments.capture,
         "exact_shortcuts": arguments.encoder.exact_shortcuts,

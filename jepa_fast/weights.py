@@ -13,17 +13,18 @@ from torch import Tensor
 
 from jepa_fast.config import Kernels, read_model_config
 from jepa_fast.errors import InputError
-from jepa_fast.models.registry import AnyWorld, build_world
+from jepa_fast.models.model import Model
+from jepa_fast.models.registry import build_model
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_CONFIG = "config.json"
 
 
-def save_weights(world: AnyWorld, folder: Path, origin: dict[str, Any]) -> None:
-    """Write `world` into `folder`, which is made if need be: what `load_weights` reads.
+def save_weights(model: Model, folder: Path, origin: dict[str, Any]) -> None:
+    """Write `model` into `folder`, which is made if need be: what `load_weights` reads.
 
     Args:
-        world: its float tensors are written as they are.
+        model: its float tensors are written as they are.
         folder: gets model.safetensors and config.json.
         origin: where the weights come from, for people; any JSON object.
 
@@ -32,29 +33,29 @@ def save_weights(world: AnyWorld, folder: Path, origin: dict[str, Any]) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.contiguous() for name, tensor in world.state_dict().items()}, folder / WEIGHTS)
-        config = {"model": dataclasses.asdict(world.config), "origin": origin}
+        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS)
+        config = {"model": dataclasses.asdict(model.config), "origin": origin}
         (folder / WEIGHTS_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     except (OSError, SafetensorError) as error:
         raise InputError(f"{folder}: cannot be written ({error})") from error
 
 
-def load_weights(folder: Path, kernels: Kernels = "reference") -> AnyWorld:
-    """The world that `save_weights` wrote, in evaluation mode, on the CPU.
+def load_weights(folder: Path, kernels: Kernels = "reference", model: Model | None = None) -> Model:
+    """The model that `save_weights` wrote, in evaluation mode, on the CPU; a `model` that is given takes the weights.
 
     Raises:
         InputError: a file is missing or damaged, or the two do not fit.
     """
     try:
         config = read_model_config(json.loads((folder / WEIGHTS_CONFIG).read_text())["model"])
-    except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError, InputError) as error:
         raise InputError(f"{folder / WEIGHTS_CONFIG}: not the configuration of exported weights ({error})") from error
-    world = build_world(config, kernels)
+    model = model or build_model(config, kernels=kernels)
     try:
-        world.load_state_dict(read_tensors(folder / WEIGHTS))
+        model.load_state_dict(read_tensors(folder / WEIGHTS))
     except RuntimeError as error:
         raise InputError(f"{folder / WEIGHTS}: not of the model in {WEIGHTS_CONFIG} ({error})") from error
-    return world.eval()
+    return model.eval()
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -4,12 +4,13 @@
     h  = W1 r + b1
     s' = residual + W2 m(gelu(LN(h))) + b2        m: dropout mask; activation "before_norm": W2 m(LN(gelu(h)))
 
-first s [B, D], actions a [B, S, 2] -> states [B, S, D]; the residual is r ("sum") or LN(s) ("state"). W1 [4D, D],
+first s [B, D], actions a [B, S, A] -> states [B, S, D]; the residual is r ("sum") or LN(s) ("state"). W1 [4D, D],
 W2 [D, 4D]. float32 or float64; LayerNorm with eps 1e-5. Under bfloat16 autocast both products with W1 and W2 take
 bfloat16 factors, h and its gradient are rounded to bfloat16; states, statistics and sums are float32 all the same.
 Dropout masks are those of `jepa_fast.kernels.dropout` for [B, S, 4D], bit for bit.
 
-The Triton kernels take float32 states, D in 16, 32, 64, 128, on CUDA; everything else runs in plain PyTorch.
+The Triton kernels take float32 states, D in 16, 32, 64, 128, and actions of two numbers, on CUDA; everything else runs
+in plain PyTorch.
 Gradients of W1 and W2 are one matrix product each over all B S rows, those of vectors are sums in a fixed order:
 deterministic. Nothing is read back to the host.
 
@@ -45,6 +46,7 @@ BACKWARD_SCHEMA = (
 )
 DTYPES = (torch.float32, torch.float64)
 TRITON_DIMS = (16, 32, 64, 128)
+TRITON_ACTION_SIZES = (2,)
 EPS = 1e-5
 
 Residual = Literal["sum", "state"]
@@ -58,7 +60,7 @@ class RolloutWeights(NamedTuple):
 
     state_norm_weight: Tensor  # [D]
     state_norm_bias: Tensor  # [D]
-    action_weight: Tensor  # Wa [D, 2]
+    action_weight: Tensor  # Wa [D, A]
     action_bias: Tensor  # ba [D]
     action_norm_weight: Tensor  # [D]
     action_norm_bias: Tensor  # [D]
@@ -219,8 +221,8 @@ def _vectors(weights: RolloutWeights) -> tuple[Tensor, ...]:
     )  # fmt: skip
 
 
-def why_no_triton(first: Tensor) -> str | None:
-    """Why these states on a CUDA device do not go through the Triton kernels, or None."""
+def why_no_triton(first: Tensor, actions: Tensor) -> str | None:
+    """Why these states and actions on a CUDA device do not go through the Triton kernels, or None."""
     reason = dispatch.why_no_triton("cuda")
     if reason is not None:
         return reason
@@ -228,6 +230,8 @@ def why_no_triton(first: Tensor) -> str | None:
         return f"states are {first.dtype}, the kernels take float32"
     if first.shape[1] not in TRITON_DIMS:
         return f"states have {first.shape[1]} numbers, the kernels take {', '.join(map(str, TRITON_DIMS))}"
+    if actions.shape[2] not in TRITON_ACTION_SIZES:
+        return f"actions have {actions.shape[2]} numbers, the kernels take {', '.join(map(str, TRITON_ACTION_SIZES))}"
     return None
 
 
@@ -236,22 +240,22 @@ def _announce_plain(device_type: str, reason: str) -> None:
     logger.warning("%s on %s runs in plain PyTorch: %s", OPERATOR, device_type, reason)
 
 
-def _rollout_cuda(first: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    reason = why_no_triton(first)
+def _rollout_cuda(first: Tensor, actions: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    reason = why_no_triton(first, actions)
     if reason is not None:
         _announce_plain(first.device.type, reason)
-        return _rollout_plain(first, *arguments)
+        return _rollout_plain(first, actions, *arguments)
     from jepa_fast.kernels.triton.rollout import rollout_forward
 
-    return rollout_forward(first, *arguments)
+    return rollout_forward(first, actions, *arguments)
 
 
-def _rollout_backward_cuda(gradient: Tensor, first: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    if why_no_triton(first) is not None:
-        return _rollout_backward_plain(gradient, first, *arguments)
+def _rollout_backward_cuda(gradient: Tensor, first: Tensor, actions: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    if why_no_triton(first, actions) is not None:
+        return _rollout_backward_plain(gradient, first, actions, *arguments)
     from jepa_fast.kernels.triton.rollout_backward import rollout_backward
 
-    return rollout_backward(gradient, first, *arguments)
+    return rollout_backward(gradient, first, actions, *arguments)
 
 
 def _rollout_fake(
@@ -275,7 +279,7 @@ def _rollout_backward_fake(
         actions.new_empty(actions.shape if actions_wanted else 0),
         first.new_empty(4 * dim, dim),
         first.new_empty(dim, 4 * dim),
-        first.new_empty(20 * dim),
+        first.new_empty((18 + actions.shape[2]) * dim),
     )
 
 
@@ -335,11 +339,11 @@ def rollout(
     residual: Residual = "sum",
     activation: Activation = "after_norm",
 ) -> Tensor:
-    """Predicted states [B, S, D] from first states [B, D] and actions [B, S, 2], in the type of the weights.
+    """Predicted states [B, S, D] from first states [B, D] and actions [B, S, A], in the type of the weights.
 
     Args:
         first: gets a gradient, as do the actions and all weights.
-        actions: one (x, y) per step.
+        actions: A numbers per step.
         weights: float32, or float64 in plain PyTorch.
         clock: int64 [3], the dropout clock of `jepa_fast.kernels.dropout`.
         dropout: rate on the hidden layer; 0 draws no mask.
@@ -366,12 +370,13 @@ def _check(first: Tensor, actions: Tensor, weights: RolloutWeights, clock: Tenso
     """Raise ValueError unless the arguments of `rollout` fit together."""
     if first.dim() != 2:
         raise ValueError(f"first: got shape {tuple(first.shape)}, expected [B, D]")
-    if actions.dim() != 3 or actions.shape[0] != first.shape[0] or actions.shape[1] < 1 or actions.shape[2] != 2:
-        raise ValueError(f"actions: got shape {tuple(actions.shape)}, expected ({first.shape[0]}, at least 1, 2)")
+    size = weights.action_weight.shape[-1]
+    if actions.dim() != 3 or actions.shape[0] != first.shape[0] or actions.shape[1] < 1 or actions.shape[2] != size:
+        raise ValueError(f"actions: got shape {tuple(actions.shape)}, expected ({first.shape[0]}, at least 1, {size})")
     if first.dtype not in DTYPES:
         raise ValueError(f"weights: got {first.dtype}, expected float32 or float64")
     dim = first.shape[1]
-    shapes = [(dim,), (dim,), (dim, 2), (dim,), (dim,), (dim,), (4 * dim, dim)]
+    shapes = [(dim,), (dim,), (dim, size), (dim,), (dim,), (dim,), (4 * dim, dim)]
     shapes += [(4 * dim,), (4 * dim,), (4 * dim,), (dim, 4 * dim), (dim,)]
     for (name, weight), shape in zip(weights._asdict().items(), shapes, strict=True):
         if tuple(weight.shape) != shape or weight.dtype != first.dtype:

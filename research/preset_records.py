@@ -32,7 +32,7 @@ from jepa_fast.data.shards import open_split
 from jepa_fast.data.writing import write_text
 from jepa_fast.engine.loop import training
 from jepa_fast.models.gated import PositionModel
-from jepa_fast.models.registry import AnyWorld
+from jepa_fast.models.model import Model
 from jepa_fast.probing.evaluation import PROBE_SETS, scores
 from jepa_fast.probing.prober import converged_probe, official_probe
 from jepa_fast.probing.results import Scores
@@ -158,17 +158,17 @@ def curve(preset: str, data: Path, run: Path) -> list[dict[str, Any]]:
     points = []
     for progress in training(config, folder, LoopOptions()):
         if progress.done in CURVE_STEPS or progress.done == config.steps:
-            found = linear_errors(progress.world, data)
+            found = linear_errors(progress.model, data)
             print(progress.done, found)
             points.append({"seed": 0, "step": progress.done, **found})
     return points
 
 
-def linear_errors(world: AnyWorld, data: Path) -> dict[str, float]:
+def linear_errors(model: Model, data: Path) -> dict[str, float]:
     """By validation set, the squared error in pixels^2 of a linear read-out of latents."""
 
     def read(name: str, most: int) -> tuple[Tensor, Tensor]:
-        states, locations = rollout_split(world, open_split(data / name), name)
+        states, locations = rollout_split(model, open_split(data / name), name)
         states = states[:most].flatten(0, 1).double()
         return torch.cat([states, torch.ones(len(states), 1)], dim=1), locations[:most].flatten(0, 1).double()
 

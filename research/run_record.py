@@ -8,7 +8,6 @@ from statistics import median
 from typing import Any
 
 from jepa_fast.config import RunConfig
-from jepa_fast.engine.guards import is_collapsed
 from jepa_fast.engine.record import Metrics, read_environment, read_metrics, read_spectra
 from jepa_fast.errors import InputError
 from jepa_fast.probing.results import EVALUATION, Evaluation, Scores
@@ -159,7 +158,7 @@ def _collapse(run: Path, config: RunConfig) -> Collapse | None:
         return None
     last = spectra[-1]
     std: list[float] = last["std"]
-    collapsed = is_collapsed(config.recipe, std, last["size"], last["rankme"])
+    collapsed = config.recipe.model.is_collapsed(std, last["size"], last["rankme"])
     return Collapse(
         last["step"], min(std), median(std), last["size"], last["rank"], last["rankme"], len(std), collapsed
     )

@@ -19,17 +19,16 @@ import torch
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from jepa_fast.config import EnergyConfig
+from jepa_fast.config import JEPAConfig, VICRegConfig
 from jepa_fast.data.host import gather
 from jepa_fast.data.packing import pack
 from jepa_fast.data.shards import Split, open_split
 from jepa_fast.data.two_rooms_source import TwoRoomsSource
-from jepa_fast.models.jepa import World
-from jepa_fast.models.sparse_encoder import SparseEncoder
-from jepa_fast.objectives.vicreg import energy
+from jepa_fast.models.jepa import build_jepa
+from jepa_fast.objectives.vicreg import VICReg
 
 STEPS, BATCH, TRAJECTORIES = 300, 4, 1232
-WEIGHTS = (1.0, 25.0, 1.0)  # invariance, variance, covariance
+WEIGHTS = {"invariance": torch.tensor(1.0), "variance": torch.tensor(25.0), "covariance": torch.tensor(1.0)}
 PROBE = np.arange(STEPS * BATCH, STEPS * BATCH + 32)
 TARGET = Path(__file__).parent.parent / "docs" / "images" / "same_loss_curve.png"
 
@@ -59,26 +58,26 @@ def main() -> None:
 def train(split: Split, mode: Literal["auto", "off"]) -> tuple[np.ndarray, float]:
     """The energy at every step, and at the end the standard deviation of latents over frames, without dropout."""
     torch.manual_seed(0)
-    world = World()
+    model = build_jepa(JEPAConfig())
     assert split.wall_bases is not None
-    batch_encoder = SparseEncoder(world.encoder, split.spec, torch.from_numpy(split.wall_bases), mode)
-    optimizer = torch.optim.Adam(world.parameters(), lr=5e-4, weight_decay=3e-4)
-    weights = torch.tensor(WEIGHTS)
+    batch_encoder = model.batch_encoder(split.spec, torch.from_numpy(split.wall_bases), mode)
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-4, weight_decay=3e-4)
+    objective = VICReg(VICRegConfig(sides="both"))
     energies = []
     for step in range(STEPS):
-        world.dropout_clock[1] = step
+        model.dropout_clock[1] = step
         batch = gather(split, np.arange(step * BATCH, (step + 1) * BATCH))
-        encoded = batch_encoder(batch, world.dropout_clock)
-        predicted = world.predictor(encoded[:, 0], batch.actions, world.dropout_clock)
-        total = energy(predicted, encoded[:, 1:], weights, EnergyConfig(sides="both")).total
+        encoded = batch_encoder(batch, model.dropout_clock)
+        predicted = model.predictor(encoded[:, 0], batch.actions, model.dropout_clock)
+        total = objective(predicted, encoded[:, 1:], WEIGHTS).total
         optimizer.zero_grad()
         torch.autograd.backward(total)
-        torch.nn.utils.clip_grad_norm_(world.parameters(), 0.5)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         optimizer.step()
         energies.append(total.item())
-    world.eval()
+    model.eval()
     with torch.no_grad():
-        encoded = batch_encoder(gather(split, PROBE), world.dropout_clock)
+        encoded = batch_encoder(gather(split, PROBE), model.dropout_clock)
     return np.array(energies), float(encoded.flatten(0, 1).std(dim=0).mean())
 
 

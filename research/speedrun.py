@@ -31,7 +31,7 @@ from research.targets import (
 )
 
 if TYPE_CHECKING:
-    from jepa_fast.models.registry import AnyWorld
+    from jepa_fast.models.model import Model
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def run(arguments: Arguments) -> None:
     Raises:
         InputError: an argument is out of range, or there is a record of that name already.
     """
-    from jepa_fast.models.registry import build_world
+    from jepa_fast.models.registry import build_model
     from research.time_to_target import WARM_UP_STEPS, run_to_target, warm_up
 
     assert arguments.target is not None
@@ -121,7 +121,7 @@ def run(arguments: Arguments) -> None:
         outcomes = [run_to_target(one, Path(folder) / f"run-{one.seed}", checks, thresholds) for one in configs]
         log = [event for outcome in outcomes for event in outcome.log]
         results = results_of(log, list(arguments.seeds))
-        parameters = sum(parameter.numel() for parameter in build_world(first.recipe.model).parameters())
+        parameters = sum(parameter.numel() for parameter in build_model(first.recipe.model).parameters())
         record = Record(
             name=name,
             target=arguments.target,
@@ -137,7 +137,7 @@ def run(arguments: Arguments) -> None:
             summary=summary_of(results),
             log=log,
         )
-        keep(record, [outcome.world for outcome in outcomes], path, Path(folder) / "weights")
+        keep(record, [outcome.model for outcome in outcomes], path, Path(folder) / "weights")
     print(record.table())
     logger.info("%s", path)
 
@@ -187,14 +187,14 @@ def weights_of(path: Path, name: str) -> Path:
     return path.parent / "weights" / name
 
 
-def keep(record: Record, worlds: "list[AnyWorld | None]", path: Path, temporary: Path) -> None:
+def keep(record: Record, models: "list[Model | None]", path: Path, temporary: Path) -> None:
     """Add the record to `path` and, of a small model, the weights beside it; these are first written to `temporary`."""
     from jepa_fast.weights import save_weights
 
     if record.parameters <= MOST_KEPT:
-        for result, world in zip(record.results, worlds, strict=True):
-            if world is not None:
-                save_weights(world, temporary / f"seed-{result['seed']}", {"preset": record.preset, **result})
+        for result, model in zip(record.results, models, strict=True):
+            if model is not None:
+                save_weights(model, temporary / f"seed-{result['seed']}", {"preset": record.preset, **result})
     folder = weights_of(path, record.name)
     # Left by a process that was killed between these lines: no record has that name.
     shutil.rmtree(folder, ignore_errors=True)

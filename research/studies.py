@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from jepa_fast.config import require
-from jepa_fast.presets import PRESETS
+from jepa_fast.presets import ALIASES, PRESETS
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Study:
     def __post_init__(self) -> None:
         require(len(self.presets) > 0, "study.presets", self.presets, "at least one preset")
         for name in self.presets:
-            require(name in PRESETS, "study.presets", name, f"one of {', '.join(sorted(PRESETS))}")
+            require(ALIASES.get(name, name) in PRESETS, "study.presets", name, f"one of {', '.join(sorted(PRESETS))}")
         require(len(set(self.presets)) == len(self.presets), "study.presets", self.presets, "each preset once")
         seeds = self.seeds
         require(len(seeds) > 0 and len(set(seeds)) == len(seeds), "--seeds", seeds, "at least one, each once")

@@ -19,7 +19,7 @@ from jepa_fast.engine.loop import Progress, training
 from jepa_fast.engine.record import read_metrics
 from jepa_fast.errors import RunError
 from jepa_fast.generate import generate
-from jepa_fast.models.registry import AnyWorld
+from jepa_fast.models.model import Model
 from jepa_fast.probing.evaluation import score
 from jepa_fast.runs import create_run
 from research.targets import CHECK_SEED, CONFIRMATION_SEED, PROBES, Event, Scores, meets
@@ -70,7 +70,7 @@ class Outcome(NamedTuple):
     """What came of a run: the log's events, and the model where the clock stopped, None if it broke down before."""
 
     log: list[Event]
-    world: AnyWorld | None
+    model: Model | None
 
 
 def run_to_target(config: RunConfig, folder: Path, checks: list[int], thresholds: dict[str, float]) -> Outcome:
@@ -95,7 +95,7 @@ def run_to_target(config: RunConfig, folder: Path, checks: list[int], thresholds
     def probe(kind: str, progress: Progress, first_seed: int) -> bool:
         probe_seed = first_seed + config.seed
         with stopped_at_once():
-            found = score(progress.world, Path(config.data), list(thresholds), probe_seed)
+            found = score(progress.model, Path(config.data), list(thresholds), probe_seed)
         scores: Scores = {name: {probe: getattr(found[name], probe) for probe in PROBES} for name in thresholds}
         met = meets(scores, thresholds)
         tell(kind, progress.done, probe_seed=probe_seed, scores=scores, met=met)
@@ -118,7 +118,7 @@ def run_to_target(config: RunConfig, folder: Path, checks: list[int], thresholds
         # By the loop's own clock, which runs while the model is probed.
         del metrics["trajectories_per_s"]
         log.append({"event": "reading", "seed": config.seed, **metrics})
-    return Outcome(log, progress.world if progress else None)
+    return Outcome(log, progress.model if progress else None)
 
 
 def advance(steps: Iterator[Progress], due: int) -> Progress:

@@ -6,10 +6,11 @@ import shutil
 import pytest
 import torch
 
-from jepa_fast.backends import choose_kernels, describe_ops
-from jepa_fast.config import ApartModelConfig, FeatureModelConfig, ModelConfig
+from jepa_fast.backends import choose_kernels
+from jepa_fast.config import GatedConvNeXtConfig, GatedFeaturesConfig, JEPAConfig
 from jepa_fast.errors import InputError
 from jepa_fast.kernels import dispatch, extension
+from jepa_fast.models.registry import build_model
 
 
 @pytest.fixture
@@ -88,15 +89,15 @@ def test_states_too_wide_for_the_compiled_ops_leave_them_out(machine):
 )
 def test_the_log_says_what_the_rollout_runs_on(machine, kernels, device, model, expected):
     machine()
-    assert describe_ops(kernels, device, ModelConfig(**model))["rollout"] == expected
+    assert build_model(JEPAConfig(**model)).ops(kernels, device)["rollout"] == expected
 
 
 def test_every_op_is_described(machine):
     machine()
-    assert describe_ops("fused", "cuda", ModelConfig())["vicreg"] == "compiled cuda kernel"
-    assert set(describe_ops("reference", "cuda", ModelConfig()).values()) == {"plain PyTorch"}
-    assert describe_ops("fused", "cuda", FeatureModelConfig()) == {"vicreg": "compiled cuda kernel"}
-    assert set(describe_ops("fused", "cuda", ApartModelConfig())) == {"vicreg", "convnext_block"}
+    assert build_model(JEPAConfig()).ops("fused", "cuda")["vicreg"] == "compiled cuda kernel"
+    assert set(build_model(JEPAConfig()).ops("reference", "cuda").values()) == {"plain PyTorch"}
+    assert build_model(GatedFeaturesConfig()).ops("fused", "cuda") == {"mixture": "plain PyTorch"}
+    assert set(build_model(GatedConvNeXtConfig()).ops("fused", "cuda")) == {"mixture", "convnext_block"}
 
 
 @pytest.mark.parametrize(
@@ -109,4 +110,4 @@ def test_every_op_is_described(machine):
 )
 def test_the_log_says_what_the_blocks_run_on(machine, kernels, channels, expected):
     machine()
-    assert describe_ops(kernels, "cuda", ModelConfig(channels=channels))["convnext_block"] == expected
+    assert build_model(JEPAConfig(channels=channels)).ops(kernels, "cuda")["convnext_block"] == expected

@@ -13,7 +13,7 @@ import torch
 
 import jepa_fast
 from jepa_fast import evaluate, export
-from jepa_fast.config import FeatureModelConfig, ModelConfig, OneStepConfig, Recipe, RunConfig, Stage
+from jepa_fast.config import GatedFeaturesConfig, JEPAConfig, MixtureConfig, Recipe, RunConfig, Stage
 from jepa_fast.data.shards import open_split
 from jepa_fast.engine.checkpoint import checkpoint_folder, load_checkpoint
 from jepa_fast.engine.record import read_metrics
@@ -28,12 +28,12 @@ from tests.one_step_runs import configuration, run
 ROOT = Path(jepa_fast.__file__).parents[1]
 
 
-def error_px2(world, split):
+def error_px2(model, split):
     """Squared error of the positions that predicted states stand for: what a perfect probe would see."""
-    rollouts = rollout_split(world, split, "error")
-    half = (world.config.frame - 1) / 2
+    rollouts = rollout_split(model, split, "error")
+    half = (model.config.frame - 1) / 2
     with torch.no_grad():
-        found = half + half * world.encoder.positions(rollouts.states)
+        found = half + half * model.encoder.positions(rollouts.latents)
     return (found - rollouts.locations).square().mean().item()
 
 
@@ -71,7 +71,7 @@ def test_a_killed_run_resumes_to_the_same_bits_and_goes_through_every_command(tm
     assert load_checkpoint(killed)["step"] < 25
     with command("--resume", killed) as process:
         assert process.wait() == 0
-    ours, theirs = (load_checkpoint(folder)["world"] for folder in (killed, whole))
+    ours, theirs = (load_checkpoint(folder)["model"] for folder in (killed, whole))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert [line["step"] for line in read_metrics(killed)] == [10, 20, 25]
     assert set(preset("features20k").terms) < set(read_metrics(killed)[-1])
@@ -81,21 +81,21 @@ def test_a_killed_run_resumes_to_the_same_bits_and_goes_through_every_command(tm
     assert f"{evaluation.parameters:,} parameters, state of 128" in capsys.readouterr().out
     report.main(report.Arguments((killed,)))
     page = (killed / "report.html").read_text()
-    assert "the surprise at each next encoding, given the one before, 0.15 px to 0.05 px wide" in page
+    assert "by the likelihood of the blocked/free mixture, sigma 0.15 px to 0.05 px: 1 nll up to step 25." in page
     export.main(export.Arguments(killed))
     exported, loaded = jepa_fast.load(killed / "export"), jepa_fast.load(killed)
-    assert isinstance(loaded.config, FeatureModelConfig)
+    assert isinstance(loaded.config, GatedFeaturesConfig)
     assert exported.config == loaded.config
     assert all(torch.equal(exported.state_dict()[name], value) for name, value in loaded.state_dict().items())
 
 
 def test_reports_compare_runs_of_both_kinds(tmp_path, two_rooms):
     features = run(tmp_path / "features", configuration("features20k", two_rooms))
-    recipe = Recipe(model=ModelConfig(channels=2, blocks=1, dim=8))
+    recipe = Recipe(model=JEPAConfig(channels=2, blocks=1, dim=8))
     convnext = run(tmp_path / "convnext", configuration("features20k", two_rooms, preset="test", recipe=recipe))
     report.main(report.Arguments((features, convnext), out=tmp_path / "both.html"))
     page = (tmp_path / "both.html").read_text()
-    for term in ("Surprise term", "Moving term", "Invariance term", "Covariance term"):
+    for term in ("Nll term", "Move_probability term", "Invariance term", "Covariance term"):
         assert term in page
 
 
@@ -103,12 +103,12 @@ def test_configurations_of_both_kinds_read_back_and_do_not_mix(tmp_path, two_roo
     config = configuration("features20k", two_rooms)
     config.save(tmp_path / "config.json")
     assert RunConfig.load(tmp_path / "config.json") == config
-    with pytest.raises(InputError, match="a features, a pixels or an apart model and the one_step energy go together"):
-        Recipe(model=FeatureModelConfig())
-    with pytest.raises(InputError, match=r"recipe\.stages: got .* expected no variance, no covariance"):
-        replace(config.recipe, stages=(Stage(1, 1.0, 1.0, 0.0),))
+    with pytest.raises(InputError, match=r"objective\.kind: got 'vicreg', expected mixture, which train"):
+        Recipe(model=GatedFeaturesConfig())
+    with pytest.raises(InputError, match=r"objective\.variance: got 1\.0, expected 0: no latent of a gated_feat"):
+        replace(config.recipe, stages=(Stage(1, {"variance": 1.0}),))
     for settings, named in (({"dim": 1}, "model.dim"), ({"reach": 0.0}, "model.reach"), ({"kind": "x"}, "model.kind")):
         with pytest.raises(InputError, match=named):
-            FeatureModelConfig(**settings)
-    with pytest.raises(InputError, match=r"energy\.last_width: got 0"):
-        OneStepConfig(last_width=0.0)
+            GatedFeaturesConfig(**settings)
+    with pytest.raises(InputError, match=r"objective\.last_sigma: got 0"):
+        MixtureConfig(last_sigma=0.0)

@@ -20,6 +20,6 @@ def test_training_reads_no_location(tmp_path, two_rooms, name):
     for path in files:
         np.save(path, np.full_like(np.load(path), np.nan))
     assert np.isnan(open_split(tmp_path / "data" / "train").locations(np.arange(3))).all()
-    kept = load_checkpoint(run(tmp_path / "kept", configuration(name, two_rooms)))["world"]
-    destroyed = load_checkpoint(run(tmp_path / "destroyed", configuration(name, tmp_path / "data")))["world"]
+    kept = load_checkpoint(run(tmp_path / "kept", configuration(name, two_rooms)))["model"]
+    destroyed = load_checkpoint(run(tmp_path / "destroyed", configuration(name, tmp_path / "data")))["model"]
     assert all(torch.equal(kept[key], destroyed[key]) for key in kept)

@@ -7,7 +7,7 @@ import torch
 
 import jepa_fast
 from jepa_fast import evaluate, export
-from jepa_fast.config import LoopOptions, ModelConfig, RunConfig
+from jepa_fast.config import JEPAConfig, LoopOptions, RunConfig
 from jepa_fast.engine.checkpoint import load_checkpoint
 from jepa_fast.engine.loop import train, training
 from jepa_fast.presets import PRESETS, preset
@@ -17,7 +17,7 @@ from jepa_fast.runs import create_run
 
 def configuration(data, name):
     recipe = preset(name)
-    if isinstance(recipe.model, ModelConfig):
+    if isinstance(recipe.model, JEPAConfig):
         recipe = replace(recipe, model=replace(recipe.model, channels=4, dim=16))
     return RunConfig(
         preset=name, recipe=recipe, seed=3, steps=20, batch_size=4, amp="off", compile=False, device="cpu",
@@ -37,7 +37,7 @@ def test_a_preset_trains_resumes_evaluates_and_exports(tmp_path, two_rooms, name
     steps.close()
     assert load_checkpoint(cut)["step"] == 7
     train(config, cut, LoopOptions(resume=True))
-    ours, theirs = (load_checkpoint(folder)["world"] for folder in (cut, whole))
+    ours, theirs = (load_checkpoint(folder)["model"] for folder in (cut, whole))
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
     export.main(export.Arguments(whole))

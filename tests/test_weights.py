@@ -10,16 +10,16 @@ from safetensors.torch import save_file
 
 import jepa_fast
 from jepa_fast import evaluate, export
-from jepa_fast.config import ModelConfig, Recipe, RunConfig
+from jepa_fast.config import JEPAConfig, Recipe, RunConfig
 from jepa_fast.engine.checkpoint import save_checkpoint
 from jepa_fast.errors import InputError
-from jepa_fast.models.jepa import World
+from jepa_fast.models.jepa import JEPA, build_jepa
 from jepa_fast.probing.results import Evaluation
 from jepa_fast.runs import create_run
 from jepa_fast.weights import load_weights, read_tensors, save_weights
 from tests.models.test_explorejepa import draw
 
-SMALL = ModelConfig(channels=2, blocks=1, dim=6, residual="state", activation="before_norm")
+SMALL = JEPAConfig(channels=2, blocks=1, dim=6, residual="state", activation="before_norm")
 
 
 def make_run(folder, data="nowhere"):
@@ -29,7 +29,7 @@ def make_run(folder, data="nowhere"):
     )  # fmt: skip
     create_run(folder, config)
     torch.manual_seed(1)
-    save_checkpoint(folder, 7, {"step": 7, "world": World(SMALL).state_dict()})
+    save_checkpoint(folder, 7, {"step": 7, "model": build_jepa(SMALL).state_dict()})
     return folder
 
 
@@ -56,7 +56,7 @@ def test_an_export_never_overwrites_a_run(tmp_path):
 
 
 def test_exports_that_do_not_fit_are_refused_by_name(tmp_path):
-    save_weights(World(SMALL), tmp_path, {})
+    save_weights(build_jepa(SMALL), tmp_path, {})
     config = tmp_path / "config.json"
     text = config.read_text()
     config.write_text(text.replace('"dim": 6', '"dim": 7'))
@@ -117,7 +117,7 @@ def test_published_weights_are_evaluated_as_the_world_they_describe(tmp_path, tw
     assert f"{evaluation.probe_sets[0].trained.official:.3f}" in capsys.readouterr().out
     assert evaluation.parameters == sum(tensor.numel() for tensor in published.values())
 
-    save_weights(World.from_explorejepa(published, gelu_first=True), tmp_path / "ours", {})
+    save_weights(JEPA.from_explorejepa(published, gelu_first=True), tmp_path / "ours", {})
     evaluate.main(evaluate.Arguments(run=tmp_path / "ours", data=data))
     assert Evaluation.load(tmp_path / "ours" / "evaluation.json") == evaluation
 

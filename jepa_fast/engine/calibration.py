@@ -5,12 +5,14 @@ has the bits of one that was given the same number of steps.
 """
 
 import contextlib
+import copy
 import logging
 import math
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from jepa_fast.config import RunConfig
@@ -20,8 +22,10 @@ from jepa_fast.data.sampler import Sampler
 from jepa_fast.data.shards import open_split
 from jepa_fast.engine.distributed import ALONE, Ranks
 from jepa_fast.engine.progress import UNTIMED
+from jepa_fast.engine.schedule import stages_of
 from jepa_fast.engine.step import Trainer
 from jepa_fast.errors import require
+from jepa_fast.models.model import Model
 
 logger = logging.getLogger(__name__)
 
@@ -30,14 +34,16 @@ ROUND, ENOUGH_S, MOST_ROUNDS = 5, 2.0, 40
 MOST = UNTIMED + ROUND * MOST_ROUNDS
 
 
-def steps_within(budget_s: float, config: RunConfig, ranks: Ranks = ALONE) -> int:
+def steps_within(budget_s: float, config: RunConfig, ranks: Ranks = ALONE, model: Model | None = None) -> int:
     """How many steps of `config` take `budget_s` seconds in all, this measurement included; `config.steps` is unused.
+
+    `model` is what is trained, in place of one that is built from the configuration; it is copied.
 
     Raises:
         InputError: the budget is over before a step could be made.
     """
     began = time.monotonic()
-    step_s, start_s = measure(config, ranks)
+    step_s, start_s = measure(config, ranks, model)
 
     def fitted() -> int:
         spent_s = time.monotonic() - began + start_s
@@ -55,7 +61,7 @@ def steps_within(budget_s: float, config: RunConfig, ranks: Ranks = ALONE) -> in
     return steps
 
 
-def measure(config: RunConfig, ranks: Ranks = ALONE) -> tuple[float, float]:
+def measure(config: RunConfig, ranks: Ranks = ALONE, model: Model | None = None) -> tuple[float, float]:
     """Seconds of a step, the mean over the recipe's stages by their shares, and seconds that come before the first."""
     stages = config.recipe.stages
     epochs = [stage.epochs for stage in stages]
@@ -65,18 +71,20 @@ def measure(config: RunConfig, ranks: Ranks = ALONE) -> tuple[float, float]:
     start_s = 0.0
     for number, stage in enumerate(stages):
         if stage.frozen not in timed:
-            timed[stage.frozen], start_s = _time_stage(config, number, ranks)
+            timed[stage.frozen], start_s = _time_stage(config, number, ranks, model)
     return sum(stage.epochs * timed[stage.frozen] for stage in stages) / sum(epochs), start_s
 
 
-def _time_stage(config: RunConfig, number: int, ranks: Ranks) -> tuple[float, float]:
+def _time_stage(config: RunConfig, number: int, ranks: Ranks, model: Model | None) -> tuple[float, float]:
     """Seconds of a step in a stage, and from here to the end of the first steps, which are not timed."""
     began = time.monotonic()
     split = open_split(Path(config.data) / "train")
     sampler = Sampler(split.count, config.batch_size // ranks.count, config.seed, ranks.count, ranks.rank)
-    trainer = Trainer(config, split.spec, wall_bases(split, torch.device(config.device)), ranks)
-    first = trainer.stages.begins[number]
-    trainer.restore(trainer.state() | {"step": first})
+    trainer = Trainer(
+        config, split.spec, wall_bases(split, torch.device(config.device)), ranks, model=copy.deepcopy(model)
+    )
+    stages = stages_of(trainer.config.recipe, config.steps, np.arange(config.steps))
+    trainer.restore(trainer.state() | {"step": int(np.searchsorted(stages, number))})
     batches = open_loader(config.loader, split, trainer.device).batches(sampler.steps(0, MOST))
     with contextlib.closing(batches):
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from jepa_fast import migrations
 from jepa_fast.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ def load_checkpoint(run: Path) -> State:
         except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError) as error:
             logger.warning("%s: does not open (%s); trying the one before", path, error)
             continue
-        return state
+        return migrations.checkpoint(state)
     raise InputError(f"{checkpoint_folder(run)}: no checkpoint that opens; expected step-*.pt")
 
 

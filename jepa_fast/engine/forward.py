@@ -1,4 +1,4 @@
-"""From a batch to what is minimised: encoder and objective as one module whose parameters are the world's."""
+"""From a batch to what is minimised: encoder and objective as one module whose parameters are the model's."""
 
 import copy
 import logging
@@ -9,23 +9,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from jepa_fast import backends
-from jepa_fast.config import EnergyConfig, RunConfig
+from jepa_fast.config import RunConfig
 from jepa_fast.data.batches import Batch
 from jepa_fast.data.manifest import FrameSpec
-from jepa_fast.kernels import dispatch
-from jepa_fast.models.convnext import Encoder
 from jepa_fast.models.flips import Flips
-from jepa_fast.models.jepa import World
-from jepa_fast.models.registry import build_world
-from jepa_fast.models.sparse_encoder import SparseEncoder
-from jepa_fast.objectives.objective import Execution, Function, Span, Terms, choose_objective, no_span
+from jepa_fast.models.model import Model
+from jepa_fast.objectives.objective import Execution, Function, Loss, Span, Weights, no_span
 
 logger = logging.getLogger(__name__)
 
 
 class Forward(nn.Module):
-    """The world on batches of a split; with EMA targets it also holds the averaged encoder.
+    """The model on batches of a split; where its objective asks for EMA targets it also holds the averaged encoder.
 
     Encoder and the objective's parts are compiled each by itself, so that a profile tells them apart; what several
     processes exchange in the middle of it stays uncompiled.
@@ -34,40 +29,33 @@ class Forward(nn.Module):
     def __init__(
         self,
         config: RunConfig,
+        model: Model,
         spec: FrameSpec,
         wall_bases: Tensor | None = None,
         group: dist.ProcessGroup | None = None,
         span: Span = no_span,
     ) -> None:
-        """`spec` and `wall_bases` uint8 [G, H, W] are those of the training split, the bases on the run's device."""
+        """`spec` and `wall_bases` uint8 [G, H, W] are those of the training split, model and bases on the device."""
         super().__init__()
         self.config, self.span = config, span
-        torch.manual_seed(config.seed)
-        self.world = build_world(config.recipe.model, config.kernels).to(config.device)
+        self.model = model
         mode: Literal["auto", "off"] = "auto" if config.exact_shortcuts else "off"
         self._flip: Callable[[Batch, Tensor], Batch] | None = None
         if config.recipe.flips:
             flips = Flips(spec, wall_bases)
             self._flip, wall_bases = self._compiled(flips), flips.wall_bases
-        self.encode = self.world.batch_encoder(spec, wall_bases, mode)
+        self.encode = model.batch_encoder(spec, wall_bases, mode)
         self._encode = self._compiled(self.encode)
-        self.target_encoder: Encoder | None = None
-        if isinstance(config.recipe.energy, EnergyConfig) and config.recipe.energy.targets == "ema":
-            assert isinstance(self.world, World)
-            self.target_encoder = copy.deepcopy(self.world.encoder).requires_grad_(False).eval()
-            self._encode_targets = self._compiled(SparseEncoder(self.target_encoder, spec, wall_bases, mode))
-            self._kept = config.recipe.energy.ema_decay
-        ops = backends.describe_ops(config.kernels, config.device, config.recipe.model)
-        fused = ops["vicreg"] != dispatch.PLAIN
-        if not isinstance(config.recipe.energy, EnergyConfig):
-            del ops["vicreg"]
-            ops[config.recipe.energy.kind] = dispatch.PLAIN
-        for name, backend in ops.items():
+        self.target_encoder: nn.Module | None = None
+        self._decay = model.objective.ema_decay
+        if self._decay is not None:
+            self.target_encoder = copy.deepcopy(model.encoder).requires_grad_(False).eval()
+            self._encode_targets = self._compiled(model.batch_encoder(spec, wall_bases, mode, self.target_encoder))
+        for name, backend in model.ops(config.kernels, config.device).items():
             logger.info("%s: %s", name, backend)
         if config.compile and group is not None:
             logger.info("compile: encoder and predictor; what %d processes exchange runs as it is", group.size())
-        execution = Execution(self._compiled, span, group)
-        self.objective = choose_objective(self.world, config.recipe.energy, fused, execution)
+        self.objective = model.objective.bind(model, Execution(self._compiled, span, group, config.kernels))
 
     def _compiled(self, function: Function) -> Function:
         return torch.compile(function, dynamic=False) if self.config.compile else function  # type: ignore[return-value]
@@ -76,9 +64,9 @@ class Forward(nn.Module):
         """What encoder and predictor run under."""
         return torch.autocast(self.config.device, torch.bfloat16, enabled=self.config.amp == "bf16")
 
-    def forward(self, batch: Batch, weights: Tensor) -> tuple[Terms, Tensor]:
-        """What the objective says of `batch`, weighted as `energy_weights` describes; predictions [B, T-1, D]."""
-        clock = self.world.dropout_clock
+    def forward(self, batch: Batch, weights: Weights) -> tuple[Loss, Tensor]:
+        """What the objective says of `batch` with these weights; predicted latents [B, T-1, D]."""
+        clock = self.model.dropout_clock
         targets: Tensor | None = None
         if self._flip is not None:
             batch = self._flip(batch, clock)
@@ -93,11 +81,13 @@ class Forward(nn.Module):
     @torch.no_grad()
     def average(self, alive: Tensor) -> None:
         """Let the averaged encoder, if there is one, follow the trained one by a step where `alive` is 1, not 0."""
-        if self.target_encoder is None:
+        if self.target_encoder is None or self._decay is None:
             return
-        assert isinstance(self.world, World)
         slow: list[Tensor] = list(self.target_encoder.parameters())
-        fast: list[Tensor] = list(self.world.encoder.parameters())
+        fast: list[Tensor] = list(self.model.encoder.parameters())
         way = torch._foreach_sub(fast, slow)
-        torch._foreach_mul_(way, alive * (1 - self._kept))
+        torch._foreach_mul_(way, alive * (1 - self._decay))
         torch._foreach_add_(slow, list(way))
+        # Statistics that a module keeps of its inputs are averages already.
+        for kept, now in zip(self.target_encoder.buffers(), self.model.encoder.buffers(), strict=True):
+            kept.copy_(now)

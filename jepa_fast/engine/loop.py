@@ -16,42 +16,52 @@ from jepa_fast.data.sampler import Position, Sampler
 from jepa_fast.data.shards import Split, open_split
 from jepa_fast.engine.checkpoint import load_checkpoint, save_checkpoint
 from jepa_fast.engine.distributed import ALONE, Ranks
-from jepa_fast.engine.guards import CollapseWatch, finite_readings
+from jepa_fast.engine.guards import CollapseWatch, finite_metrics
 from jepa_fast.engine.pace import Pace, StopSignal
 from jepa_fast.engine.profiling import Profiler
 from jepa_fast.engine.progress import Journal, metrics_of
 from jepa_fast.engine.step import Trainer
 from jepa_fast.errors import InputError, RunError
-from jepa_fast.models.registry import AnyWorld
+from jepa_fast.models.model import Model
 
 logger = logging.getLogger(__name__)
 
 
-def train(config: RunConfig, folder: Path, options: LoopOptions | None = None, ranks: Ranks = ALONE) -> int:
+def train(
+    config: RunConfig,
+    folder: Path,
+    options: LoopOptions | None = None,
+    ranks: Ranks = ALONE,
+    model: Model | None = None,
+) -> int:
     """Train in run folder `folder` until `config.steps` or a stop signal; returns the steps done.
+
+    `model` is what is trained, in place of one that is built from the configuration.
 
     Raises:
         InputError: the data or the checkpoint do not fit the configuration.
-        RunError: an energy that is not finite, states that collapsed, a disk that takes no more.
+        RunError: a loss that is not finite, latents that collapsed, a disk that takes no more.
     """
     done = config.steps
-    with contextlib.closing(training(config, folder, options or LoopOptions(), ranks)) as steps:
+    with contextlib.closing(training(config, folder, options or LoopOptions(), ranks, model)) as steps:
         for progress in steps:
             done = progress.done
     return done
 
 
 class Progress(NamedTuple):
-    """Where a run stands after a step; the world is the one that goes on being trained."""
+    """Where a run stands after a step; the model is the one that goes on being trained."""
 
     done: int  # steps
-    world: AnyWorld
+    model: Model
 
 
-def training(config: RunConfig, folder: Path, options: LoopOptions, ranks: Ranks = ALONE) -> "Training":
-    """The loop, a step at a time: gives the run's progress after each. Errors as in `train`."""
+def training(
+    config: RunConfig, folder: Path, options: LoopOptions, ranks: Ranks = ALONE, model: Model | None = None
+) -> "Training":
+    """The loop, a step at a time: gives the run's progress after each. Arguments and errors as in `train`."""
     opened = contextlib.ExitStack()
-    return Training(_training(config, folder, options, ranks, opened), opened)
+    return Training(_training(config, folder, options, ranks, model, opened), opened)
 
 
 class Training(Iterator[Progress]):
@@ -78,17 +88,22 @@ class Training(Iterator[Progress]):
 
 
 def _training(
-    config: RunConfig, folder: Path, options: LoopOptions, ranks: Ranks, opened: contextlib.ExitStack
+    config: RunConfig,
+    folder: Path,
+    options: LoopOptions,
+    ranks: Ranks,
+    model: Model | None,
+    opened: contextlib.ExitStack,
 ) -> Generator[Progress]:
     split = open_split(Path(config.data) / "train")
     sampler = Sampler(split.count, config.batch_size // ranks.count, config.seed, ranks.count, ranks.rank)
     profiler = Profiler(options.profile if ranks.leads else "off", options.profile_window, folder)
     bases = wall_bases(split, torch.device(config.device))
-    trainer = Trainer(config, split.spec, bases, ranks, profiler.span)
+    trainer = Trainer(config, split.spec, bases, ranks, profiler.span, model)
     first = done = _restore(trainer, sampler, split, folder) if options.resume else 0
     watch = CollapseWatch(trainer.forward, split, options.on_collapse)
     with _full_disks(folder):
-        journal = Journal(folder, done, config, ranks.leads)
+        journal = Journal(folder, done, trainer, ranks.leads)
         batches = open_loader(config.loader, split, trainer.device).batches(sampler.steps(done, config.steps))
         for closed in (journal, batches, profiler):
             opened.enter_context(contextlib.closing(closed))
@@ -105,23 +120,20 @@ def _training(
             journal.tick(done)
             due = pace.after(done)
             # Read before saving too: a step gone wrong must not become a checkpoint.
-            if due.reading or due.save:
-                readings = finite_readings(trainer, result, sampler, split, folder, ranks)
-            if due.reading:
-                where = {"epoch": done / sampler.batches_per_epoch, "learning_rate": trainer.rate(done - 1)}
-                where["stage"] = trainer.stages.number(done - 1) + 1
-                journal.tell(metrics_of(done, readings, result.states) | where)
-            collapse, spectrum = None, None
+            if due.log or due.save:
+                metrics = finite_metrics(trainer, result, sampler, split, folder, ranks)
+            if due.log:
+                where = {"epoch": done / sampler.batches_per_epoch, "learning_rate": trainer.learning_rate(done - 1)}
+                where["stage"] = trainer.stage(done - 1) + 1
+                journal.tell(metrics_of(done, metrics, result.latents) | where)
+            collapse = None
             if due.look:
                 journal.tell_spectrum(done, spectrum := watch.look())
                 collapse = watch.judge(done, spectrum)
-            if due.planned.reading and trainer.stages.waits(done):
-                rank = spectrum.rank if spectrum is not None and due.planned.look else None
-                _judge_stage(trainer, ranks, done, done / sampler.batches_per_epoch, readings, rank)
             if (due.save or collapse) and ranks.leads:
                 position = Position.of(sampler, split.fingerprint, *divmod(done, sampler.batches_per_epoch))
                 save_checkpoint(folder, done, {"position": position.to_json(), **trainer.state()})
-            yield Progress(done, trainer.world)
+            yield Progress(done, trainer.model)
             if collapse:
                 raise ranks.ending(f"{collapse}; saved, go on with --resume {folder}")
             if due.end and done < config.steps:
@@ -140,16 +152,6 @@ def _restore(trainer: Trainer, sampler: Sampler, split: Split, folder: Path) -> 
     except (KeyError, TypeError, RuntimeError) as error:
         raise InputError(f"{folder}: its checkpoint is not of the model in its config.json ({error})") from error
     return done
-
-
-def _judge_stage(
-    trainer: Trainer, ranks: Ranks, done: int, epoch: float, readings: dict[str, float], rank: float | None
-) -> None:
-    """End the stage under way if its trigger fires: rank 0 judges, for all processes."""
-    stages = trainer.stages
-    if ranks.share(lambda: stages.judge(done, epoch, readings, rank)):
-        trainer.end_stage(done)
-        logger.info("step %d: %s; stage %d begins", done, stages.reason(done - 1), stages.number(done) + 1)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What is due after a step: a reading, a look at the states, a checkpoint, the end. All processes decide alike."""
+"""What is due after a step: a log step, a look at the latents, a checkpoint, the end. All processes decide alike."""
 
 import math
 import signal
@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 from jepa_fast.config import LoopOptions, RunConfig
 from jepa_fast.engine.distributed import Ranks
 
-# Steps between readings of the metrics; each waits for the device.
-READ_EVERY = {"cpu": 10, "cuda": 100}
-# Looks of the collapse watch in a run, each at a reading, and the most steps between two of them.
+# Steps between log steps, at which metrics are read; each waits for the device.
+LOG_EVERY = {"cpu": 10, "cuda": 100}
+# Looks of the collapse watch in a run, each at a log step, and the most steps between two of them.
 LOOKS, MOST_BETWEEN_LOOKS = 25, 1000
 
 
@@ -38,50 +38,42 @@ class StopSignal:
         self.received = signal.Signals(number)
 
 
-class Planned(NamedTuple):
-    """What follows a step whether or not the run is ever interrupted."""
-
-    reading: bool
-    look: bool
-
-
 class Due(NamedTuple):
     """What follows a step."""
 
-    reading: bool  # metrics are told
+    log: bool  # metrics are read and told
     look: bool  # the collapse watch looks
     save: bool  # a checkpoint is written
     end: bool  # the run ends here, done or stopped
-    planned: Planned  # what of it does not depend on where the run is interrupted
 
 
 class Pace:
-    """Decides after every step. Processes that share a run talk about it at readings alone, and stop only there."""
+    """Decides after every step. Processes that share a run talk about it at log steps alone, and stop only there."""
 
     def __init__(self, config: RunConfig, options: LoopOptions, ranks: Ranks, stop: StopSignal) -> None:
         self._steps, self._ranks, self._stop = config.steps, ranks, stop
-        self._every = READ_EVERY[config.device]
+        self._every = LOG_EVERY[config.device]
         self._between_s = 60 * options.checkpoint_minutes
         self._saved_at = time.monotonic()
 
     def after(self, done: int) -> Due:
         """What is due after `done` steps of the run."""
         finished = done == self._steps
-        reading = finished or done % self._every == 0
+        log = finished or done % self._every == 0
         stopped = self._stop.received is not None
         save = time.monotonic() - self._saved_at >= self._between_s
         if self._ranks.group is not None:
             # Clocks and signals differ between processes; what all know without asking is the step.
             at_once = self._between_s == 0
-            stopped, save = self._ranks.agree(stopped, save) if reading else (False, at_once)
+            stopped, save = self._ranks.agree(stopped, save) if log else (False, at_once)
         end = finished or stopped
         if save or end:
             self._saved_at = time.monotonic()
-        planned = Planned(reading, reading and look_is_due(done, self._steps, self._every))
-        return Due(reading or end, planned.look or end, save or end, end, planned)
+        look = log and look_is_due(done, self._steps, self._every)
+        return Due(log or end, look or end, save or end, end)
 
 
 def look_is_due(done: int, steps: int, every: int) -> bool:
-    """Whether the reading after `done` of `steps` steps, one in `every`, is one at which the collapse watch looks."""
+    """Whether the log step after `done` of `steps` steps, one in `every`, is one at which the collapse watch looks."""
     between = min(max(steps // LOOKS, every), MOST_BETWEEN_LOOKS)
     return done == every or done % (math.ceil(between / every) * every) == 0

@@ -8,8 +8,8 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
-from jepa_fast.config import RunConfig
 from jepa_fast.engine.record import Metrics, Record
+from jepa_fast.engine.step import Trainer
 from jepa_fast.probing.collapse import Spectrum
 
 # Steps at the start of a command that no timing counts: they compile, capture and touch memory.
@@ -20,7 +20,7 @@ BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 
 
 class Meter:
-    """Throughput since the last reading and time that is left, from the step after the first UNTIMED ones on."""
+    """Throughput since the last log step and time that is left, from the step after the first UNTIMED ones on."""
 
     def __init__(self, batch_size: int, steps: int) -> None:
         self._batch_size, self._steps = batch_size, steps
@@ -35,14 +35,14 @@ class Meter:
             if self._seen == UNTIMED:
                 self._first = self._last = (done, time.monotonic())
 
-    def rate(self, done: int) -> float:
-        """Trajectories per second since the last reading; 0 where no step in between counts."""
+    def throughput(self, done: int) -> float:
+        """Trajectories per second since the last log step; 0 where no step in between counts."""
         now = time.monotonic()
         if self._last is None or done == self._last[0]:
             return 0.0
-        rate = (done - self._last[0]) * self._batch_size / (now - self._last[1])
+        throughput = (done - self._last[0]) * self._batch_size / (now - self._last[1])
         self._last = (done, now)
-        return rate
+        return throughput
 
     def left_s(self, done: int) -> float | None:
         """Seconds until the last step at the mean speed so far; None before there is one."""
@@ -54,13 +54,14 @@ class Meter:
 class Journal:
     """The run's record, bar and meter; on processes that do not lead, nothing."""
 
-    def __init__(self, folder: Path, done: int, config: RunConfig, leads: bool) -> None:
+    def __init__(self, folder: Path, done: int, trainer: Trainer, leads: bool) -> None:
+        config = trainer.config
         self._record = Record(folder, done) if leads else None
         self._bar = tqdm(
             total=config.steps, initial=done, unit="step", dynamic_ncols=True, bar_format=BAR, disable=not leads
         )
         self._meter = Meter(config.batch_size, config.steps)
-        self._terms, self._told, self._steps = config.recipe.terms, done, config.steps
+        self._terms, self._told, self._steps = trainer.forward.objective.names, done, config.steps
         self._foretold = False
 
     def tick(self, done: int) -> None:
@@ -68,9 +69,9 @@ class Journal:
         self._meter.tick(done)
 
     def tell(self, metrics: Metrics) -> None:
-        """Write a reading down and show it. Adds the throughput to it."""
+        """Write the metrics of a step down and show them. Adds the throughput to it."""
         done = int(metrics["step"])
-        metrics["trajectories_per_s"] = self._meter.rate(done)
+        metrics["trajectories_per_s"] = self._meter.throughput(done)
         if not self._foretold and (left_s := self._meter.left_s(done)) is not None:
             self._foretold = True
             if self._record is not None and left_s > 0:
@@ -94,11 +95,11 @@ class Journal:
             self._record.close()
 
 
-def metrics_of(step: int, readings: dict[str, float], states: Tensor) -> Metrics:
-    """A reading: the step's terms and gradient norm, and the spread of its predictions (synchronises)."""
-    metrics: Metrics = {"step": step, **readings}
-    std = states.detach().flatten(0, 1).double().var(dim=0).float().sqrt()
-    metrics["state_std_mean"], metrics["state_std_min"] = float(std.mean()), float(std.min())
+def metrics_of(step: int, found: dict[str, float], latents: Tensor) -> Metrics:
+    """What is written of a step: its terms and gradient norm, and the spread of its predictions (synchronises)."""
+    metrics: Metrics = {"step": step, **found}
+    std = latents.detach().flatten(0, 1).double().var(dim=0).float().sqrt()
+    metrics["latent_std_mean"], metrics["latent_std_min"] = float(std.mean()), float(std.min())
     return metrics
 
 

@@ -16,6 +16,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 import jepa_fast
+from jepa_fast import migrations
 from jepa_fast.probing.collapse import Spectrum
 
 ENVIRONMENT = "environment.json"
@@ -57,7 +58,7 @@ class Record:
         self._spectra.write(json.dumps(line) + "\n")
         self._spectra.flush()
         for name, value in (("rank", spectrum.rank), ("rankme", spectrum.rankme), ("std", spectrum.std.mean())):
-            self._board.add_scalar(f"state_{name}", float(value), step)
+            self._board.add_scalar(f"latent_{name}", float(value), step)
 
     def close(self) -> None:
         """Flush and close all files."""
@@ -67,8 +68,8 @@ class Record:
 
 
 def read_metrics(folder: Path) -> list[Metrics]:
-    """All lines of the run's metrics.jsonl; a half-written last line is left out."""
-    return _read_lines(folder / METRICS)
+    """All lines of the run's metrics.jsonl, by today's names; a half-written last line is left out."""
+    return [migrations.metrics(line) for line in _read_lines(folder / METRICS)]
 
 
 def read_spectra(folder: Path) -> list[dict[str, Any]]:

@@ -1,8 +1,8 @@
-"""The encoder: one ConvNeXt branch for the agent's channel, one for the walls', their states added or side by side.
+"""The encoder: one ConvNeXt branch per group of channels, their latents added or side by side.
 
-With `fusion` a third branch reads both channels, and its state is added as well.
+With `fusion` one more branch reads all channels, and its latent is added as well.
 
-    stem    1x1 convolution, 1 -> C, 2 -> C for both channels, no bias
+    stem    1x1 convolution, I -> C for a group of I channels, no bias
     block   y = x + W2 gelu(W1 LN(dwconv7x7(x))), L of them
     head    average pool to 6x6 ("pool") or, of each channel, where it is largest ("softargmax"); linear to D, LayerNorm
             (left out without `norm_before_add`)
@@ -12,18 +12,26 @@ Source: Liu et al., A ConvNet for the 2020s, arXiv:2201.03545; without layer sca
 
 import functools
 import logging
-from typing import Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa_fast.config import Kernels
+from jepa_fast.data.manifest import FrameSpec
+from jepa_fast.errors import require
 from jepa_fast.kernels.convnext_block import convnext_block
 from jepa_fast.kernels.dropout import SITE_AGENT, SITE_FUSION, SITE_WALL, dropout_mask
 from jepa_fast.kernels.dwconv_norm import CHANNELS
+from jepa_fast.models.backends import triton_or_plain
 from jepa_fast.models.biases import bias_or_zeros
+from jepa_fast.models.frame_encoder import TrajectoryEncoder
 from jepa_fast.models.softargmax import soft_argmax
+
+if TYPE_CHECKING:
+    from jepa_fast.models.sparse_encoder import SparseEncoder
 
 POOLED_SIDE = 6
 # Of softmaxes at first. Fresh activations are of some tenths: by themselves they hardly move a mean of 4225 pixels.
@@ -122,12 +130,16 @@ def centred(pixels: Tensor, size: int) -> Tensor:
     return (pixels - (size - 1) / 2) / (max(size - 1, 1) / 2)
 
 
-class Encoder(nn.Module):
-    """Frames to encodings: agent branch, wall branch, with `fusion` one of both, each with dropout on its output.
+class Encoder(TrajectoryEncoder):
+    """Frames to latents: a branch per group of channels, with `fusion` one of all, each with dropout on its output.
 
-    They are added, or with wall "apart" stand side by side, [agent; wall] of 2 D numbers. The wall is then that of
-    frame 0, encoded once, in all frames of a trajectory.
+    Branches are called as their groups. They are added, or with wall "apart" two of them stand side by side,
+    [agent; wall] of 2 D numbers. The wall is then that of frame 0, encoded once, in all frames of a trajectory.
     """
+
+    # Of two rooms, the default.
+    agent: Branch
+    wall: Branch
 
     def __init__(
         self,
@@ -137,6 +149,7 @@ class Encoder(nn.Module):
         dropout: float,
         kernels: Kernels = "reference",
         *,
+        groups: Sequence[tuple[str, int]] = (("agent", 1), ("wall", 1)),
         bias: bool = True,
         norm_before_add: bool = True,
         norm_after_add: bool = False,
@@ -144,39 +157,73 @@ class Encoder(nn.Module):
         fusion: bool = False,
         wall: Literal["added", "apart"] = "added",
     ) -> None:
+        """`groups` are the frame's channels in order: a name and how many."""
         super().__init__()
         branch = functools.partial(Branch, channels, blocks, dim, kernels, bias=bias, norm=norm_before_add, head=head)
-        self.agent = branch()
-        self.wall = branch()
-        self.fusion = branch(inputs=2) if fusion else None
+        self.groups = tuple(groups)
+        for name, inputs in self.groups:
+            taken = hasattr(self, name) or name in ("fusion", "norm", "dropout", "is_apart")
+            require(not taken, "model.groups.name", name, "a name that the encoder does not use itself")
+            self.add_module(name, branch(inputs=inputs))
+        self.channels = sum(inputs for _, inputs in self.groups)
+        self.fusion = branch(inputs=self.channels) if fusion else None
         self.norm = nn.LayerNorm(dim, eps=1e-5, bias=bias) if norm_after_add else nn.Identity()
         self.dropout = dropout
         self.is_apart = wall == "apart"
 
-    def combine(self, agent: Tensor, wall: Tensor, clock: Tensor, fusion: Tensor | None = None) -> Tensor:
-        """Encodings [B, T, D] or [B, T, 2 D] of agents [B, T, D] and walls, [B, T, D], or [B, 1, D] for all T frames.
+    @property
+    def branches(self) -> list[Branch]:
+        """The branches, in the order of their groups."""
+        return [getattr(self, name) for name, _ in self.groups]
+
+    def combine(self, parts: Sequence[Tensor], clock: Tensor, fusion: Tensor | None = None) -> Tensor:
+        """Latents [B, T, D] or [B, T, 2 D] of those of each group, [B, T, D], or [B, 1, D] for all T frames.
 
         `fusion` [B, T, D] is added too. Masks are drawn per frame, those of a wall apart per trajectory.
         """
+        frames = max(part.shape[1] for part in parts)
         if not self.is_apart:
-            wall = wall.expand_as(agent)
+            parts = [part.expand(-1, frames, -1) for part in parts]
         if self.training and self.dropout > 0:
-            agent = agent * dropout_mask(tuple(agent.shape), self.dropout, clock, SITE_AGENT)
-            wall = wall * dropout_mask(tuple(wall.shape), self.dropout, clock, SITE_WALL)
+            parts = [self._dropped(part, clock, _site(number)) for number, part in enumerate(parts)]
             if fusion is not None:
-                fusion = fusion * dropout_mask(tuple(fusion.shape), self.dropout, clock, SITE_FUSION)
+                fusion = self._dropped(fusion, clock, SITE_FUSION)
         if self.is_apart:
-            return torch.cat([agent, wall.expand_as(agent)], dim=-1)
-        states: Tensor = self.norm(agent + wall if fusion is None else agent + wall + fusion)
-        return states
+            return torch.cat([part.expand(-1, frames, -1) for part in parts], dim=-1)
+        latents: Tensor = self.norm(functools.reduce(torch.add, parts if fusion is None else [*parts, fusion]))
+        return latents
+
+    def _dropped(self, latents: Tensor, clock: Tensor, site: int) -> Tensor:
+        return latents * dropout_mask(tuple(latents.shape), self.dropout, clock, site)
 
     def forward(self, frames: Tensor, clock: Tensor) -> Tensor:
-        """Encodings [B, T, D] or [B, T, 2 D] of frames [B, T, 2, H, W]; `clock` int64 [3] is the dropout clock."""
-        batch, steps, _, height, width = frames.shape
-        agent = self.agent(frames[:, :, 0].reshape(batch * steps, 1, height, width))
-        walls = frames[:, :1, 1] if self.is_apart else frames[:, :, 1]
-        wall = self.wall(walls.reshape(-1, 1, height, width))
+        """Latents [B, T, D] or [B, T, 2 D] of frames [B, T, C, H, W]; `clock` int64 [3] is the dropout clock."""
+        batch, steps = frames.shape[:2]
+        parts = []
+        sizes = [inputs for _, inputs in self.groups]
+        for number, (branch, images) in enumerate(zip(self.branches, torch.split(frames, sizes, dim=2), strict=True)):
+            shown = images[:, :1] if self.is_apart and number > 0 else images
+            parts.append(branch(shown.flatten(0, 1)).view(batch, shown.shape[1], -1))
         fusion: Tensor | None = None
         if self.fusion is not None:
             fusion = self.fusion(frames.flatten(0, 1)).view(batch, steps, -1)
-        return self.combine(agent.view(batch, steps, -1), wall.view(batch, walls.shape[1], -1), clock, fusion)
+        return self.combine(parts, clock, fusion)
+
+    def batch_encoder(
+        self, spec: FrameSpec, wall_bases: Tensor | None, mode: Literal["auto", "off"]
+    ) -> "SparseEncoder":
+        """What encodes the batches of a split; see `Model.batch_encoder`."""
+        # It knows the parts of this one.
+        from jepa_fast.models.sparse_encoder import SparseEncoder
+
+        return SparseEncoder(self, spec, wall_bases, mode)
+
+    def ops(self, kernels: Kernels, device: Literal["cpu", "cuda"]) -> dict[str, str]:
+        """What the blocks run on."""
+        asked = self.branches[0].stem.out_channels, CHANNELS
+        return {"convnext_block": triton_or_plain(kernels, device, channels=asked)}
+
+
+def _site(number: int) -> int:
+    """Where in the dropout hash the branch of a group draws: after the first two, behind all other places."""
+    return (SITE_AGENT, SITE_WALL)[number] if number < 2 else SITE_FUSION + number - 1

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from jepa_fast.config import ModelConfig
+from jepa_fast.config import JEPAConfig
 from jepa_fast.errors import InputError
 from jepa_fast.models.convnext import POOLED_SIDE
 
@@ -17,7 +17,7 @@ PREDICTOR = "state_predictor."
 LISTED = 4  # names in an error message
 
 
-def convert(state_dict: Mapping[str, Tensor], gelu_first: bool) -> tuple[ModelConfig, dict[str, Tensor]]:
+def convert(state_dict: Mapping[str, Tensor], gelu_first: bool) -> tuple[JEPAConfig, dict[str, Tensor]]:
     """The configuration that a state dict implies, and the same weights under our names, in float32.
 
     Raises:
@@ -42,15 +42,15 @@ def convert(state_dict: Mapping[str, Tensor], gelu_first: bool) -> tuple[ModelCo
     return config, weights
 
 
-def _read_config(state_dict: Mapping[str, Tensor], gelu_first: bool) -> ModelConfig:
-    """Width, depth and state size, off the agent branch."""
+def _read_config(state_dict: Mapping[str, Tensor], gelu_first: bool) -> JEPAConfig:
+    """Width, depth and latent size, off the agent branch."""
     stem, head = f"{ENCODER}agent_pwConv.weight", f"{ENCODER}agent_fc.weight"
     for key in (stem, head):
         if key not in state_dict or state_dict[key].dim() < 2:
             raise InputError(f"weights: missing {key}; expected the tensors of an ExploreJEPA model")
     prefix = f"{ENCODER}agent_blocks."
     blocks = {key.removeprefix(prefix).split(".")[0] for key in state_dict if key.startswith(prefix)}
-    return ModelConfig(
+    return JEPAConfig(
         channels=state_dict[stem].shape[0],
         blocks=max(1, len(blocks)),
         dim=state_dict[head].shape[0],
@@ -59,7 +59,7 @@ def _read_config(state_dict: Mapping[str, Tensor], gelu_first: bool) -> ModelCon
     )
 
 
-def _layout(config: ModelConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
+def _layout(config: JEPAConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Every key of the original: our name for it and its shape here."""
     channels, dim = config.channels, config.dim
     layout: dict[str, tuple[str, tuple[int, ...]]] = {}

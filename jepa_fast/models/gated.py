@@ -1,52 +1,45 @@
-"""What the worlds share whose dot stays or moves: two outcomes of a step, a room that is carried.
+"""The gated family: models whose agent is blocked or free, two outcomes of a step, and a room that is carried.
 
-    position    p that a state z comes closest to as W p: seen from the frame's centre, in half frames; W [D, 2] is
-                learned, its columns orthogonal and of one length. Of a `PositionModel` states are such W p.
+    position    p that a latent z comes closest to as W p: seen from the frame's centre, in half frames; W [D, 2] is
+                learned, its columns orthogonal and of one length. Of a `PositionModel` latents are such W p.
     prediction  z' = z + g A a: the mean of two outcomes, to move by A a or to stay
 
-How frames are encoded, what of a room is kept and how likely the dot moves is for each world to say.
+How frames are encoded, what of a room is kept and how likely the agent moves is for each model to say.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jepa_fast.config import ApartModelConfig, FeatureModelConfig, Kernels, PixelModelConfig
+from jepa_fast.config import GatedConvNeXtConfig, GatedFeaturesConfig, GatedPixelsConfig, Kernels
 from jepa_fast.data.batches import Batch
 from jepa_fast.data.manifest import FrameSpec
 from jepa_fast.errors import InputError
-from jepa_fast.kernels.dropout import new_clock
-from jepa_fast.models.jepa import check_first_frames, check_shapes
+from jepa_fast.models.model import BatchEncoder, Model
+
+if TYPE_CHECKING:
+    from jepa_fast.objectives.objective import Objective
 
 # The largest logit of a gate, approached but not reached: what is too sure too early is never unlearned.
 SUREST = 20.0
 
 
 class Encoded(NamedTuple):
-    """Trajectories: a state for every frame, and the room that is read from frame 0 and carried beside them."""
+    """Trajectories: a latent for every frame, and the room that is read from frame 0 and carried beside them."""
 
-    states: Tensor  # [B, T, D]
+    latents: Tensor  # [B, T, D]
     room: Tensor  # [B, ...], neither predicted nor probed
 
     def frames(self, which: slice) -> "Encoded":
         """The same trajectories with some of their frames alone."""
-        return self._replace(states=self.states[:, which])
-
-
-AnyEncoded = Tensor | Encoded
-
-
-def states_of(encoded: AnyEncoded) -> Tensor:
-    """The states [B, T, D] of encodings, without what is carried beside them."""
-    return encoded.states if isinstance(encoded, Encoded) else encoded
+        return self._replace(latents=self.latents[:, which])
 
 
 class BlockedFreeMixture(NamedTuple):
-    """The two outcomes of a step, and how likely the dot moves. Leading axes are alike."""
+    """The two outcomes of a step, and how likely the agent moves. Leading axes are alike."""
 
     stayed: Tensor  # [..., D]
     step: Tensor  # [..., D] what is added by moving
@@ -55,7 +48,7 @@ class BlockedFreeMixture(NamedTuple):
 
     @property
     def mean(self) -> Tensor:
-        """The expected next state [..., D]."""
+        """The expected next latent [..., D]."""
         return torch.addcmul(self.stayed, self.log_move.exp()[..., None], self.step)
 
 
@@ -65,7 +58,7 @@ def bounded(logits: Tensor) -> Tensor:
 
 
 class Lift(nn.Module):
-    """Positions to states by one bias-free linear layer, whose columns are kept orthogonal and of length `spread`.
+    """Positions to latents by one bias-free linear layer, whose columns are kept orthogonal and of length `spread`.
 
     Without that a latent loss alone would shrink it to nothing; with it there is nothing to collapse.
     """
@@ -83,16 +76,16 @@ class Lift(nn.Module):
         return self.spread * torch.stack([x, y], dim=1)
 
     def forward(self, positions: Tensor) -> Tensor:
-        """States [..., D] of positions [..., 2]."""
+        """Latents [..., D] of positions [..., 2]."""
         return positions @ self.columns().T
 
-    def positions(self, states: Tensor) -> Tensor:
-        """Positions [..., 2] whose states come closest to `states` [..., D]: the same layer, transposed."""
-        return states @ self.columns() / self.spread**2
+    def positions(self, latents: Tensor) -> Tensor:
+        """Positions [..., 2] whose latents come closest to `latents` [..., D]: the same layer, transposed."""
+        return latents @ self.columns() / self.spread**2
 
 
 class ActionStep(nn.Linear):
-    """A, [D, 2], no bias: what an action adds to a state where the dot moves."""
+    """A, [D, 2], no bias: what an action adds to a latent where the agent moves."""
 
     def __init__(self, dim: int) -> None:
         super().__init__(2, dim, bias=False)
@@ -100,100 +93,79 @@ class ActionStep(nn.Linear):
         nn.init.normal_(self.weight, std=0.1 / dim**0.5)
 
 
-class GatedModel(nn.Module, ABC):
-    """A joint-embedding predictive world model whose dot stays or moves.
+class GatedModel(Model):
+    """A model whose agent is blocked or free.
 
-    Used like `World`: frames float [.., 2, H, W], channel 0 the agent and channel 1 the walls; actions (x, y) in pixels
-    per step. Everything is float32, under autocast too: half a pixel in bf16 would be a wall missed.
+    Frames are float [.., 2, H, W], channel 0 the agent and channel 1 the walls; actions (x, y) in pixels per step.
+    Encodings are `Encoded`. Everything is float32, under autocast too: half a pixel in bf16 would be a wall missed.
     """
 
-    dropout_clock: Tensor
-    kernels: Kernels = "reference"
-    # Whether the encoder could give all frames the same state.
-    can_collapse: bool
-    # Weight of the squared mean of a batch's positions in the loss, for a world whose states have no fixed place.
+    channels = 2
+    action_size = 2
+    # Weight of the squared mean of a batch's positions in the loss, for a model whose latents have no fixed place.
     centring: float = 0.0
 
-    config: FeatureModelConfig | PixelModelConfig | ApartModelConfig
+    config: GatedFeaturesConfig | GatedPixelsConfig | GatedConvNeXtConfig
 
-    def __init__(self, config: FeatureModelConfig | PixelModelConfig | ApartModelConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.side, self.dim, self.spread = config.frame, config.dim, config.spread
+    def __init__(
+        self,
+        config: GatedFeaturesConfig | GatedPixelsConfig | GatedConvNeXtConfig,
+        objective: "Objective | None" = None,
+        kernels: Kernels = "reference",
+    ) -> None:
+        """The objective is the likelihood of the mixture by default."""
+        # It is made of what this module defines.
+        from jepa_fast.objectives.mixture import MixtureLikelihood
+
         # Nothing is dropped; trainer and evaluation hand the clock on all the same.
-        self.register_buffer("dropout_clock", new_clock(), persistent=False)
+        super().__init__(config, objective or MixtureLikelihood(), kernels)
+        self.side, self.dim, self.spread = config.frame, config.dim, config.spread
 
     @property
     @abstractmethod
     def lift(self) -> Lift:
-        """W, what makes states of positions."""
+        """W, what makes latents of positions."""
 
     @property
     def pixel(self) -> float:
-        """How far apart the states of points one pixel apart are."""
+        """How far apart the latents of points one pixel apart are."""
         return 2 * self.spread / (self.side - 1)
 
     @abstractmethod
-    def encode_frames(self, frames: Tensor) -> Encoded:
+    def encode(self, frames: Tensor) -> Encoded:
         """The encodings of whole frames [B, T, 2, H, W]; the room is that of frame 0."""
 
     @abstractmethod
-    def predict(self, encoded: Encoded, actions: Tensor) -> BlockedFreeMixture:
+    def transition(self, encoded: Encoded, actions: Tensor) -> BlockedFreeMixture:
         """One step from every encoded frame [B, T] by its action [B, T, 2] in pixels."""
 
-    @abstractmethod
-    def batch_encoder(
-        self, spec: FrameSpec, wall_bases: Tensor | None = None, mode: Literal["auto", "off"] = "auto"
-    ) -> Callable[[Batch, Tensor], Encoded]:
-        """What encodes the batches of a split; arguments as in `SparseEncoder`.
+    def predict(self, first: Encoded, actions: Tensor) -> Tensor:
+        """Expected latents [B, S, D] after each of the actions [B, S, 2], from one encoded frame [B, 1]."""
+        encoded, latents = first, []
+        for t in range(actions.shape[1]):
+            encoded = encoded._replace(latents=self.transition(encoded, actions[:, t : t + 1]).mean)
+            latents.append(encoded.latents)
+        return torch.cat(latents, dim=1)
 
-        Raises:
-            InputError: its frames are not of the size that the model is for.
-        """
+    def latents(self, encoded: Encoded) -> Tensor:
+        """The latents [B, T, D], without the room."""
+        return encoded.latents
+
+    def frame(self, encoded: Encoded, number: int) -> Encoded:
+        """One frame [B, 1] of the same trajectories, in the same room."""
+        return encoded.frames(slice(number, number + 1))
 
     def check_size(self, spec: FrameSpec) -> None:
         """Raise InputError unless frames are of the size that the model is for."""
         if (spec.height, spec.width) != (self.side, self.side):
             raise InputError(f"model.frame: got {self.side}, expected the data's {spec.height} x {spec.width} pixels")
 
-    def forward(self, frames: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Predicted and encoded states of frames 1..T-1, both [B, T-1, D], from frames [B, T, 2, H, W].
-
-        Raises:
-            ValueError: shapes that do not fit together.
-        """
-        check_shapes(frames, actions)
-        encoded = self.encode_frames(frames)
-        return self.unroll(encoded.frames(slice(1)), actions)[:, 1:], encoded.states[:, 1:]
-
-    def rollout(self, first_frames: Tensor, actions: Tensor) -> Tensor:
-        """States [B, T, D]: the encoding of frame 0, then one prediction per action. No later frame is asked for.
-
-        Args:
-            first_frames: [B, 2, H, W].
-            actions: [B, T-1, 2].
-
-        Raises:
-            ValueError: shapes that do not fit together.
-        """
-        check_first_frames(first_frames, actions)
-        return self.unroll(self.encode_frames(first_frames[:, None]), actions)
-
-    def unroll(self, first: Encoded, actions: Tensor) -> Tensor:
-        """States [B, T, D]: those of one encoded frame [B, 1], then one prediction per action [B, T-1, 2]."""
-        encoded = first
-        states = [encoded.states]
-        for t in range(actions.shape[1]):
-            encoded = encoded._replace(states=self.predict(encoded, actions[:, t : t + 1]).mean)
-            states.append(encoded.states)
-        return torch.cat(states, dim=1)
-
 
 class PositionModel(GatedModel):
-    """A one-step world that finds positions in images and lifts them by one linear layer."""
+    """A gated model that finds positions in images and embeds them by one linear layer."""
 
     @abstractmethod
-    def encode(self, dots: Tensor, corners: Tensor | None, walls: Tensor, scale: float = 1.0) -> Encoded:
+    def encode_images(self, dots: Tensor, corners: Tensor | None, walls: Tensor, scale: float = 1.0) -> Encoded:
         """The encodings of images.
 
         Args:
@@ -207,31 +179,38 @@ class PositionModel(GatedModel):
     def explain(self) -> str:
         """How frames are encoded, for the log."""
 
-    def encode_frames(self, frames: Tensor) -> Encoded:
+    def encode(self, frames: Tensor) -> Encoded:
         """The encodings of whole frames [B, T, 2, H, W]; the room is that of frame 0."""
-        return self.encode(frames[:, :, 0], None, frames[:, 0, 1])
+        return self.encode_images(frames[:, :, 0], None, frames[:, 0, 1])
 
-    def batch_encoder(self, spec: FrameSpec, *_: object) -> "PositionEncoder":
-        """What encodes the batches of a split.
+    def batch_encoder(
+        self,
+        spec: FrameSpec,
+        wall_bases: Tensor | None = None,
+        mode: Literal["auto", "off"] = "auto",
+        encoder: nn.Module | None = None,
+    ) -> BatchEncoder:
+        """What encodes the batches of a split; see `Model.batch_encoder`.
 
         Raises:
             InputError: its frames are not of the size that the model is for.
         """
+        assert encoder is None, "no objective of the gated family has an averaged encoder"
         return PositionEncoder(self, spec)
 
 
 class PositionEncoder:
     """Encodes a Batch, windows as they are; the room is that of frame 0."""
 
-    def __init__(self, world: PositionModel, spec: FrameSpec) -> None:
-        world.check_size(spec)
-        self.world, self.scale = world, spec.scale
+    def __init__(self, model: PositionModel, spec: FrameSpec) -> None:
+        model.check_size(spec)
+        self.model, self.scale = model, spec.scale
 
     def __call__(self, batch: Batch, clock: Tensor) -> Encoded:
         """Encodings of T frames; T is the batch's own, so that a rollout can bring frame 0 alone."""
         walls = batch.walls if batch.walls.dim() == 3 else batch.walls[:, 0]
-        return self.world.encode(batch.dots, batch.corners, walls, self.scale)
+        return self.model.encode_images(batch.dots, batch.corners, walls, self.scale)
 
     def explain(self, batch: Batch) -> str:
         """One line for the log: what a batch like this is encoded by."""
-        return f"encoder: {self.world.explain()}, on {'whole frames' if batch.corners is None else 'windows'}"
+        return f"encoder: {self.model.explain()}, on {'whole frames' if batch.corners is None else 'windows'}"

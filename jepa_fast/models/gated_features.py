@@ -1,10 +1,10 @@
-"""A world model on features read from pixels: a learned linear encoder, a predictor that stays or moves.
+"""The gated model on features read from pixels: a learned linear encoder, an agent that is blocked or free.
 
-    state       z = W (p - centre) / half a frame, p the dot's centre; W [D, 2] learned, with orthogonal columns
+    latent      z = W (p - centre) / half a frame, p the dot's centre; W [D, 2] learned, with orthogonal columns
     prediction  z' = z + g A a: the mean of two outcomes, to move by A a or to stay
     gate        g = border(x) border(y) wall(above) wall(below), small networks on where lines are, seen from the dot
 
-The layout of the room is read from frame 0 and carried beside the state; it is neither predicted nor probed.
+The layout of the room is read from frame 0 and carried beside the latent; it is neither predicted nor probed.
 """
 
 from itertools import pairwise
@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jepa_fast.config import FeatureModelConfig
+from jepa_fast.config import GatedFeaturesConfig, Kernels
 from jepa_fast.models.features import read_centres, read_layout
 from jepa_fast.models.gated import ActionStep, BlockedFreeMixture, Encoded, Lift, PositionModel, bounded
+from jepa_fast.objectives.objective import Objective
 
 
 class FeaturePredictor(nn.Module):
@@ -26,7 +27,7 @@ class FeaturePredictor(nn.Module):
     is or how wide a door, and what stops a dot is for the gates to learn.
     """
 
-    def __init__(self, config: FeatureModelConfig) -> None:
+    def __init__(self, config: GatedFeaturesConfig) -> None:
         super().__init__()
         self.action = ActionStep(config.dim)
         self.spread = config.spread
@@ -34,12 +35,12 @@ class FeaturePredictor(nn.Module):
         self.wall = _gate(5, config.wall_hidden, config.wall_hidden)
         self.reach = config.reach
 
-    def step(self, states: Tensor, positions: Tensor, layout: Tensor, actions: Tensor) -> BlockedFreeMixture:
+    def step(self, latents: Tensor, positions: Tensor, layout: Tensor, actions: Tensor) -> BlockedFreeMixture:
         """Both outcomes of a step.
 
         Args:
-            states: [..., D].
-            positions: [..., 2], what the states stand for.
+            latents: [..., D].
+            positions: [..., 2], what the latents stand for.
             layout: [..., 2, 2, 2], as `read_layout` gives it, in the positions' unit.
             actions: [..., 2] in the same unit.
         """
@@ -63,7 +64,7 @@ class FeaturePredictor(nn.Module):
         # first gate is closed, or if the second is and the first is not, or ...
         log_open = F.logsigmoid(logits)
         log_stay = torch.logsumexp(log_open - logits + log_open.cumsum(dim=-1) - log_open, dim=-1)
-        return BlockedFreeMixture(states, self.spread * self.action(actions), log_stay, log_open.sum(dim=-1))
+        return BlockedFreeMixture(latents, self.spread * self.action(actions), log_stay, log_open.sum(dim=-1))
 
 
 def _gate(*widths: int) -> nn.Sequential:
@@ -75,16 +76,24 @@ def _gate(*widths: int) -> nn.Sequential:
 
 
 class GatedFeatures(PositionModel):
-    """A joint-embedding predictive world model on features that are read from pixels by fixed rules.
+    """A joint-embedding predictive model on features that are read from pixels by fixed rules.
 
     Its room is the layout as `read_layout` gives it, [B, 2, 2, 2], seen from the centre in half frames.
     """
 
-    can_collapse = False
+    config: GatedFeaturesConfig
+    encoder: Lift
+    predictor: FeaturePredictor
 
-    def __init__(self, config: FeatureModelConfig | None = None) -> None:
-        config = config or FeatureModelConfig()
-        super().__init__(config)
+    def __init__(
+        self,
+        config: GatedFeaturesConfig | None = None,
+        objective: Objective | None = None,
+        kernels: Kernels = "reference",
+    ) -> None:
+        """All of it is plain PyTorch, whatever the kernels."""
+        config = config or GatedFeaturesConfig()
+        super().__init__(config, objective, kernels)
         self.encoder = Lift(config.dim, config.spread)
         self.predictor = FeaturePredictor(config)
 
@@ -93,20 +102,20 @@ class GatedFeatures(PositionModel):
         """The encoder: all else of it is fixed."""
         return self.encoder
 
-    def encode(self, dots: Tensor, corners: Tensor | None, walls: Tensor, scale: float = 1.0) -> Encoded:
+    def encode_images(self, dots: Tensor, corners: Tensor | None, walls: Tensor, scale: float = 1.0) -> Encoded:
         """The encodings of images on whatever scale."""
         with torch.autocast(dots.device.type, enabled=False):
             half = (self.side - 1) / 2
-            states = self.encoder((read_centres(dots, corners) - half) / half)
-            return Encoded(states, (read_layout(walls) - half) / half)
+            latents = self.encoder((read_centres(dots, corners) - half) / half)
+            return Encoded(latents, (read_layout(walls) - half) / half)
 
-    def predict(self, encoded: Encoded, actions: Tensor) -> BlockedFreeMixture:
+    def transition(self, encoded: Encoded, actions: Tensor) -> BlockedFreeMixture:
         """One step from every encoded frame [B, T] by its action [B, T, 2] in pixels."""
         with torch.autocast(actions.device.type, enabled=False):
-            positions = self.encoder.positions(encoded.states)
+            positions = self.encoder.positions(encoded.latents)
             actions = actions * (2 / (self.side - 1))
             layout = encoded.room[:, None].expand(*positions.shape[:2], -1, -1, -1)
-            return self.predictor.step(encoded.states, positions, layout, actions)
+            return self.predictor.step(encoded.latents, positions, layout, actions)
 
     def explain(self) -> str:
         """How frames are encoded."""

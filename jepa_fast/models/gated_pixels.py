@@ -1,11 +1,11 @@
-"""A world model that learns from pixels where the dot is and what stops it.
+"""The gated model that learns from pixels where the agent is and what blocks it.
 
     position    p = softargmax(spread(relu(look(dot))) / temperature): two small convolutions, expected coordinates
-    state       z = W p, as in `one_step_world`
+    latent      z = W p, as in `gated`
     prediction  z' = z + g A a: the mean of moving by A a and of staying
     gate        g: a network on the wall's image around where the dot is and around where it would go
 
-The room is the wall's image of frame 0, carried beside the state. The gate looks at it through two lattices of points
+The room is the wall's image of frame 0, carried beside the latent. The gate looks at it through two lattices of points
 one pixel apart, laid around p and p + a and mirrored so that the action leads right and down. Its first layer, on what
 is sampled there bilinearly, is a convolution of the image, as linear maps commute: computed only where the dot is.
 """
@@ -14,18 +14,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jepa_fast.config import PixelModelConfig
+from jepa_fast.config import GatedPixelsConfig, Kernels
 from jepa_fast.models.gated import ActionStep, BlockedFreeMixture, Encoded, Lift, PositionModel, bounded
 from jepa_fast.models.softargmax import soft_argmax_of_windows
+from jepa_fast.objectives.objective import Objective
 
 # A dot's first logits are tenths of this: the softmax begins nearly flat, and positions nearly the same for all frames.
 FIRST_TEMPERATURE = 1.0
 
 
 class DotEncoder(nn.Module):
-    """Images of a dot on black to positions, and these to states. No biases: black gives logits of 0 wherever it is."""
+    """Images of a dot on black to positions, and these to latents. No biases: black gives logits of 0 anywhere."""
 
-    def __init__(self, config: PixelModelConfig) -> None:
+    def __init__(self, config: GatedPixelsConfig) -> None:
         super().__init__()
         self.margin = config.kernel - 1
         self.look = nn.Conv2d(1, config.channels, config.kernel, padding=self.margin, bias=False)
@@ -57,7 +58,7 @@ class PixelPredictor(nn.Module):
 
     offsets: Tensor
 
-    def __init__(self, config: PixelModelConfig) -> None:
+    def __init__(self, config: GatedPixelsConfig) -> None:
         super().__init__()
         self.action = ActionStep(config.dim)
         reach = torch.arange(config.lattice, dtype=torch.float32) - (config.lattice - 1) / 2
@@ -94,26 +95,34 @@ class PixelPredictor(nn.Module):
 
 
 class GatedPixels(PositionModel):
-    """A joint-embedding predictive world model on pixels.
+    """A joint-embedding predictive model on pixels.
 
     Its room is the wall's image [B, H, W], white at 1.
     """
 
-    can_collapse = True
+    config: GatedPixelsConfig
+    encoder: DotEncoder
+    predictor: PixelPredictor
 
-    def __init__(self, config: PixelModelConfig | None = None) -> None:
-        config = config or PixelModelConfig()
-        super().__init__(config)
+    def __init__(
+        self,
+        config: GatedPixelsConfig | None = None,
+        objective: Objective | None = None,
+        kernels: Kernels = "reference",
+    ) -> None:
+        """All of it is plain PyTorch, whatever the kernels."""
+        config = config or GatedPixelsConfig()
+        super().__init__(config, objective, kernels)
         self.to_white = 1 / config.white
         self.encoder = DotEncoder(config)
         self.predictor = PixelPredictor(config)
 
     @property
     def lift(self) -> Lift:
-        """What makes states of positions."""
+        """What makes latents of positions."""
         return self.encoder.lift
 
-    def encode(self, dots: Tensor, corners: Tensor | None, walls: Tensor, scale: float = 1.0) -> Encoded:
+    def encode_images(self, dots: Tensor, corners: Tensor | None, walls: Tensor, scale: float = 1.0) -> Encoded:
         """The encodings of images which `scale` brings into the range of the data."""
         with torch.autocast(dots.device.type, enabled=False):
             dtype, half = self.lift.weight.dtype, (self.side - 1) / 2
@@ -122,18 +131,18 @@ class GatedPixels(PositionModel):
                 corners = torch.zeros(2, dtype=torch.int64, device=dots.device).expand(*dots.shape[:2], 2)
             images = dots.flatten(0, 1).to(dtype) * to_white
             positions = self.encoder.locate(images, corners.flatten(0, 1), (self.side, self.side))
-            states = self.lift((positions - half) / half).unflatten(0, dots.shape[:2])
-            return Encoded(states, walls.to(dtype) * to_white)
+            latents = self.lift((positions - half) / half).unflatten(0, dots.shape[:2])
+            return Encoded(latents, walls.to(dtype) * to_white)
 
-    def predict(self, encoded: Encoded, actions: Tensor) -> BlockedFreeMixture:
+    def transition(self, encoded: Encoded, actions: Tensor) -> BlockedFreeMixture:
         """One step from every encoded frame [B, T] by its action [B, T, 2] in pixels."""
         with torch.autocast(actions.device.type, enabled=False):
             half = (self.side - 1) / 2
-            positions = half + half * self.lift.positions(encoded.states)
+            positions = half + half * self.lift.positions(encoded.latents)
             actions = actions.to(positions)
             log_stay, log_move = self.predictor.log_chances(positions, encoded.room, actions)
             step = self.spread * self.predictor.action(actions / half)
-            return BlockedFreeMixture(encoded.states, step, log_stay, log_move)
+            return BlockedFreeMixture(encoded.latents, step, log_stay, log_move)
 
     def explain(self) -> str:
         """How frames are encoded."""

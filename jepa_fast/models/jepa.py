@@ -1,136 +1,122 @@
-"""The world model: an encoder of frames and a predictor of states, trained together."""
+"""JEPA: an encoder of frames and a predictor that is rolled out, trained together by an objective."""
 
 from collections.abc import Mapping
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
-from jepa_fast.config import Kernels, ModelConfig
-from jepa_fast.data.shards import FrameSpec
-from jepa_fast.kernels.dropout import new_clock
-from jepa_fast.models import explorejepa
+from jepa_fast.config import CustomConfig, JEPAConfig, Kernels, ModelConfig
+from jepa_fast.data.manifest import FrameSpec
+from jepa_fast.models import explorejepa, frame_encoder
+from jepa_fast.models.backends import ops_of
 from jepa_fast.models.convnext import Encoder
-from jepa_fast.models.predictor import Predictor
-from jepa_fast.models.sparse_encoder import SparseEncoder
+from jepa_fast.models.model import BatchEncoder, Model
+from jepa_fast.models.predictor import MLPPredictor
+from jepa_fast.objectives.objective import Objective
+from jepa_fast.objectives.vicreg import VICReg
 
 
-class World(nn.Module):
-    """A joint-embedding predictive world model. `World()` has 293,344 parameters.
+class JEPA(Model):
+    """An encoder, a predictor and an objective of any make.
 
-    Frames are float [.., 2, H, W], channel 0 the agent and channel 1 the walls, in the range of the data (0 to 0.0942
-    for two rooms, not 0 to 1); actions are (x, y) in pixels per step.
+        JEPA(encoder=MyEncoder(), predictor=MLPPredictor(dim=128, action_dim=7), objective=VICReg())
 
-    Dropout masks are a pure function of `dropout_clock`, int64 [3] = (seed, step, first row). In training mode every
-    forward advances the step by one; set the clock to repeat a mask.
-
-    Source: LeCun, A Path Towards Autonomous Machine Intelligence, 2022.
+    The encoder maps frames float [N, C, H, W] to [N, D], or to [N, c, h, w], which is flattened. The predictor maps
+    first latents [B, D], actions [B, S, A] and the dropout clock to predicted latents [B, S, D].
+    `build_jepa(JEPAConfig())` is the published model of 293,344 parameters.
     """
 
-    dropout_clock: Tensor
-
-    def __init__(self, config: ModelConfig | None = None, kernels: Kernels = "reference") -> None:
-        """With kernels "triton" encoder and predictor run as fused ops: the same parameters, function and masks."""
-        super().__init__()
-        self.config = config = config or ModelConfig()
-        self.kernels = kernels
-        self.encoder = Encoder(
-            config.channels,
-            config.blocks,
-            config.dim,
-            config.dropout,
-            kernels,
-            bias=config.bias,
-            norm_before_add=config.norm_before_add,
-            norm_after_add=config.norm_after_add,
-            head=config.head,
-            fusion=config.fusion,
-        )
-        self.predictor = Predictor(
-            config.dim,
-            config.dropout,
-            config.residual,
-            config.activation,
-            kernels,
-            bias=config.bias,
-            history=config.history,
-            history_decay=config.history_decay,
-        )
-        self.register_buffer("dropout_clock", new_clock(), persistent=False)
+    def __init__(
+        self,
+        encoder: nn.Module,
+        predictor: nn.Module,
+        objective: Objective | None = None,
+        *,
+        config: ModelConfig | None = None,
+        kernels: Kernels = "reference",
+    ) -> None:
+        """The objective is VICReg by default; `config` describes a model that can be built from it again."""
+        made_here = CustomConfig(encoder=type(encoder).__name__, predictor=type(predictor).__name__)
+        super().__init__(config or made_here, objective or VICReg(), kernels)
+        self.encoder: nn.Module = encoder
+        self.predictor: nn.Module = predictor
+        self.channels = getattr(encoder, "channels", None)
+        self.action_size = getattr(predictor, "action_dim", None)
 
     @classmethod
     def from_explorejepa(
         cls, state_dict: Mapping[str, Tensor], gelu_first: bool = False, kernels: Kernels = "reference"
-    ) -> "World":
-        """A world with published weights, in evaluation mode; its sizes are read off the tensors.
+    ) -> "JEPA":
+        """A model with published weights, in evaluation mode; its sizes are read off the tensors.
 
         Args:
             state_dict: as the original code saves it (`jepa_fast.models.explorejepa` lists the keys).
             gelu_first: for older weights, whose predictor has its GELU before the LayerNorm.
-            kernels: as in `World`.
+            kernels: as in `build_jepa`.
 
         Raises:
             InputError: keys are missing or unknown, or a tensor has another shape than the rest implies.
         """
         config, weights = explorejepa.convert(state_dict, gelu_first)
-        world = cls(config, kernels)
-        world.load_state_dict(weights)
-        return world.eval()
+        model = build_jepa(config, kernels=kernels)
+        model.load_state_dict(weights)
+        return model.eval()
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """Latents [B, T, D] of frames [B, T, C, H, W]."""
+        return frame_encoder.encode_trajectories(self.encoder, frames, self.dropout_clock)
+
+    def predict(self, first: Tensor, actions: Tensor) -> Tensor:
+        """Latents [B, S, D] after each of the actions [B, S, A], from those of one frame [B, 1, D]."""
+        predicted: Tensor = self.predictor(first[:, 0], actions, self.dropout_clock)
+        return predicted
 
     def batch_encoder(
-        self, spec: FrameSpec, wall_bases: Tensor | None, mode: Literal["auto", "off"] = "auto"
-    ) -> SparseEncoder:
-        """What encodes the batches of a split; arguments as in `SparseEncoder`."""
-        return SparseEncoder(self.encoder, spec, wall_bases, mode)
+        self,
+        spec: FrameSpec,
+        wall_bases: Tensor | None = None,
+        mode: Literal["auto", "off"] = "auto",
+        encoder: nn.Module | None = None,
+    ) -> BatchEncoder:
+        """What encodes the batches of a split; see `Model.batch_encoder`."""
+        return frame_encoder.batch_encoder(encoder or self.encoder, spec, wall_bases, mode)
 
-    def forward(self, frames: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Predicted and encoded states of frames 1..T-1, both [B, T-1, D].
-
-        Args:
-            frames: [B, T, 2, H, W].
-            actions: [B, T-1, 2].
-
-        Raises:
-            ValueError: shapes that do not fit together.
-        """
-        check_shapes(frames, actions)
-        if self.training:
-            self.dropout_clock[1] += 1
-        encoded = self.encoder(frames, self.dropout_clock)
-        predicted = self.predictor(encoded[:, 0], actions, self.dropout_clock)
-        return predicted, encoded[:, 1:]
-
-    def rollout(self, first_frames: Tensor, actions: Tensor) -> Tensor:
-        """States [B, T, D]: the encoding of frame 0, then one prediction per action. No later frame is asked for.
-
-        Args:
-            first_frames: [B, 2, H, W].
-            actions: [B, T-1, 2].
-
-        Raises:
-            ValueError: shapes that do not fit together.
-        """
-        check_first_frames(first_frames, actions)
-        return self.unroll(self.encoder(first_frames[:, None], self.dropout_clock)[:, 0], actions)
-
-    def unroll(self, first: Tensor, actions: Tensor) -> Tensor:
-        """States [B, T, D]: the first [B, D], then one per action [B, T-1, 2]."""
-        return torch.cat([first[:, None], self.predictor(first, actions, self.dropout_clock)], dim=1)
+    def ops(self, kernels: Kernels, device: Literal["cpu", "cuda"]) -> dict[str, str]:
+        """What the objective's ops, the rollout and the encoder's blocks run on."""
+        ops = self.objective.ops(kernels, device, getattr(self.predictor, "dim", None))
+        return ops | ops_of(self.predictor, kernels, device) | ops_of(self.encoder, kernels, device)
 
 
-def check_first_frames(first_frames: Tensor, actions: Tensor) -> None:
-    """Raise ValueError unless first frames [B, 2, H, W] and actions [B, steps, 2] fit."""
-    if first_frames.dim() != 4:
-        raise ValueError(f"first_frames: got shape {tuple(first_frames.shape)}, expected [B, 2, H, W]")
-    check_shapes(first_frames[:, None], actions, steps=actions.shape[1])
+def build_jepa(
+    config: JEPAConfig | None = None, objective: Objective | None = None, kernels: Kernels = "reference"
+) -> JEPA:
+    """ConvNeXt branches and an MLP with fresh weights.
 
-
-def check_shapes(frames: Tensor, actions: Tensor, steps: int | None = None) -> None:
-    """Raise ValueError unless frames [B, T, 2, H, W] and actions [B, steps, 2] fit; steps is T-1 by default."""
-    if frames.dim() != 5 or frames.shape[2] != 2:
-        raise ValueError(f"frames: got shape {tuple(frames.shape)}, expected [B, T, 2, H, W]")
-    expected = (frames.shape[0], frames.shape[1] - 1 if steps is None else steps, 2)
-    if tuple(actions.shape) != expected:
-        raise ValueError(f"actions: got shape {tuple(actions.shape)}, expected {expected}")
-    if expected[1] < 1:
-        raise ValueError(f"actions: got {expected[1]} steps, expected at least 1")
+    With kernels "triton" encoder and predictor run as fused ops: the same parameters, function and masks.
+    """
+    config = config or JEPAConfig()
+    encoder = Encoder(
+        config.channels,
+        config.blocks,
+        config.dim,
+        config.dropout,
+        kernels,
+        groups=[(group.name, group.channels) for group in config.groups],
+        bias=config.bias,
+        norm_before_add=config.norm_before_add,
+        norm_after_add=config.norm_after_add,
+        head=config.head,
+        fusion=config.fusion,
+    )
+    predictor = MLPPredictor(
+        config.dim,
+        config.action_size,
+        dropout=config.dropout,
+        residual=config.residual,
+        activation=config.activation,
+        kernels=kernels,
+        bias=config.bias,
+        history=config.history,
+        history_decay=config.history_decay,
+    )
+    return JEPA(encoder, predictor, objective, config=config, kernels=kernels)

@@ -1,4 +1,4 @@
-"""The predictor: one MLP that moves a state by an action, applied to its own output step after step."""
+"""The predictor: one MLP that moves a latent by an action, applied to its own output step after step."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -9,35 +9,38 @@ from torch import Tensor, nn
 
 from jepa_fast.config import Kernels
 from jepa_fast.kernels.dropout import SITE_PREDICTOR, dropout_mask
-from jepa_fast.kernels.rollout import RolloutWeights, rollout
+from jepa_fast.kernels.rollout import TRITON_ACTION_SIZES, TRITON_DIMS, RolloutWeights, rollout
+from jepa_fast.models.backends import triton_or_plain
 from jepa_fast.models.biases import bias_or_zeros
 
 
-class Predictor(nn.Module):
+class MLPPredictor(nn.Module):
     """s' = residual + W2 dropout(gelu(LN(W1 r + b1))) + b2 with r = LN(s) + LN(Wa a + ba).
 
-    The residual is r itself ("sum") or the normalised state LN(s) alone ("state"). With activation "before_norm" the
-    hidden layer is LN(gelu(h)) in place of gelu(LN(h)).
+    s is a latent of `dim` numbers, a an action of `action_dim`. The residual is r itself ("sum") or LN(s) alone
+    ("state"). With activation "before_norm" the hidden layer is LN(gelu(h)) in place of gelu(LN(h)).
 
-    With a history of k, W1 reads [r; d LN(s_1); ..; d^k LN(s_k)] in place of r: s_j the state j steps before s, the
-    encoding that a rollout starts from among them, d the decay. What would be before that is zero.
+    With a history of k, W1 reads [r; d LN(s_1); ..; d^k LN(s_k)] in place of r: s_j the latent j steps before s,
+    the encoding that a rollout starts from among them, d the decay. What would be before that is zero.
     """
 
     def __init__(
         self,
         dim: int,
-        dropout: float,
-        residual: Literal["sum", "state"],
-        activation: Literal["after_norm", "before_norm"],
-        kernels: Kernels = "reference",
+        action_dim: int = 2,
         *,
+        dropout: float = 0.1,
+        residual: Literal["sum", "state"] = "sum",
+        activation: Literal["after_norm", "before_norm"] = "after_norm",
+        kernels: Kernels = "reference",
         bias: bool = True,
         history: int = 0,
         history_decay: float = 0.5,
     ) -> None:
         super().__init__()
+        self.dim, self.action_dim = dim, action_dim
         self.state_norm = nn.LayerNorm(dim, eps=1e-5, bias=bias)
-        self.action = nn.Linear(2, dim, bias=bias)
+        self.action = nn.Linear(action_dim, dim, bias=bias)
         self.action_norm = nn.LayerNorm(dim, eps=1e-5, bias=bias)
         self.expand = nn.Linear(dim * (1 + history), 4 * dim, bias=bias)
         self.norm = nn.LayerNorm(4 * dim, eps=1e-5, bias=bias)
@@ -50,9 +53,9 @@ class Predictor(nn.Module):
         self.kernels = kernels
 
     def step(self, state: Tensor, action: Tensor, mask: Tensor | None, past: Sequence[Tensor] = ()) -> Tensor:
-        """Next state [B, D] from state [B, D], action [B, 2] and a dropout mask [B, 4D] or none.
+        """Next latent [B, D] from latent [B, D], action [B, A] and a dropout mask [B, 4D] or none.
 
-        `past` are the states before `state`, the latest first; of them, `history` are read.
+        `past` are the latents before `state`, the latest first; of them, `history` are read.
         """
         normed = self.state_norm(state)
         fused = normed + self.action_norm(self.action(action))
@@ -78,7 +81,15 @@ class Predictor(nn.Module):
         return RolloutWeights(*(part for layer in layers for part in (layer.weight, bias_or_zeros(layer))))
 
     def forward(self, first: Tensor, actions: Tensor, clock: Tensor) -> Tensor:
-        """Predicted states [B, T-1, D] from the first states [B, D] and actions [B, T-1, 2], feeding itself back."""
+        """Predicted latents [B, S, D] from first latents [B, D] and actions [B, S, A], feeding itself back.
+
+        Raises:
+            ValueError: latents or actions of another size than the predictor's.
+        """
+        if first.shape[-1] != self.dim:
+            raise ValueError(f"latents: got {first.shape[-1]} numbers, expected the predictor's dim, {self.dim}")
+        if actions.shape[-1] != self.action_dim:
+            raise ValueError(f"actions: got {actions.shape[-1]} numbers, expected action_dim, {self.action_dim}")
         rate = self.dropout if self.training else 0.0
         if self.kernels == "triton" and self.history == 0:
             return rollout(
@@ -88,8 +99,17 @@ class Predictor(nn.Module):
         masks: Tensor | None = None
         if rate > 0:
             masks = dropout_mask((batch, steps, self.expand.out_features), rate, clock, SITE_PREDICTOR)
-        states = [first]
+        latents = [first]
         for t in range(steps):
-            past = states[-2 : -2 - self.history : -1]
-            states.append(self.step(states[-1], actions[:, t], None if masks is None else masks[:, t], past))
-        return torch.stack(states[1:], dim=1)
+            past = latents[-2 : -2 - self.history : -1]
+            latents.append(self.step(latents[-1], actions[:, t], None if masks is None else masks[:, t], past))
+        return torch.stack(latents[1:], dim=1)
+
+    def ops(self, kernels: Kernels, device: Literal["cpu", "cuda"]) -> dict[str, str]:
+        """What the rollout runs on."""
+        asked = {
+            "dim": (self.dim, TRITON_DIMS),
+            "action_size": (self.action_dim, TRITON_ACTION_SIZES),
+            "history": (self.history, (0,)),
+        }
+        return {"rollout": triton_or_plain(kernels, device, **asked)}

@@ -93,7 +93,7 @@ class SparseEncoder:
         if self.encoder.fusion is not None:
             fusion = self._encode_fusion(self.encoder.fusion, batch, spec, plan).view(count, frames, -1)
         wall = wall.view(count, -1, wall.shape[-1])
-        return self.encoder.combine(agent.view(count, frames, -1), wall, clock, fusion)
+        return self.encoder.combine([agent.view(count, frames, -1), wall], clock, fusion)
 
     def plan(self, batch: Batch) -> Plan:
         """The cheapest exact routes for a batch: a function of its shapes alone."""

@@ -13,7 +13,8 @@ from jepa_fast.data.host import gather
 from jepa_fast.data.manifest import MANIFEST_NAME
 from jepa_fast.data.shards import Split, open_split
 from jepa_fast.errors import InputError
-from jepa_fast.models.registry import AnyWorld, build_world
+from jepa_fast.models.model import Model
+from jepa_fast.models.registry import build_model, is_built_here
 from jepa_fast.probing.distance import distances_to_solid, errors_by_distance
 from jepa_fast.probing.prober import Probe, converged_probe, official_probe
 from jepa_fast.probing.results import Evaluation, Example, ProbeSetResult, Scores
@@ -35,15 +36,15 @@ EXAMPLES = 2
 
 
 class _Probed:
-    """A world and the probes trained on its rollouts, one pair for each probe training split, made when first used."""
+    """A model and the probes trained on its rollouts, one pair for each probe training split, made when first used."""
 
-    def __init__(self, world: AnyWorld, data: Path, seed: int) -> None:
-        self.world, self.data, self.seed = world, data, seed
+    def __init__(self, model: Model, data: Path, seed: int) -> None:
+        self.model, self.data, self.seed = model, data, seed
         self.probes: dict[str, tuple[Probe, Probe]] = {}
 
     def rollouts(self, name: str) -> Rollouts:
-        """The world's rollouts of the split `name`."""
-        return rollout_split(self.world, open_split(self.data / name), name)
+        """The model's rollouts of the split `name`."""
+        return rollout_split(self.model, open_split(self.data / name), name)
 
     def probes_for(self, name: str) -> tuple[Probe, Probe]:
         """The official and the converged probe for the validation split `name`."""
@@ -59,20 +60,20 @@ class _Probed:
         return official.squared_errors(rollouts), converged.squared_errors(rollouts)
 
 
-def score(world: AnyWorld, data: Path, names: Sequence[str], probe_seed: int) -> dict[str, Scores]:
-    """The scores of `world` on these validation splits under `data`: as `evaluate` gives them, and nothing else.
+def score(model: Model, data: Path, names: Sequence[str], probe_seed: int) -> dict[str, Scores]:
+    """The scores of `model` on these validation splits under `data`: as `evaluate` gives them, and nothing else.
 
     Raises:
         InputError: a split is missing or damaged.
     """
-    probed = _Probed(world, data, probe_seed)
+    probed = _Probed(model, data, probe_seed)
     return {name: scores(*probed.errors(name, probed.rollouts(name))) for name in names}
 
 
-def evaluate(world: AnyWorld, data: Path, probe_seed: int = 0, floor: bool = True) -> Evaluation:
-    """Score `world` on every probe set under `data` whose two splits are there.
+def evaluate(model: Model, data: Path, probe_seed: int = 0, floor: bool = True) -> Evaluation:
+    """Score `model` on every probe set under `data` whose two splits are there.
 
-    Without `floor` the untrained world beside it, half of the work, is left out.
+    Without `floor` the untrained model beside it, half of the work, is left out.
 
     Raises:
         InputError: there is no complete probe set, or a split is damaged.
@@ -86,17 +87,19 @@ def evaluate(world: AnyWorld, data: Path, probe_seed: int = 0, floor: bool = Tru
             names.append(name)
     if not names:
         raise InputError(f"{data}: no probe set; expected {' or '.join(PROBE_SETS)} with their training splits")
-    trained, untrained = _Probed(world, data, probe_seed), None
-    if floor:
+    trained, untrained = _Probed(model, data, probe_seed), None
+    if floor and not is_built_here(model.config):
+        logger.info("no untrained floor: only the code that made a %s model can build another", model.config.kind)
+    elif floor:
         with torch.random.fork_rng():
             torch.manual_seed(probe_seed)
-            fresh = build_world(world.config, world.kernels).to(next(world.parameters()).device)
+            fresh = build_model(model.config, kernels=model.kernels).to(next(model.parameters()).device)
         untrained = _Probed(fresh, data, probe_seed)
-    results, norm = [], None
+    results, norm, dim = [], None, 0
     for name in names:
         rollouts = trained.rollouts(name)
         if norm is None:
-            norm = rollouts.states[:, 1:].norm(dim=2).mean().item()
+            norm, dim = rollouts.latents[:, 1:].norm(dim=2).mean().item(), rollouts.latents.shape[2]
         split, probe_split = open_split(data / name), open_split(data / PROBE_SETS[name])
         errors = trained.errors(name, rollouts)
         result = ProbeSetResult(
@@ -111,8 +114,8 @@ def evaluate(world: AnyWorld, data: Path, probe_seed: int = 0, floor: bool = Tru
             examples=choose_examples(trained.probes_for(name)[1], rollouts, split),
         )
         results.append(result)
-    parameters = sum(parameter.numel() for parameter in world.parameters())
-    return Evaluation(str(data), probe_seed, parameters, world.config.dim, norm or 0.0, results)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Evaluation(str(data), probe_seed, parameters, dim, norm or 0.0, results)
 
 
 def scores(official: Tensor, converged: Tensor) -> Scores:
@@ -134,7 +137,7 @@ def choose_examples(probe: Probe, rollouts: Rollouts, split: Split) -> list[Exam
         for position in positions:
             row = int(order[position])
             wall = gather(split, np.array([row])).walls[0].numpy()
-            located = probe.locate(rollouts.states[row])
+            located = probe.locate(rollouts.latents[row])
             example = Example(
                 kind=kind,
                 trajectory=row,

@@ -1,9 +1,9 @@
-"""Probes: small networks that read the agent's location off frozen states, and the two ways they are trained.
+"""Probes: small networks that read the agent's location off frozen latents, and the two ways they are trained.
 
 official   the protocol of the data set's first users, under-trained on purpose: comparable between models, but it
-            depends on the scale of the states and on the size of the probe set.
-converged   standardised states, a larger rate, a tenth of the trajectories held out and the best epoch kept: what the
-            states hold, whatever their scale.
+            depends on the scale of the latents and on the size of the probe set.
+converged   standardised latents, a larger learning rate, a tenth of the trajectories held out and the best epoch kept:
+            what the latents hold, whatever their scale.
 """
 
 import copy
@@ -28,42 +28,43 @@ BATCH = 64  # trajectories
 LONG = 30  # trajectories of more steps train on this many random ones
 
 OFFICIAL_EPOCHS = 20
-OFFICIAL_RATE = 2e-4 * BATCH / 256
+OFFICIAL_LEARNING_RATE = 2e-4 * BATCH / 256
 
 CONVERGED_EPOCHS = 40
-CONVERGED_RATE = 1e-3
+CONVERGED_LEARNING_RATE = 1e-3
 
 
 class Probe(NamedTuple):
-    """A trained probe: `network` on (states - mean) / std gives normalised locations."""
+    """A trained probe: `network` on (latents - mean) / std gives normalised locations."""
 
     network: nn.Sequential
     mean: Tensor  # [D]
     std: Tensor  # [D]
 
     @torch.no_grad()
-    def locate(self, states: Tensor) -> Tensor:
-        """Locations [..., 2] in pixels, read off states [..., D]."""
-        located: Tensor = self.network((states - self.mean) / self.std)
+    def locate(self, latents: Tensor) -> Tensor:
+        """Locations [..., 2] in pixels, read off latents [..., D]."""
+        located: Tensor = self.network((latents - self.mean) / self.std)
         return located * torch.tensor(LOCATION_STD) + torch.tensor(LOCATION_MEAN)
 
     def squared_errors(self, rollouts: Rollouts) -> Tensor:
         """Squared error in pixels^2, mean over both axes: [N, T]."""
-        return (self.locate(rollouts.states) - rollouts.locations).square().mean(dim=2)
+        return (self.locate(rollouts.latents) - rollouts.locations).square().mean(dim=2)
 
 
 def official_probe(rollouts: Rollouts, seed: int) -> Probe:
-    """Adam, batch 64, 20 epochs, last batch dropped, rate 5e-5 with 10% linear warm-up, then cosine to 0.001 of it."""
-    dim = rollouts.states.shape[2]
+    """Adam at 5e-5 with 10% linear warm-up, then cosine to 0.001 of it; batch 64, last one dropped, 20 epochs."""
+    dim = rollouts.latents.shape[2]
     generator = torch.Generator().manual_seed(seed)
     network = _network(dim, seed)
-    for _ in _train(network, rollouts, OFFICIAL_EPOCHS, OFFICIAL_RATE, warmup_cosine, generator, "official probe"):
+    schedule = OFFICIAL_EPOCHS, OFFICIAL_LEARNING_RATE, warmup_cosine
+    for _ in _train(network, rollouts, *schedule, generator, "official probe"):
         pass
     return Probe(network, torch.zeros(dim), torch.ones(dim))
 
 
 def warmup_cosine(step: int, steps: int) -> float:
-    """Factor on the rate at `step` of `steps`: linear over the first tenth, then cosine from 1 to 0.001."""
+    """Factor on the learning rate at `step` of `steps`: linear over the first tenth, then cosine from 1 to 0.001."""
     warmup = steps // 10
     if step < warmup:
         return step / warmup
@@ -72,22 +73,23 @@ def warmup_cosine(step: int, steps: int) -> float:
 
 
 def cosine(step: int, steps: int) -> float:
-    """Factor on the rate at `step` of `steps`: cosine from 1 to 0."""
+    """Factor on the learning rate at `step` of `steps`: cosine from 1 to 0."""
     return 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def converged_probe(rollouts: Rollouts, seed: int) -> Probe:
-    """Adam at 1e-3 with cosine to zero over 40 epochs on standardised states; the epoch best on held-out is kept."""
+    """Adam at 1e-3 with cosine to zero over 40 epochs on standardised latents; the epoch best on held-out is kept."""
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(rollouts.states), generator=generator)
+    order = torch.randperm(len(rollouts.latents), generator=generator)
     held = order[: max(1, len(order) // 10)]
     rest = order[len(held) :]
-    std, mean = torch.std_mean(rollouts.states[rest].flatten(0, 1), dim=0)
+    std, mean = torch.std_mean(rollouts.latents[rest].flatten(0, 1), dim=0)
     probe = Probe(_network(len(mean), seed), mean, std.clamp_min(1e-6))
-    train = Rollouts((rollouts.states[rest] - probe.mean) / probe.std, rollouts.locations[rest])
-    held_out = Rollouts(rollouts.states[held], rollouts.locations[held])
+    train = Rollouts((rollouts.latents[rest] - probe.mean) / probe.std, rollouts.locations[rest])
+    held_out = Rollouts(rollouts.latents[held], rollouts.locations[held])
     best, weights = math.inf, copy.deepcopy(probe.network.state_dict())
-    for _ in _train(probe.network, train, CONVERGED_EPOCHS, CONVERGED_RATE, cosine, generator, "converged probe"):
+    schedule = CONVERGED_EPOCHS, CONVERGED_LEARNING_RATE, cosine
+    for _ in _train(probe.network, train, *schedule, generator, "converged probe"):
         error = probe.squared_errors(held_out).mean().item()
         if error < best:
             best, weights = error, copy.deepcopy(probe.network.state_dict())
@@ -106,32 +108,32 @@ def _train(
     network: nn.Sequential,
     rollouts: Rollouts,
     epochs: int,
-    rate: float,
+    learning_rate: float,
     schedule: Callable[[int, int], float],
     generator: torch.Generator,
     name: str,
 ) -> Iterator[int]:
-    """Fit `network` from states to normalised locations with Adam and MSE; yields the epoch after each."""
+    """Fit `network` from latents to normalised locations with Adam and MSE; yields the epoch after each."""
     targets = (rollouts.locations - torch.tensor(LOCATION_MEAN)) / torch.tensor(LOCATION_STD)
     count, length, _ = targets.shape
     batches = count // BATCH
     if batches == 0:
         raise InputError(f"probe set: got {count} trajectories to train a probe on, expected at least {BATCH}")
-    optimizer = torch.optim.Adam(network.parameters(), lr=rate)
+    optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
     with tqdm(total=epochs * batches, desc=name, unit="step", leave=False, dynamic_ncols=True) as bar:
         for epoch in range(epochs):
             order = torch.randperm(count, generator=generator)
             for batch in range(batches):
                 rows = order[batch * BATCH : (batch + 1) * BATCH]
-                states, aims = rollouts.states[rows], targets[rows]
+                latents, aims = rollouts.latents[rows], targets[rows]
                 if length > LONG:
                     # Each trajectory its own random steps, without repetition.
                     steps = torch.rand(BATCH, length, generator=generator).argsort(dim=1)[:, :LONG, None]
-                    states, aims = states.take_along_dim(steps, dim=1), aims.take_along_dim(steps, dim=1)
+                    latents, aims = latents.take_along_dim(steps, dim=1), aims.take_along_dim(steps, dim=1)
                 for group in optimizer.param_groups:
-                    group["lr"] = rate * schedule(epoch * batches + batch, epochs * batches)
+                    group["lr"] = learning_rate * schedule(epoch * batches + batch, epochs * batches)
                 optimizer.zero_grad(set_to_none=True)
-                torch.autograd.backward(F.mse_loss(network(states), aims))
+                torch.autograd.backward(F.mse_loss(network(latents), aims))
                 optimizer.step()
                 bar.update()
             yield epoch

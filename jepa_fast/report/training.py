@@ -5,7 +5,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import accumulate
 
-from jepa_fast.config import ContrastConfig, EnergyConfig, FeatureModelConfig, OneStepConfig, Stage
+from jepa_fast.config import Stage
 from jepa_fast.report.charts import COLORS, Band, Series, line_chart
 from jepa_fast.report.page import Figure, Section, key_of
 from jepa_fast.report.run import Run, thinned
@@ -41,46 +41,27 @@ def curve(run: Run, key: str, name: str, color: int) -> Series:
 
 
 def _stages(run: Run) -> str:
-    """The stages' weights, and where one ends."""
+    """What is minimised, stage by stage, and where one ends."""
     recipe = run.config.recipe
     done = f"{run.steps:,} of {run.config.steps:,} steps are done"
-    if isinstance(recipe.energy, OneStepConfig):
-        widths = f"{number(recipe.energy.first_width)} px to {number(recipe.energy.last_width)} px"
-        surprise = f"the surprise at each next encoding, given the one before, {widths} wide"
-        if isinstance(recipe.model, FeatureModelConfig):
-            return f"{done}. What is minimised: {surprise}."
-        weighed = _weighed(run, "surprise", "covariance of positions")
-        return f"{done}. What is minimised: {weighed}; that is {surprise}."
-    if isinstance(recipe.energy, ContrastConfig):
-        among = f"among those of all trajectories at its step, at temperature {number(recipe.energy.temperature)}"
-        return f"{done}. What is minimised: the surprise at each prediction's own encoding, {among}."
-    return f"{done}. What is minimised: {_weighed(run, 'invariance', 'covariance')}."
-
-
-def _weighed(run: Run, first: str, last: str) -> str:
-    """The three terms' weights, stage by stage; what the first and the last term are called."""
+    ends = accumulate(stage.epochs for stage in recipe.stages)
     parts = [
-        f"{number(stage.invariance)} {first} + {number(stage.variance)} variance + {number(stage.covariance)} "
-        f"{last}{_kept(stage)} {end}"
-        for stage, end in zip(run.config.recipe.stages, _ends(run), strict=True)
+        f"{_weighed(run, stage)}{_frozen(stage)} up to step {int(run.config.steps * end // recipe.epochs):,}"
+        for stage, end in zip(recipe.stages, ends, strict=True)
     ]
-    return ", then ".join(parts)
+    return f"{done}. What is minimised, by {recipe.objective.title}: {', then '.join(parts)}."
 
 
-def _kept(stage: Stage) -> str:
-    """What a stage keeps from learning."""
-    stopped = ", targets without gradient," if stage.stop_gradient else ""
-    return stopped + (f" with {listed(stage.frozen)} frozen" if stage.frozen else "")
+def _weighed(run: Run, stage: Stage) -> str:
+    """The terms of a stage and their weights."""
+    terms = [name for name in run.config.recipe.objective.weighted if name in run.config.recipe.terms]
+    weights = run.config.recipe.objective.weights(stage.weights)
+    return " + ".join(f"{number(weights[name])} {name}" for name in terms)
 
 
-def _ends(run: Run) -> list[str]:
-    """Up to which step each stage goes: as planned, or where a trigger may end one, as far as readings show."""
-    stages = run.config.recipe.stages
-    if all(stage.until is None for stage in stages):
-        epochs = accumulate(stage.epochs for stage in stages)
-        return [f"up to step {int(run.config.steps * end // run.config.recipe.epochs):,}" for end in epochs]
-    last = {int(line["stage"]): int(line["step"]) for line in run.metrics}
-    return [f"up to step {last[i]:,}" if i in last else "later" for i in range(1, len(stages) + 1)]
+def _frozen(stage: Stage) -> str:
+    """What stands still in a stage."""
+    return f" with {listed(stage.frozen)} frozen" if stage.frozen else ""
 
 
 def _terms(run: Run) -> Figure:
@@ -141,11 +122,11 @@ def _std(run: Run) -> Figure:
         f"Line: the median of {len(std)} dimensions; dark: the middle 80%; light: all of them. "
         f"At step {steps[-1]:,} it lies between {number(std[0])} and {number(std[-1])}"
     )
-    if isinstance(run.config.recipe.energy, EnergyConfig):
-        gamma = run.config.recipe.energy.gamma
-        series.append(Series("hinge", [steps[0], steps[-1]], [gamma, gamma], 0, dashed=True))
-        below = bisect_left(std, gamma)
-        caption += f", and {below} dimensions are below {number(gamma)}, where the variance term pulls"
+    hinge = run.config.recipe.objective.hinge
+    if hinge is not None:
+        series.append(Series("hinge", [steps[0], steps[-1]], [hinge, hinge], 0, dashed=True))
+        below = bisect_left(std, hinge)
+        caption += f", and {below} dimensions are below {number(hinge)}, where the variance term pulls"
     caption += "."
     chart = line_chart(series, "step", "std", bands=bands)
     return Figure("Standard deviation per dimension", chart, caption, key_of(series))

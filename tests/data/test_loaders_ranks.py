@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jepa_fast.config import ModelConfig, Recipe, RunConfig
+from jepa_fast.config import JEPAConfig, Recipe, RunConfig
 from jepa_fast.data.host import gather
 from jepa_fast.data.loaders import open_loader
 from jepa_fast.data.packing import pack
@@ -83,7 +83,7 @@ def assert_same(ours, theirs):
 @pytest.mark.skipif(WITHOUT_DALI, reason="DALI is not installed")
 def test_every_loader_trains_to_the_same_bits(tmp_path, two_rooms):
     config = RunConfig(
-        preset="test", recipe=Recipe(model=ModelConfig(channels=4, blocks=1, dim=16)), seed=3, steps=10, batch_size=8,
+        preset="test", recipe=Recipe(model=JEPAConfig(channels=4, blocks=1, dim=16)), seed=3, steps=10, batch_size=8,
         amp="off", compile=False, device="cpu", data=str(two_rooms), loader="host", kernels="reference",
         exact_shortcuts=True,
     )  # fmt: skip

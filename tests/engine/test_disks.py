@@ -12,13 +12,13 @@ from dataclasses import replace
 import pytest
 
 from jepa_fast import cli, train
-from jepa_fast.config import LoopOptions, ModelConfig, Recipe, RunConfig
+from jepa_fast.config import JEPAConfig, LoopOptions, Recipe, RunConfig
 from jepa_fast.engine.checkpoint import checkpoint_folder, load_checkpoint
 from jepa_fast.engine.loop import training
 from jepa_fast.errors import RunError
 from jepa_fast.runs import create_run
 
-SMALL = ModelConfig(channels=4, blocks=1, dim=16)
+SMALL = JEPAConfig(channels=4, blocks=1, dim=16)
 
 
 @pytest.fixture

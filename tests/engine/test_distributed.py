@@ -13,29 +13,27 @@ import pytest
 import torch
 
 import jepa_fast
-from jepa_fast.config import EnergyConfig, LoopOptions, ModelConfig, Recipe, RunConfig, Stage
+from jepa_fast.config import JEPAConfig, LoopOptions, Recipe, RunConfig, Stage, VICRegConfig
 from jepa_fast.engine.checkpoint import checkpoint_folder, load_checkpoint
 from jepa_fast.engine.loop import train
 from jepa_fast.engine.record import read_metrics
 from jepa_fast.runs import create_run
-from jepa_fast.stages import EpochReached
 
 ROOT = Path(jepa_fast.__file__).parents[1]
-SMALL = ModelConfig(channels=4, blocks=1, dim=16, dropout=0.3)
+SMALL = JEPAConfig(channels=4, blocks=1, dim=16, dropout=0.3)
 STEPS, EARLY = 20, 13
 RUNS = {
     "default": {},
     "each, both, ema": {
-        "recipe": Recipe(model=SMALL, energy=EnergyConfig(sides="both", steps="each", targets="ema")),
+        "recipe": Recipe(model=SMALL, objective=VICRegConfig(sides="both", steps="each", targets="ema")),
         "kernels": "fused",
     },
-    # The first stage ends at the reading after step 10, in both processes.
     "staged": {
         "recipe": Recipe(
             model=SMALL,
             stages=(
-                Stage(9, 25.0, 25.0, 1.0, until=EpochReached(1.5)),
-                Stage(1, 25.0, 5.0, 1.0, ("encoder.agent",), stop_gradient=True),
+                Stage(1),
+                Stage(1, {"variance": 5.0}, ("encoder.agent",)),
             ),
         ),
     },
@@ -44,7 +42,7 @@ TOLERANCE = 1e-5
 
 
 def configuration(data, **changes):
-    stages = (Stage(1, 25.0, 25.0, 1.0), Stage(1, 30.0, 25.0, 1.0))
+    stages = (Stage(1), Stage(1, {"invariance": 30.0}))
     config = RunConfig(
         preset="test", recipe=Recipe(model=SMALL, stages=stages), seed=3, steps=STEPS, batch_size=8, amp="off",
         compile=False, device="cpu", data=str(data), loader="host", kernels="reference", exact_shortcuts=True,
@@ -97,7 +95,7 @@ def test_two_processes_then_one_train_the_weights_of_one(two_rooms, folders, tmp
     assert train(config, folder, LoopOptions(resume=True)) == STEPS
     create_run(tmp_path / "one", config)
     train(config, tmp_path / "one")
-    ours, expected = (load_checkpoint(path)["world"] for path in (folder, tmp_path / "one"))
+    ours, expected = (load_checkpoint(path)["model"] for path in (folder, tmp_path / "one"))
     assert distance(ours, expected) < TOLERANCE
     assert load_checkpoint(folder)["stages"] == load_checkpoint(tmp_path / "one")["stages"]
     assert read_metrics(folder)[0]["step"] == 10

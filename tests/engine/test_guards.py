@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from jepa_fast.config import EnergyConfig, LoopOptions, ModelConfig, OptimizerConfig, Recipe, RunConfig, Stage
+from jepa_fast.config import JEPAConfig, LoopOptions, OptimizerConfig, Recipe, RunConfig, Stage, VICRegConfig
 from jepa_fast.data.host import wall_bases
 from jepa_fast.data.shards import open_split
 from jepa_fast.engine import pace
@@ -20,14 +20,14 @@ from jepa_fast.engine.step import Trainer
 from jepa_fast.errors import RunError
 from jepa_fast.runs import create_run
 
-SMALL = ModelConfig(channels=4, blocks=1, dim=16)
+SMALL = JEPAConfig(channels=4, blocks=1, dim=16)
 HEALTHY = Recipe(
     model=SMALL,
-    energy=EnergyConfig(targets="stop_gradient", sides="both"),
+    objective=VICRegConfig(targets="stop_gradient", sides="both"),
     optimizer=OptimizerConfig(learning_rate=3e-3),
-    stages=(Stage(1, invariance=25.0, variance=25.0, covariance=1.0),),
+    stages=(Stage(1),),
 )
-COLLAPSING = replace(HEALTHY, energy=EnergyConfig(), stages=(Stage(1, invariance=25.0, variance=0.0, covariance=0.0),))
+COLLAPSING = replace(HEALTHY, objective=VICRegConfig(variance=0.0, covariance=0.0))
 
 
 def configuration(data, **changes):
@@ -53,7 +53,7 @@ def test_a_run_that_overflows_stops_and_keeps_the_step_which_then_fails_again(tm
     (path,) = folder.glob("failure-*.pt")
     failure = load_failure(path)
     step = failure.state["step"] + 1
-    name = next(name for name, value in failure.readings.items() if name != "total" and not math.isfinite(value))
+    name = next(name for name, value in failure.metrics.items() if name != "total" and not math.isfinite(value))
     assert str(stopped.value).startswith(f"step {step}: {name} is ")
     assert str(path) in str(stopped.value)
     assert "\n" not in str(stopped.value)
@@ -61,13 +61,13 @@ def test_a_run_that_overflows_stops_and_keeps_the_step_which_then_fails_again(tm
     # The state before it is that of the last checkpoint, saved after every step here.
     last = load_checkpoint(folder)
     assert last["step"] == step - 1
-    assert all(torch.equal(value, last["world"][key]) for key, value in failure.state["world"].items())
+    assert all(torch.equal(value, last["model"][key]) for key, value in failure.state["model"].items())
 
     split = open_split(Path(explosive.data) / "train")
     trainer = Trainer(explosive, split.spec, wall_bases(split, torch.device("cpu")))
     trainer.restore(failure.state)
-    again = trainer.step(failure.batch).readings.tolist()
-    torch.testing.assert_close(again, list(failure.readings.values()), rtol=0, atol=0, equal_nan=True)
+    again = trainer.step(failure.batch).metrics.tolist()
+    torch.testing.assert_close(again, list(failure.metrics.values()), rtol=0, atol=0, equal_nan=True)
 
 
 def test_a_step_gone_wrong_between_readings_is_named_and_no_later_one_is_saved(tmp_path, explosive):
@@ -88,7 +88,7 @@ def test_a_run_without_a_variance_term_is_caught_collapsing(tmp_path, two_rooms,
     monkeypatch.setattr(pace, "LOOKS", 6)
     config = configuration(two_rooms, recipe=COLLAPSING)
     create_run(tmp_path / "run", config)
-    with pytest.raises(RunError, match=r"step (\d+): states have collapsed: .* RankMe \d\.\d and effective") as stop:
+    with pytest.raises(RunError, match=r"step (\d+): latents have collapsed: .* RankMe \d\.\d and effective") as stop:
         train(config, tmp_path / "run", LoopOptions(on_collapse="stop"))
     step = int(str(stop.value).split(":")[0].removeprefix("step "))
     assert load_checkpoint(tmp_path / "run")["step"] == step
@@ -102,7 +102,7 @@ def test_a_warning_comes_once_and_the_run_goes_on(tmp_path, two_rooms, caplog):
     create_run(tmp_path / "run", config)
     with caplog.at_level(logging.WARNING):
         assert train(config, tmp_path / "run") == config.steps
-    assert caplog.text.count("states have collapsed") == 1
+    assert caplog.text.count("latents have collapsed") == 1
 
 
 def test_a_healthy_run_gives_no_alarm(tmp_path, two_rooms, caplog):

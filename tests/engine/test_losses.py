@@ -49,7 +49,7 @@ def test_fifty_steps_have_the_stored_losses(name, two_rooms, one_thread):
     split = open_split(two_rooms / "train")
     trainer = Trainer(config, split.spec, wall_bases(split, torch.device("cpu")))
     rows = Sampler(split.count, BATCH_SIZE, SEED).steps(0, STEPS)
-    losses = [trainer.step(gather(split, each)).readings[0].item() for each in rows]
+    losses = [trainer.step(gather(split, each)).metrics[0].item() for each in rows]
     runs, is_same_machine = stored_run()
     expected = [float.fromhex(loss) for loss in runs[name]]
     if is_same_machine:

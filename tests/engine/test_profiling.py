@@ -5,13 +5,13 @@ import json
 
 import torch
 
-from jepa_fast.config import LoopOptions, ModelConfig, Recipe, RunConfig
+from jepa_fast.config import JEPAConfig, LoopOptions, Recipe, RunConfig
 from jepa_fast.engine.loop import train
 from jepa_fast.engine.profiling import DEAREST, NAMES, Profiler
 from jepa_fast.engine.step import Trainer
 from jepa_fast.runs import create_run
 
-SMALL = ModelConfig(channels=4, blocks=1, dim=16)
+SMALL = JEPAConfig(channels=4, blocks=1, dim=16)
 
 
 def configuration(data):

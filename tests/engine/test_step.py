@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from jepa_fast.config import ContrastConfig, EnergyConfig, ModelConfig, Recipe, RunConfig, Stage
+from jepa_fast.config import InfoNCEConfig, JEPAConfig, Recipe, RunConfig, Stage, VICRegConfig
 from jepa_fast.data.host import gather, wall_bases
 from jepa_fast.data.sampler import Sampler
 from jepa_fast.data.shards import open_split
 from jepa_fast.engine.step import Trainer
-from jepa_fast.presets import features20k, pixels300k
+from jepa_fast.presets import preset
 
-SMALL = ModelConfig(channels=4, blocks=1, dim=16)
+SMALL = JEPAConfig(channels=4, blocks=1, dim=16)
 VARIED = replace(SMALL, bias=False, head="softargmax", fusion=True, norm_before_add=False, history=2)
-CONTRASTIVE = Recipe(SMALL, ContrastConfig(), stages=(Stage(1, 1.0, 0.0, 0.0),))
+CONTRASTIVE = Recipe(SMALL, InfoNCEConfig(), stages=(Stage(1),))
 STEPS = 8
 needs_cuda = pytest.mark.gpu
 
@@ -44,7 +44,7 @@ def batches(config):
 def losses(config):
     """The readings [STEPS, 5] of a run."""
     trainer = trainer_for(config)
-    return torch.stack([trainer.step(batch).readings.clone() for batch in batches(config)]).cpu()
+    return torch.stack([trainer.step(batch).metrics.clone() for batch in batches(config)]).cpu()
 
 
 class NoReadBack(TorchDispatchMode):
@@ -64,7 +64,7 @@ def test_compiled_steps_have_the_losses_of_eager_ones(two_rooms, monkeypatch):
     That one is compared in bench_step.
     """
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
-    recipe = Recipe(model=SMALL, energy=EnergyConfig(targets="ema"), flips=True)
+    recipe = Recipe(model=SMALL, objective=VICRegConfig(targets="ema"), flips=True)
     config = configuration(two_rooms, kernels="fused", recipe=recipe)
     torch.testing.assert_close(losses(replace(config, compile=True)), losses(config), rtol=2e-4, atol=1e-6)
 
@@ -73,7 +73,7 @@ def test_compiled_steps_have_the_losses_of_eager_ones(two_rooms, monkeypatch):
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("kernels", ["reference", "triton"])
 def test_captured_steps_have_the_losses_of_eager_ones(two_rooms, compiled, kernels):
-    recipe = Recipe(model=SMALL, energy=EnergyConfig(targets="ema"))
+    recipe = Recipe(model=SMALL, objective=VICRegConfig(targets="ema"))
     config = configuration(two_rooms, device="cuda", kernels=kernels, compile=compiled, recipe=recipe)
     eager = losses(replace(config, compile=False))
     torch.testing.assert_close(losses(replace(config, capture=True)), eager, rtol=2e-4, atol=1e-6)
@@ -85,41 +85,42 @@ def test_captured_steps_have_the_losses_of_eager_ones(two_rooms, compiled, kerne
     "recipe",
     [
         Recipe(SMALL),
-        Recipe(SMALL, EnergyConfig(targets="ema")),
+        Recipe(SMALL, VICRegConfig(targets="ema")),
         Recipe(SMALL, flips=True),
         CONTRASTIVE,
         Recipe(VARIED),
-        features20k(),
-        pixels300k(),
+        preset("gated_features"),
+        preset("gated_pixels"),
+        preset("gated_convnext"),
     ],
-    ids=["shared", "ema", "flips", "infonce", "varied model", "features20k", "pixels300k"],
+    ids=["shared", "ema", "flips", "infonce", "varied model", "gated features", "gated pixels", "gated convnext"],
 )
 @pytest.mark.parametrize("kernels", ["reference", "fused"])
 def test_a_step_reads_nothing_back_and_leaves_its_result_in_place(two_rooms, recipe, kernels):
     config = configuration(two_rooms, recipe=recipe, kernels=kernels)
     trainer, (first, *others) = trainer_for(config), batches(config)
-    place = trainer.step(first).readings.data_ptr()
+    place = trainer.step(first).metrics.data_ptr()
     input_place = trainer._batch.dots.data_ptr()
     for batch in others:
         with NoReadBack():
             result = trainer.step(batch)
-        assert result.readings.data_ptr() == place
+        assert result.metrics.data_ptr() == place
         assert trainer._batch.dots.data_ptr() == input_place
     assert trainer.clock.tolist() == [config.seed, STEPS, 0]
 
 
 def test_a_step_that_is_not_finite_changes_nothing_and_neither_do_those_after_it(two_rooms):
-    config = configuration(two_rooms, recipe=Recipe(model=SMALL, energy=EnergyConfig(targets="ema")))
+    config = configuration(two_rooms, recipe=Recipe(model=SMALL, objective=VICRegConfig(targets="ema")))
     trainer, all_batches = trainer_for(config), batches(config)
     for batch in all_batches[:3]:
         trainer.step(batch)
     before = copy.deepcopy(trainer.state())
     bad = all_batches[3]._replace(actions=torch.full_like(all_batches[3].actions, float("inf")))
-    readings = dict(zip(trainer.names, trainer.step(bad).readings.tolist(), strict=True))
+    readings = dict(zip(trainer.names, trainer.step(bad).metrics.tolist(), strict=True))
     assert not torch.tensor(readings["invariance"]).isfinite()
     for batch in all_batches[4:6]:
         later = trainer.step(batch)
-    assert later.readings.isfinite().tolist() == [torch.tensor(value).isfinite() for value in readings.values()]
+    assert later.metrics.isfinite().tolist() == [torch.tensor(value).isfinite() for value in readings.values()]
     assert float(trainer.failed) == 1
     after = trainer.state()
     for state in (before, after):
@@ -143,26 +144,26 @@ def assert_same(ours, theirs):
 
 
 def test_under_bf16_statistics_energy_and_optimiser_state_are_float32(two_rooms):
-    config = configuration(two_rooms, amp="bf16", recipe=Recipe(model=SMALL, energy=EnergyConfig(sides="both")))
+    config = configuration(two_rooms, amp="bf16", recipe=Recipe(model=SMALL, objective=VICRegConfig(sides="both")))
     trainer, (first, *_) = trainer_for(config), batches(config)
     seen = {}
-    energy = trainer.forward.objective.energy
+    objective_loss = trainer.forward.objective.loss
 
     def looked_at(predicted, encoded, *others):
-        terms = energy(predicted, encoded, *others)
-        seen["predicted"], seen["terms"] = predicted.dtype, [term.dtype for term in terms]
-        return terms
+        loss = objective_loss(predicted, encoded, *others)
+        seen["predicted"], seen["terms"] = predicted.dtype, [term.dtype for term in (loss.total, *loss.terms.values())]
+        return loss
 
-    trainer.forward.objective.energy = looked_at
+    trainer.forward.objective.loss = looked_at
     with DtypesOf("addmm", "sqrt", "mse_loss") as statistics:
         result = trainer.step(first)
     assert seen["terms"] == [torch.float32] * 4
     assert statistics.found["mse_loss"] == statistics.found["sqrt"] == {torch.float32}
-    assert result.readings.dtype == torch.float32
+    assert result.metrics.dtype == torch.float32
     for state in trainer.optimizer.parts[0].adam.state.values():
         assert {value.dtype for value in state.values()} == {torch.float32}
-    assert {parameter.dtype for parameter in trainer.world.parameters()} == {torch.float32}
-    assert {parameter.grad.dtype for parameter in trainer.world.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
+    assert {parameter.grad.dtype for parameter in trainer.model.parameters()} == {torch.float32}
     assert torch.bfloat16 in statistics.found["addmm"]
 
 

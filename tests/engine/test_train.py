@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import jepa_fast
-from jepa_fast.config import EnergyConfig, LoopOptions, ModelConfig, Recipe, RunConfig, Stage
+from jepa_fast.config import JEPAConfig, LoopOptions, Recipe, RunConfig, Stage, VICRegConfig
 from jepa_fast.data.host import HostLoader, gather, wall_bases
 from jepa_fast.data.sampler import Sampler
 from jepa_fast.data.shards import open_split
@@ -28,7 +28,7 @@ from jepa_fast.runs import create_run
 from jepa_fast.train import Arguments, DataArguments, main
 
 ROOT = Path(jepa_fast.__file__).parents[1]
-SMALL = ModelConfig(channels=4, blocks=1, dim=16)
+SMALL = JEPAConfig(channels=4, blocks=1, dim=16)
 
 
 def configuration(data, **changes):
@@ -118,8 +118,8 @@ def test_a_stop_signal_saves_says_how_to_go_on_and_leaves(tmp_path, two_rooms, n
 def test_resuming_in_process_mid_epoch_and_mid_stage_equals_an_uninterrupted_run(tmp_path, two_rooms):
     recipe = Recipe(
         model=SMALL,
-        energy=EnergyConfig(targets="ema", sides="both"),
-        stages=(Stage(1, 25.0, 25.0, 1.0), Stage(1, 40.0, 10.0, 1.0)),
+        objective=VICRegConfig(targets="ema", sides="both"),
+        stages=(Stage(1), Stage(1, {"invariance": 40.0, "variance": 10.0})),
     )
     config = configuration(two_rooms, recipe=recipe)
     run(tmp_path / "whole", config)
@@ -140,40 +140,40 @@ def test_resuming_in_process_mid_epoch_and_mid_stage_equals_an_uninterrupted_run
 def test_training_lowers_the_energy_and_moves_every_parameter(tmp_path, two_rooms):
     recipe = Recipe(model=replace(SMALL, dropout=0.0))
     config = configuration(two_rooms, recipe=recipe, steps=60, batch_size=16)
-    before = trainer_for(config).world.state_dict()
+    before = trainer_for(config).model.state_dict()
     run(tmp_path / "run", config)
     metrics = read_metrics(tmp_path / "run")
     assert metrics[-1]["total"] < 0.5 * metrics[0]["total"]
-    after = load_checkpoint(tmp_path / "run")["world"]
+    after = load_checkpoint(tmp_path / "run")["model"]
     assert all(not torch.equal(before[name], after[name]) for name in before)
 
 
 def test_the_energy_weights_follow_the_stages(two_rooms):
-    recipe = Recipe(model=SMALL, stages=(Stage(1, 25.0, 25.0, 1.0), Stage(1, 40.0, 10.0, 2.0)))
+    recipe = Recipe(model=SMALL, stages=(Stage(1), Stage(1, {"invariance": 40.0, "variance": 10.0, "covariance": 2.0})))
     config = configuration(two_rooms, recipe=recipe, steps=4)
     split = open_split(two_rooms / "train")
     trainer = trainer_for(config)
     for number, batch in enumerate(HostLoader(split).batches(Sampler(split.count, 8, 0).steps(0, 4))):
-        total, *terms, _ = trainer.step(batch).readings.clone()
+        total, *terms, _ = trainer.step(batch).metrics.clone()
         weights = (25.0, 25.0, 1.0) if number < 2 else (40.0, 10.0, 2.0)
         expected = sum(weight * term for weight, term in zip(weights, terms, strict=True))
         torch.testing.assert_close(total, expected)
 
 
 def test_ema_targets_follow_the_encoder_with_the_given_decay(two_rooms):
-    config = configuration(two_rooms, recipe=Recipe(model=SMALL, energy=EnergyConfig(targets="ema", ema_decay=0.75)))
+    config = configuration(two_rooms, recipe=Recipe(model=SMALL, objective=VICRegConfig(targets="ema", ema_decay=0.75)))
     split = open_split(two_rooms / "train")
     trainer = trainer_for(config)
     before = {k: v.clone() for k, v in trainer.target_encoder.state_dict().items()}
     trainer.step(gather(split, np.arange(8)))
     for name, value in trainer.target_encoder.state_dict().items():
-        expected = 0.75 * before[name] + 0.25 * trainer.world.encoder.state_dict()[name]
+        expected = 0.75 * before[name] + 0.25 * trainer.model.encoder.state_dict()[name]
         torch.testing.assert_close(value, expected)
         assert not torch.equal(value, before[name])
 
 
 def test_fused_ops_train_to_the_same_energy_as_plain_pytorch(tmp_path, two_rooms):
-    recipe = Recipe(model=SMALL, energy=EnergyConfig(sides="both", steps="each"))
+    recipe = Recipe(model=SMALL, objective=VICRegConfig(sides="both", steps="each"))
     for kernels in ("reference", "fused", "triton"):
         run(tmp_path / kernels, configuration(two_rooms, recipe=recipe, kernels=kernels))
     plain, *others = (read_metrics(tmp_path / kernels)[-1] for kernels in ("reference", "fused", "triton"))
@@ -217,7 +217,7 @@ def test_bf16_stays_close_to_float32_and_keeps_its_weights_in_float32(tmp_path, 
     exact, ours = (read_metrics(tmp_path / name)[-1]["total"] for name in ("float32", "bf16"))
     assert ours != exact
     assert abs(ours - exact) < 0.05 * exact
-    assert all(v.dtype == torch.float32 for v in load_checkpoint(tmp_path / "bf16")["world"].values())
+    assert all(v.dtype == torch.float32 for v in load_checkpoint(tmp_path / "bf16")["model"].values())
 
 
 def test_run_folder_holds_configuration_environment_metrics_and_tensorboard(tmp_path, two_rooms):
@@ -226,16 +226,16 @@ def test_run_folder_holds_configuration_environment_metrics_and_tensorboard(tmp_
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {"config.json", "environment.json", "metrics.jsonl", "spectra.jsonl", "tensorboard", "checkpoints"}
     assert RunConfig.load(tmp_path / "run" / "config.json").steps == 2
-    world = jepa_fast.load(tmp_path / "run")
-    assert not world.training
-    assert sum(p.numel() for p in world.parameters()) == 293_344
+    model = jepa_fast.load(tmp_path / "run")
+    assert not model.training
+    assert sum(p.numel() for p in model.parameters()) == 293_344
 
 
 def test_load_gives_the_trained_weights(tmp_path, two_rooms):
     run(tmp_path / "run", configuration(two_rooms, steps=2))
-    world = jepa_fast.load(tmp_path / "run")
-    assert_same_state(dict(world.state_dict()), dict(load_checkpoint(tmp_path / "run")["world"]))
-    assert world.config == SMALL
+    model = jepa_fast.load(tmp_path / "run")
+    assert_same_state(dict(model.state_dict()), dict(load_checkpoint(tmp_path / "run")["model"]))
+    assert model.config == SMALL
 
 
 def test_resuming_a_finished_run_changes_nothing(tmp_path, two_rooms):
@@ -270,7 +270,7 @@ def test_an_energy_that_is_not_finite_stops_the_run_by_name_and_is_not_saved(tmp
     def poisoned(self, batch):
         with torch.no_grad():
             if self.clock[1] == 4:
-                self.world.predictor.project.bias[0] = float("inf")
+                self.model.predictor.project.bias[0] = float("inf")
         return step(self, batch)
 
     monkeypatch.setattr(Trainer, "step", poisoned)
@@ -279,7 +279,7 @@ def test_an_energy_that_is_not_finite_stops_the_run_by_name_and_is_not_saved(tmp
         train(configuration(two_rooms), tmp_path / "run", LoopOptions(checkpoint_minutes=0))
     state = load_checkpoint(tmp_path / "run")
     assert state["step"] == 4
-    assert all(value.isfinite().all() for value in state["world"].values())
+    assert all(value.isfinite().all() for value in state["model"].values())
 
 
 @pytest.mark.parametrize(

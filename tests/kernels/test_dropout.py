@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from jepa_fast.config import ModelConfig
+from jepa_fast.config import JEPAConfig
 from jepa_fast.kernels import dropout
 from jepa_fast.kernels.dropout import SITE_AGENT, SITE_PREDICTOR, SITE_WALL, dropout_mask
-from jepa_fast.models.jepa import World
+from jepa_fast.models.jepa import build_jepa
 
 
 def mask(seed=0, step=0, site=SITE_AGENT, shape=(64, 1024), rate=0.1, first_row=0):
@@ -70,13 +70,13 @@ def test_neighbours_are_uncorrelated():
 
 
 def test_training_forwards_draw_fresh_masks_and_a_reset_clock_repeats_them():
-    world = World(ModelConfig(channels=2, blocks=1, dim=8, dropout=0.5))
+    model = build_jepa(JEPAConfig(channels=2, blocks=1, dim=8, dropout=0.5))
     frames, actions = torch.rand(2, 3, 2, 13, 13), torch.rand(2, 2, 2)
-    first, second = world(frames, actions)[0], world(frames, actions)[0]
-    assert world.dropout_clock.tolist() == [0, 2, 0]
+    first, second = model(frames, actions)[0], model(frames, actions)[0]
+    assert model.dropout_clock.tolist() == [0, 2, 0]
     assert not torch.equal(first, second)
-    world.dropout_clock[1] = 0
-    assert torch.equal(world(frames, actions)[0], first)
+    model.dropout_clock[1] = 0
+    assert torch.equal(model(frames, actions)[0], first)
 
 
 def test_every_place_that_draws_has_a_number_of_its_own():
@@ -86,17 +86,17 @@ def test_every_place_that_draws_has_a_number_of_its_own():
 
 
 def test_evaluation_drops_nothing():
-    world = World(ModelConfig(channels=2, blocks=1, dim=8, dropout=0.5)).eval()
+    model = build_jepa(JEPAConfig(channels=2, blocks=1, dim=8, dropout=0.5)).eval()
     frames, actions = torch.rand(2, 3, 2, 13, 13), torch.rand(2, 2, 2)
-    assert torch.equal(world(frames, actions)[0], world(frames, actions)[0])
-    assert world.dropout_clock.tolist() == [0, 0, 0]
+    assert torch.equal(model(frames, actions)[0], model(frames, actions)[0])
+    assert model.dropout_clock.tolist() == [0, 0, 0]
 
 
 def test_compiled_forward_draws_the_same_masks_as_eager():
-    world = World(ModelConfig(channels=2, blocks=1, dim=8, dropout=0.5))
+    model = build_jepa(JEPAConfig(channels=2, blocks=1, dim=8, dropout=0.5))
     frames, actions = torch.rand(2, 3, 2, 13, 13), torch.rand(2, 2, 2)
-    eager = world(frames, actions)
-    world.dropout_clock[1] = 0
-    compiled = torch.compile(world, fullgraph=True, backend="aot_eager")(frames, actions)
+    eager = model(frames, actions)
+    model.dropout_clock[1] = 0
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")(frames, actions)
     for a, b in zip(eager, compiled, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

@@ -3,11 +3,11 @@ import logging
 import pytest
 import torch
 
-from jepa_fast.config import ModelConfig
+from jepa_fast.config import JEPAConfig
 from jepa_fast.kernels import rollout as module
 from jepa_fast.kernels.dropout import SITE_PREDICTOR, dropout_mask
 from jepa_fast.kernels.rollout import RolloutWeights, rollout, rollout_reference
-from jepa_fast.models.predictor import Predictor
+from jepa_fast.models.predictor import MLPPredictor
 from tests.kernels.rollout_cases import FORMS, draw, results, truth, worst_error
 
 # Norm of the error over the norm of the truth, of states and of every gradient.
@@ -23,7 +23,7 @@ def check(function, case, tolerance, **options):
 @pytest.mark.parametrize(("residual", "activation"), FORMS)
 def test_reference_is_the_predictor(residual, activation, dropout):
     case = draw(6, 3, 4, torch.float64)
-    predictor = Predictor(6, dropout, residual, activation).double()
+    predictor = MLPPredictor(6, dropout, residual, activation).double()
     with torch.no_grad():
         for own, drawn in zip(predictor.weights(), case.weights, strict=True):
             own.copy_(drawn)
@@ -159,8 +159,8 @@ def test_evaluation_keeps_nothing():
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("residual", "activation"), FORMS)
 def test_both_forms_of_the_predictor_are_one_function_with_the_same_parameters(residual, activation, training):
-    plain = Predictor(6, 0.3, residual, activation).double().train(training)
-    fused = Predictor(6, 0.3, residual, activation, kernels="triton").double().train(training)
+    plain = MLPPredictor(6, 0.3, residual, activation).double().train(training)
+    fused = MLPPredictor(6, 0.3, residual, activation, kernels="triton").double().train(training)
     fused.load_state_dict(plain.state_dict())
     case = draw(6, 3, 4, torch.float64)
     states = [predictor(case.first, case.actions, case.clock) for predictor in (plain, fused)]
@@ -313,9 +313,9 @@ def test_compiled_graph_on_a_device_equals_eager():
 @pytest.mark.gpu
 def test_the_world_of_kernels_predicts_what_the_plain_one_does():
     torch.manual_seed(0)
-    config = ModelConfig()
-    plain = Predictor(config.dim, config.dropout, config.residual, config.activation).cuda()
-    fused = Predictor(config.dim, config.dropout, config.residual, config.activation, kernels="triton").cuda()
+    config = JEPAConfig()
+    plain = MLPPredictor(config.dim, config.dropout, config.residual, config.activation).cuda()
+    fused = MLPPredictor(config.dim, config.dropout, config.residual, config.activation, kernels="triton").cuda()
     fused.load_state_dict(plain.state_dict())
     case = draw(128, 16, 16).to("cuda")
     states = [predictor(case.first, case.actions, case.clock) for predictor in (plain, fused)]

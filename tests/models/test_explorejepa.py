@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from jepa_fast.errors import InputError
-from jepa_fast.models.jepa import World
+from jepa_fast.models.jepa import JEPA
 from tests.models.numpy_jepa import branch_states, predictor_step
 
 CHANNELS, BLOCKS, DIM = 3, 2, 10
@@ -68,12 +68,12 @@ def draw(seed=0, convolutions=False):
 @pytest.mark.parametrize("gelu_first", [False, True])
 def test_imported_weights_give_the_described_network(gelu_first, convolutions):
     published, agent, wall, predictor = draw(convolutions=convolutions)
-    world = World.from_explorejepa(published, gelu_first)
+    model = JEPA.from_explorejepa(published, gelu_first)
     generator = np.random.default_rng(1)
     frame = generator.uniform(0, BRIGHTEST, (2, IMAGE, IMAGE)).astype(np.float32)
     actions = generator.normal(0, 1, (5, 2)).astype(np.float32)
     with torch.no_grad():
-        states = world.rollout(torch.from_numpy(frame)[None], torch.from_numpy(actions)[None])[0].numpy()
+        states = model.rollout(torch.from_numpy(frame)[None], torch.from_numpy(actions)[None])[0].numpy()
 
     activation = "before_norm" if gelu_first else "after_norm"
     state = branch_states(frame[0].astype(np.float64), agent) + branch_states(frame[1].astype(np.float64), wall)
@@ -85,11 +85,11 @@ def test_imported_weights_give_the_described_network(gelu_first, convolutions):
 
 
 def test_sizes_are_read_off_the_tensors():
-    world = World.from_explorejepa(draw()[0])
-    config = world.config
+    model = JEPA.from_explorejepa(draw()[0])
+    config = model.config
     assert (config.channels, config.blocks, config.dim) == (CHANNELS, BLOCKS, DIM)
     assert (config.residual, config.activation) == ("sum", "after_norm")
-    assert not world.training
+    assert not model.training
 
 
 def without(state_dict, key):
@@ -120,5 +120,5 @@ def without(state_dict, key):
 )
 def test_state_dicts_that_do_not_fit_are_refused_by_name(spoil, message):
     with pytest.raises(InputError, match=message) as raised:
-        World.from_explorejepa(spoil(draw()[0]))
+        JEPA.from_explorejepa(spoil(draw()[0]))
     assert "\n" not in str(raised.value)

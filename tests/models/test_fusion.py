@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jepa_fast.data.batches import expand_dots, expand_walls
 from jepa_fast.kernels.dropout import SITE_AGENT, SITE_FUSION, SITE_WALL, dropout_mask, new_clock
 from jepa_fast.models.convnext import Encoder
-from jepa_fast.models.jepa import World
+from jepa_fast.models.jepa import build_jepa
 from jepa_fast.models.sparse_encoder import Rewrites, SparseEncoder
 from jepa_fast.presets import preset
 from tests.models.exactness import assert_equal_to_plain, relative
@@ -55,7 +55,7 @@ def test_each_branch_has_a_dropout_mask_of_its_own():
     encoder, clock = make_encoder(), new_clock(3)
     ones = torch.ones(2, 3, 32)
     masks = [dropout_mask((2, 3, 32), 0.1, clock, site) for site in (SITE_AGENT, SITE_WALL, SITE_FUSION)]
-    assert torch.equal(encoder.combine(ones, 10 * ones, clock, 100 * ones), masks[0] + 10 * masks[1] + 100 * masks[2])
+    assert torch.equal(encoder.combine([ones, 10 * ones], clock, 100 * ones), masks[0] + 10 * masks[1] + 100 * masks[2])
     assert not torch.equal(masks[2], masks[0])
     assert not torch.equal(masks[2], masks[1])
 
@@ -121,7 +121,7 @@ def test_the_compiled_encoder_is_one_graph_and_equal(drawn):
 
 
 def test_the_preset_adds_a_branch_and_changes_no_other():
-    ours, default = World(preset("fusion").model).state_dict(), World().state_dict()
+    ours, default = build_jepa(preset("fusion").model).state_dict(), build_jepa().state_dict()
     added = {name: value for name, value in ours.items() if name not in default}
     assert all(name.startswith("encoder.fusion.") for name in added)
     assert {name: value.shape for name, value in ours.items() if name in default} == {

@@ -1,26 +1,26 @@
-"""What holds for every world whose dot stays or moves."""
+"""What holds for every model of the gated family."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 
-from jepa_fast.config import ApartModelConfig, FeatureModelConfig, PixelModelConfig
+from jepa_fast.config import GatedConvNeXtConfig, GatedFeaturesConfig, GatedPixelsConfig
 from jepa_fast.data.host import evaluation_batches
 from jepa_fast.data.shards import open_split
 from jepa_fast.errors import InputError
-from jepa_fast.models.registry import build_world
-from jepa_fast.objectives.objective import Execution, MixtureLikelihood
+from jepa_fast.models.registry import build_model
 from jepa_fast.probing import rollouts as rollouts_module
 from jepa_fast.probing.rollouts import rollout_split
 from tests.blinded import batches_of_noise_after_frame_zero
+from tests.objective_terms import mixture
 
 CONFIGS = {
-    "features": FeatureModelConfig(dim=16, border_hidden=8, wall_hidden=12),
-    "pixels": PixelModelConfig(dim=16, channels=3, hidden=12),
-    "apart": ApartModelConfig(dim=16, channels=3, hidden=12),
+    "features": GatedFeaturesConfig(dim=16, border_hidden=8, wall_hidden=12),
+    "pixels": GatedPixelsConfig(dim=16, channels=3, hidden=12),
+    "apart": GatedConvNeXtConfig(dim=16, channels=3, hidden=12),
 }
-# What the objective takes, and the fields of a batch that the world goes by and that change it when rows are swapped.
+# What the objective takes, and the fields of a batch that the model goes by and that change it when rows are swapped.
 WEIGHTS = {"features": [1.0, 0.1], "pixels": [1.0, 0.5, 10.0, 1.0], "apart": [1.0, 0.5, 100.0, 0.1]}
 FIELDS = {
     "features": ("corners", "walls", "actions"),
@@ -35,21 +35,21 @@ def kind(request):
 
 
 @pytest.fixture
-def world(kind):
+def model(kind):
     torch.manual_seed(0)
-    world = build_world(CONFIGS[kind])
+    model = build_model(CONFIGS[kind])
     if kind == "apart":
         # Untrained, its gate is a constant and looks at nothing.
-        torch.nn.init.normal_(world.predictor.gate.mix[-1].weight)
-    return world
+        torch.nn.init.normal_(model.predictor.gate.mix[-1].weight)
+    return model
 
 
-def test_evaluation_sees_frame_zero_and_the_actions_alone(world, kind, two_rooms, monkeypatch):
+def test_evaluation_sees_frame_zero_and_the_actions_alone(model, kind, two_rooms, monkeypatch):
     split = open_split(two_rooms / "probe_normal" / "val")
-    plain = rollout_split(world, split, "plain")
+    plain = rollout_split(model, split, "plain")
     monkeypatch.setattr(rollouts_module, "evaluation_batches", batches_of_noise_after_frame_zero)
-    assert torch.equal(rollout_split(world, split, "noisy").states, plain.states)
-    # Of the batch, only these fields reach the world; each of them matters.
+    assert torch.equal(rollout_split(model, split, "noisy").latents, plain.latents)
+    # Of the batch, only these fields reach the model; each of them matters.
     for field in FIELDS[kind]:
 
         def changed(split, batch_size, field=field):
@@ -57,16 +57,16 @@ def test_evaluation_sees_frame_zero_and_the_actions_alone(world, kind, two_rooms
                 yield batch._replace(**{field: getattr(batch, field).flip(0)})
 
         monkeypatch.setattr(rollouts_module, "evaluation_batches", changed)
-        assert not torch.equal(rollout_split(world, split, field).states, plain.states)
+        assert not torch.equal(rollout_split(model, split, field).latents, plain.latents)
 
 
-def test_bf16_autocast_changes_nothing(world, kind, batch_and_spec):
+def test_bf16_autocast_changes_nothing(model, kind, batch_and_spec):
     batch, spec = batch_and_spec
-    objective, weights = MixtureLikelihood(world, Execution()), torch.tensor(WEIGHTS[kind])
+    objective, weights = mixture(model), torch.tensor(WEIGHTS[kind])
 
     def terms():
-        encoded = world.batch_encoder(spec)(batch, world.dropout_clock)
-        return objective(encoded, batch.actions, world.dropout_clock, weights, None)[0]
+        encoded = model.batch_encoder(spec)(batch, model.dropout_clock)
+        return objective(encoded, batch.actions, weights)[0]
 
     plain = terms()
     with torch.autocast("cpu", torch.bfloat16):
@@ -75,24 +75,24 @@ def test_bf16_autocast_changes_nothing(world, kind, batch_and_spec):
 
 
 def test_frames_of_another_size_are_refused(kind, batch_and_spec):
-    world = build_world(replace(CONFIGS[kind], frame=64))
+    model = build_model(replace(CONFIGS[kind], frame=64))
     with pytest.raises(InputError, match=r"model\.frame: got 64, expected the data's 65 x 65 pixels"):
-        world.batch_encoder(batch_and_spec[1])
+        model.batch_encoder(batch_and_spec[1])
 
 
-def test_compiled_equals_eager(world, kind, batch_and_spec):
+def test_compiled_equals_eager(model, kind, batch_and_spec):
     batch, spec = batch_and_spec
-    objective, encode = MixtureLikelihood(world, Execution()), world.batch_encoder(spec)
+    objective, encode = mixture(model), model.batch_encoder(spec)
     weights = torch.tensor(WEIGHTS[kind])
 
     def total(batch):
-        encoded = encode(batch, world.dropout_clock)
-        return objective(encoded, batch.actions, world.dropout_clock, weights, None)[0].total
+        encoded = encode(batch, model.dropout_clock)
+        return objective(encoded, batch.actions, weights)[0].total
 
     gradients = []
     for function in (total, torch.compile(total, fullgraph=True, backend="aot_eager")):
-        world.zero_grad()
+        model.zero_grad()
         function(batch).backward()
-        gradients.append([parameter.grad.clone() for parameter in world.parameters()])
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)

@@ -2,49 +2,50 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import jepa_fast
-from jepa_fast.config import ApartModelConfig, EnergyConfig, OneStepConfig, Recipe, RunConfig
+from jepa_fast.config import GatedConvNeXtConfig, Recipe, RunConfig, VICRegConfig
 from jepa_fast.data.host import gather
 from jepa_fast.data.shards import open_split
-from jepa_fast.engine.guards import is_collapsed
 from jepa_fast.errors import InputError
 from jepa_fast.kernels.dropout import new_clock
 from jepa_fast.models.convnext import Encoder
 from jepa_fast.models.gated_convnext import GatedConvNeXt
-from jepa_fast.models.jepa import World
-from jepa_fast.models.registry import build_world
+from jepa_fast.models.jepa import build_jepa
+from jepa_fast.models.registry import build_model
 from jepa_fast.models.sparse_encoder import Rewrites, SparseEncoder
-from jepa_fast.objectives.objective import choose_objective
 from jepa_fast.presets import preset
 from tests.models.exactness import assert_equal_to_plain
 from tests.models.numpy_jepa import branch_states
+from tests.objective_terms import mixture
 from tests.one_step_runs import configuration, run
 
-SMALL = ApartModelConfig(channels=3, blocks=2, dim=10, frame=13, hidden=7)
+SMALL = GatedConvNeXtConfig(channels=3, blocks=2, dim=10, frame=13, hidden=7)
 HALF = 6  # pixels
+CONFIGS = Path(__file__).parents[1] / "stored" / "configs.json"
 WEIGHTS = torch.tensor([1.0, 0.5, 10.0, 0.1], dtype=torch.float64)
 
 
 def scrambled(config=SMALL):
-    """A float64 world with every parameter random, so that no default of ones or zeros hides a mistake."""
+    """A float64 model with every parameter random, so that no default of ones or zeros hides a mistake."""
     torch.manual_seed(0)
-    world = GatedConvNeXt(config).double()
+    model = GatedConvNeXt(config).double()
     with torch.no_grad():
-        for parameter in world.parameters():
+        for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-        world.predictor.gate.mix[-1].bias.zero_()
+        model.predictor.gate.mix[-1].bias.zero_()
         # Rooms of such weights would leave no line undecided, and a tanh at its end hides mistakes too.
-        world.predictor.gate.shift.weight.div_(16)
-    return world.eval()
+        model.predictor.gate.shift.weight.div_(16)
+    return model.eval()
 
 
-def weights_under(world, prefix):
-    return {k.removeprefix(prefix): v.numpy() for k, v in world.state_dict().items() if k.startswith(prefix)}
+def weights_under(model, prefix):
+    return {k.removeprefix(prefix): v.numpy() for k, v in model.state_dict().items() if k.startswith(prefix)}
 
 
 def moves(weight):
@@ -68,11 +69,11 @@ def moving(state, wall, action, w):
 
 
 def test_a_rollout_equals_the_formulas_in_numpy():
-    world = scrambled()
+    model = scrambled()
     frames, actions = torch.rand(2, 5, 2, 13, 13).double(), torch.randn(2, 4, 2).double()
-    predicted, encoded = world(frames, actions)
-    states = world.rollout(frames[:, 0], actions)
-    agent, wall, weights = (weights_under(world, p) for p in ("encoder.agent.", "encoder.wall.", "predictor."))
+    predicted, encoded = model(frames, actions)
+    states = model.rollout(frames[:, 0], actions)
+    agent, wall, weights = (weights_under(model, p) for p in ("encoder.agent.", "encoder.wall.", "predictor."))
     gates = []
     for b in range(2):
         targets = [branch_states(frame[0], agent) for frame in frames[b].numpy()]
@@ -88,31 +89,35 @@ def test_a_rollout_equals_the_formulas_in_numpy():
 
 
 def test_untrained_the_gate_is_the_same_everywhere_and_mostly_open():
-    world = GatedConvNeXt(SMALL).double()
+    model = GatedConvNeXt(SMALL).double()
     frames, actions = torch.rand(4, 5, 2, 13, 13).double(), torch.randn(4, 5, 2).double()
-    log_move = world.predict(world.encode_frames(frames), actions).log_move
+    log_move = model.transition(model.encode(frames), actions).log_move
     torch.testing.assert_close(log_move, log_move[:1, :1].expand_as(log_move), rtol=0, atol=0)
     assert 0.79 < log_move[0, 0].exp() < 0.81
 
 
 def test_the_preset_has_the_default_encoder_without_the_norms_before_a_sum():
-    world = build_world(preset("wall_apart").model)
-    sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in world.named_children()}
-    default = World().encoder
+    model = build_model(preset("wall_apart").model)
+    sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in model.named_children()}
+    default = build_jepa().encoder
     norms = sum(p.numel() for branch in (default.agent, default.wall) for p in branch.norm.parameters())
-    assert sizes == {"encoder": sum(p.numel() for p in default.parameters()) - norms, "predictor": 98_817}
+    assert sizes == {
+        "encoder": sum(p.numel() for p in default.parameters()) - norms,
+        "predictor": 98_817,
+        "objective": 0,
+    }
     assert sum(sizes.values()) == 258_017
 
 
 def test_states_say_nothing_of_the_wall_and_predictions_do():
-    world = scrambled()
+    model = scrambled()
     frames, actions = torch.rand(2, 3, 2, 13, 13).double(), torch.randn(2, 2, 2).double()
     other = frames.clone()
     other[:, :, 1] = torch.rand_like(other[:, :, 1])
-    (predicted, encoded), (moved, same) = world(frames, actions), world(other, actions)
+    (predicted, encoded), (moved, same) = model(frames, actions), model(other, actions)
     assert torch.equal(encoded, same)
     assert (predicted - moved).abs().amax(dim=(1, 2)).min() > 1e-3
-    assert torch.equal(world.rollout(frames[:, 0], actions)[:, 0], world.rollout(other[:, 0], actions)[:, 0])
+    assert torch.equal(model.rollout(frames[:, 0], actions)[:, 0], model.rollout(other[:, 0], actions)[:, 0])
 
 
 def test_the_wall_is_that_of_frame_0_bit_for_bit_in_every_frame(drawn):
@@ -142,40 +147,40 @@ def test_shortcuts_are_exact_with_the_wall_apart(drawn, dropout):
 
 def test_batches_and_frames_are_encoded_alike(batch_and_spec):
     batch, spec = batch_and_spec
-    world = scrambled(replace(SMALL, frame=65))
-    shortcut, plain = (world.batch_encoder(spec, None, mode)(batch, new_clock()) for mode in ("auto", "off"))
-    torch.testing.assert_close(shortcut.states, plain.states, rtol=1e-9, atol=1e-9)
+    model = scrambled(replace(SMALL, frame=65))
+    shortcut, plain = (model.batch_encoder(spec, None, mode)(batch, new_clock()) for mode in ("auto", "off"))
+    torch.testing.assert_close(shortcut.latents, plain.latents, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(shortcut.room, plain.room, rtol=1e-9, atol=1e-9)
 
 
 def test_only_the_gate_teaches_the_wall_branch():
     """The wall's branch gets its gradient through the gate: one that does not look at walls gives it none."""
-    world = scrambled()
+    model = scrambled()
     frames, actions = torch.rand(4, 4, 2, 13, 13).double(), torch.randn(4, 3, 2).double()
-    objective = choose_objective(world, OneStepConfig(), fused=False)
+    objective = mixture(model)
 
     def gradients():
-        world.zero_grad()
-        encoded = world.encode_frames(frames)
-        objective(encoded, actions, world.dropout_clock, WEIGHTS, None)[0].total.backward()
-        return {name: p.grad.abs().sum().item() for name, p in world.named_parameters() if p.grad is not None}
+        model.zero_grad()
+        encoded = model.encode(frames)
+        objective(encoded, actions, WEIGHTS)[0].total.backward()
+        return {name: p.grad.abs().sum().item() for name, p in model.named_parameters() if p.grad is not None}
 
-    assert set(gradients()) == {name for name, _ in world.named_parameters()}
+    assert set(gradients()) == {name for name, _ in model.named_parameters()}
     assert min(gradients().values()) > 0
     with torch.no_grad():
-        world.predictor.gate.shift.weight.zero_()
+        model.predictor.gate.shift.weight.zero_()
     assert not any(size for name, size in gradients().items() if name.startswith("encoder.wall."))
 
 
 def test_the_loss_holds_the_plane_of_states_at_the_centre():
-    world = scrambled()
+    model = scrambled()
     frames, actions = torch.rand(4, 4, 2, 13, 13).double(), torch.randn(4, 3, 2).double()
-    encoded = world.encode_frames(frames)
-    objective = choose_objective(world, OneStepConfig(), fused=False)
-    terms = objective(encoded, actions, world.dropout_clock, WEIGHTS, None)[0]
-    weighted = WEIGHTS[0] * terms.surprise + WEIGHTS[2] * terms.variance + WEIGHTS[3] * terms.covariance
-    columns = moves(world.predictor.action.weight.detach().numpy())
-    positions = encoded.states.detach().numpy() @ columns / SMALL.spread**2
+    encoded = model.encode(frames)
+    objective = mixture(model)
+    terms = objective(encoded, actions, WEIGHTS)[0]
+    weighted = WEIGHTS[0] * terms.nll + WEIGHTS[2] * terms.variance + WEIGHTS[3] * terms.covariance
+    columns = moves(model.predictor.action.weight.detach().numpy())
+    positions = encoded.latents.detach().numpy() @ columns / SMALL.spread**2
     off_centre = np.square(positions.mean(axis=(0, 1))).sum()
     assert off_centre > 1e-4
     np.testing.assert_allclose((terms.total - weighted).item(), 0.1 * off_centre, rtol=1e-8)
@@ -183,8 +188,8 @@ def test_the_loss_holds_the_plane_of_states_at_the_centre():
 
 def test_states_that_come_close_to_one_another_have_collapsed_and_states_of_rank_two_have_not():
     recipe = preset("wall_apart")
-    assert is_collapsed(recipe, [0.001] * 128, 10.0, 2.0)
-    assert not is_collapsed(recipe, [1.0] * 128, 10.0, 1.9)
+    assert recipe.model.is_collapsed([0.001] * 128, 10.0, 2.0)
+    assert not recipe.model.is_collapsed([1.0] * 128, 10.0, 1.9)
 
 
 def test_states_follow_the_dot_while_the_gate_stands_still(tmp_path, walks):
@@ -193,17 +198,17 @@ def test_states_follow_the_dot_while_the_gate_stands_still(tmp_path, walks):
     assert recipe.stages[0].frozen == ("encoder.wall", "predictor.gate")
     config = configuration("wall_apart", walks, recipe=replace(recipe, stages=recipe.stages[:1]), steps=140)
     torch.manual_seed(config.seed)
-    fresh = build_world(recipe.model)
+    fresh = build_model(recipe.model)
     trained = jepa_fast.load(run(tmp_path / "run", config))
     assert all(map(torch.equal, fresh.predictor.gate.parameters(), trained.predictor.gate.parameters()))
     split = open_split(walks / "probe_normal" / "val")
     batch = gather(split, np.arange(40))
 
     @torch.no_grad()
-    def agreement(world):
+    def agreement(model):
         """The cosine between what a state changes by and A a, of the median step: most are not blocked."""
-        states = world.batch_encoder(split.spec)(batch, new_clock()).states
-        return torch.cosine_similarity(states.diff(dim=1), world.lift(batch.actions), dim=-1).median()
+        states = model.batch_encoder(split.spec)(batch, new_clock()).latents
+        return torch.cosine_similarity(states.diff(dim=1), model.lift(batch.actions), dim=-1).median()
 
     assert agreement(fresh) < 0.2
     assert agreement(trained) > 0.7
@@ -220,12 +225,12 @@ def test_states_follow_the_dot_while_the_gate_stands_still(tmp_path, walks):
 )
 def test_settings_out_of_range_are_refused(setting, message):
     with pytest.raises(InputError, match=message):
-        ApartModelConfig(**setting)
+        GatedConvNeXtConfig(**setting)
 
 
 def test_the_model_goes_with_its_energy_alone():
-    with pytest.raises(InputError, match="an apart model and the one_step energy go together"):
-        Recipe(model=ApartModelConfig(), energy=EnergyConfig())
+    with pytest.raises(InputError, match=r"objective\.kind: got 'vicreg', expected mixture, which"):
+        Recipe(model=GatedConvNeXtConfig(), objective=VICRegConfig())
 
 
 def test_a_configuration_is_stored_and_read_back(tmp_path):
@@ -235,9 +240,9 @@ def test_a_configuration_is_stored_and_read_back(tmp_path):
 
 
 def test_configurations_of_when_the_wall_was_a_setting_load_as_they_were(tmp_path):
-    config = configuration("explorejepa_repo", tmp_path)
-    config.save(tmp_path / "config.json")
-    fields = json.loads((tmp_path / "config.json").read_text())
+    fields = json.loads(CONFIGS.read_text())["explorejepa_repo"]
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    config = RunConfig.load(tmp_path / "config.json")
     del fields["recipe"]["energy"]["horizon"]
     for wall in ("added", "apart"):
         fields["recipe"]["model"]["wall"] = wall
@@ -245,5 +250,5 @@ def test_configurations_of_when_the_wall_was_a_setting_load_as_they_were(tmp_pat
         if wall == "added":
             assert RunConfig.load(tmp_path / "config.json") == config
         else:
-            with pytest.raises(InputError, match=r"not a run configuration .*'wall'"):
+            with pytest.raises(InputError, match=r"not a run configuration .*model\.wall: got 'apart'"):
                 RunConfig.load(tmp_path / "config.json")

@@ -5,18 +5,18 @@ import torch
 import torch.nn.functional as F
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from jepa_fast.config import FeatureModelConfig
+from jepa_fast.config import GatedFeaturesConfig
 from jepa_fast.data.batches import expand_frames
 from jepa_fast.models.gated import SUREST, BlockedFreeMixture
 from jepa_fast.models.gated_features import GatedFeatures
-from jepa_fast.objectives.objective import mixture_nll
+from jepa_fast.objectives.mixture import mixture_nll
 from jepa_fast.presets import preset
 
-SMALL = FeatureModelConfig(dim=16, border_hidden=8, wall_hidden=12)
+SMALL = GatedFeaturesConfig(dim=16, border_hidden=8, wall_hidden=12)
 
 
 @pytest.fixture
-def world():
+def model():
     torch.manual_seed(0)
     return GatedFeatures(SMALL)
 
@@ -36,29 +36,29 @@ def scenes(count=200):
 
 
 def test_parameters_stay_below_twenty_thousand_and_all_are_trained():
-    world = GatedFeatures(preset("features20k").model)
-    assert sum(parameter.numel() for parameter in world.parameters()) < 20_000
-    assert all(parameter.requires_grad for parameter in world.parameters())
+    model = GatedFeatures(preset("features20k").model)
+    assert sum(parameter.numel() for parameter in model.parameters()) < 20_000
+    assert all(parameter.requires_grad for parameter in model.parameters())
     # Nothing fixed and random is kept beside them.
-    assert set(world.state_dict()) == {name for name, _ in world.named_parameters()}
+    assert set(model.state_dict()) == {name for name, _ in model.named_parameters()}
 
 
-def test_a_batch_is_encoded_as_its_frames_are(world, batch_and_spec):
+def test_a_batch_is_encoded_as_its_frames_are(model, batch_and_spec):
     batch, spec = batch_and_spec
-    encoded = world.batch_encoder(spec)(batch, world.dropout_clock)
+    encoded = model.batch_encoder(spec)(batch, model.dropout_clock)
     frames = expand_frames(batch, spec)
-    predicted, following = world(frames, batch.actions)
-    torch.testing.assert_close(encoded.states[:, 1:], following, rtol=0, atol=1e-5)
-    torch.testing.assert_close(world.rollout(frames[:, 0], batch.actions)[:, 1:], predicted, rtol=0, atol=1e-5)
+    predicted, following = model(frames, batch.actions)
+    torch.testing.assert_close(encoded.latents[:, 1:], following, rtol=0, atol=1e-5)
+    torch.testing.assert_close(model.rollout(frames[:, 0], batch.actions)[:, 1:], predicted, rtol=0, atol=1e-5)
     whole = batch._replace(dots=frames[:, :, 0], corners=None, walls=frames[:, :, 1])
-    found = world.batch_encoder(spec)(whole, world.dropout_clock)
+    found = model.batch_encoder(spec)(whole, model.dropout_clock)
     torch.testing.assert_close(tuple(found), tuple(encoded), rtol=0, atol=1e-5)
 
 
-def test_states_stand_for_positions_and_are_spread_as_asked(world):
+def test_states_stand_for_positions_and_are_spread_as_asked(model):
     positions = torch.randn(5, 7, 2)
-    states = world.encoder(positions)
-    torch.testing.assert_close(world.encoder.positions(states), positions)
+    states = model.encoder(positions)
+    torch.testing.assert_close(model.encoder.positions(states), positions)
     torch.testing.assert_close(states.norm(dim=-1), SMALL.spread * positions.norm(dim=-1))
 
 
@@ -84,9 +84,9 @@ def test_gates_see_relations_alone(change):
     assert before.std() > 0.01
 
 
-def test_the_predictor_reads_where_lines_are(world):
+def test_the_predictor_reads_where_lines_are(model):
     """Each line that is read from pixels changes what an untrained predictor thinks of some step."""
-    predictor = world.double().predictor
+    predictor = model.double().predictor
     positions, layout, actions = scenes()
     states = torch.zeros(len(positions), 16, dtype=torch.float64)
     before = predictor.step(states, positions, layout, actions).log_move
@@ -117,30 +117,30 @@ def test_chances_of_staying_and_of_moving_are_those_of_independent_gates():
     torch.testing.assert_close(log_move.exp(), (logits / (1 + logits.abs() / SUREST)).sigmoid().prod(dim=1))
 
 
-def test_standing_still_is_a_step_like_any_other(world):
+def test_standing_still_is_a_step_like_any_other(model):
     positions, layout, _ = (value.float() for value in scenes(8))
-    outcome = world.predictor.step(world.encoder(positions), positions, layout, torch.zeros(8, 2))
+    outcome = model.predictor.step(model.encoder(positions), positions, layout, torch.zeros(8, 2))
     assert torch.equal(outcome.mean, outcome.stayed)
     assert outcome.log_move.isfinite().all()
 
 
-def test_surprise_is_that_of_a_mixture_of_gaussians():
+def test_the_nll_is_that_of_a_mixture_of_gaussians():
     generator = torch.Generator().manual_seed(2)
 
     def draw(*shape):
         return torch.randn(*shape, generator=generator, dtype=torch.float64, requires_grad=True)
 
     stayed, step, following, logit = draw(9, 5), draw(9, 5), draw(9, 5), draw(9)
-    width = torch.tensor(0.7, dtype=torch.float64)
+    sigma = torch.tensor(0.7, dtype=torch.float64)
     log_stay, log_move = F.logsigmoid(-logit).detach(), F.logsigmoid(logit).detach()
     keep = log_move.exp()
-    ours = mixture_nll(BlockedFreeMixture(stayed, step, log_stay, log_move), following, width)
-    outcomes = Independent(Normal(torch.stack([stayed, stayed + step], dim=1), width), 1)
+    ours = mixture_nll(BlockedFreeMixture(stayed, step, log_stay, log_move), following, sigma)
+    outcomes = Independent(Normal(torch.stack([stayed, stayed + step], dim=1), sigma), 1)
     mixture = MixtureSameFamily(Categorical(torch.stack([1 - keep, keep], dim=1)), outcomes)
-    constant = 5 * torch.log(width * (2 * torch.pi) ** 0.5)
+    constant = 5 * torch.log(sigma * (2 * torch.pi) ** 0.5)
     torch.testing.assert_close(ours, -mixture.log_prob(following) - constant, rtol=1e-5, atol=1e-5)
     assert torch.autograd.gradcheck(
-        lambda *inputs: mixture_nll(BlockedFreeMixture(*inputs[:4]), inputs[4], width),
+        lambda *inputs: mixture_nll(BlockedFreeMixture(*inputs[:4]), inputs[4], sigma),
         (stayed, step, log_stay.requires_grad_(), log_move.requires_grad_(), following),
     )
 
@@ -150,12 +150,12 @@ def test_a_gate_that_is_sure_and_wrong_feels_it(logit):
     gate = torch.full((3,), logit, requires_grad=True)
     following = torch.stack([torch.zeros(4), torch.ones(4), torch.full((4,), 1e3)])
     outcome = BlockedFreeMixture(torch.zeros(3, 4), torch.ones(3, 4), F.logsigmoid(-gate), F.logsigmoid(gate))
-    surprise = mixture_nll(outcome, following, torch.tensor(0.1))
-    (gradient,) = torch.autograd.grad(surprise.sum(), gate)
+    nll = mixture_nll(outcome, following, torch.tensor(0.1))
+    (gradient,) = torch.autograd.grad(nll.sum(), gate)
     # Stayed, moved, neither. Being wrong costs the logit, and its gradient is 1 where the gate is sure.
     expected = [max(logit, 0.0), max(-logit, 0.0)] if logit else [0.693, 0.693]
-    assert surprise[:2].tolist() == pytest.approx(expected, abs=1e-3)
+    assert nll[:2].tolist() == pytest.approx(expected, abs=1e-3)
     slopes = {-60.0: [0, -1], 0.0: [0.5, -0.5], 60.0: [1, 0]}[logit]
     assert gradient[:2].tolist() == pytest.approx(slopes, abs=1e-3)
-    assert surprise.isfinite().all()
+    assert nll.isfinite().all()
     assert gradient.isfinite().all()

@@ -7,22 +7,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from jepa_fast.config import EnergyConfig, PixelModelConfig
+from jepa_fast.config import GatedPixelsConfig, VICRegConfig
 from jepa_fast.data.batches import expand_dots, expand_frames
 from jepa_fast.data.two_rooms import render_walls
 from jepa_fast.errors import InputError
 from jepa_fast.models.gated_pixels import GatedPixels
 from jepa_fast.models.softargmax import soft_argmax
-from jepa_fast.objectives.objective import Execution, MixtureLikelihood, mixture_nll
+from jepa_fast.objectives.mixture import mixture_nll
 from jepa_fast.objectives.vicreg import regularisers
 from jepa_fast.presets import preset
+from tests.objective_terms import mixture
 
-SMALL = PixelModelConfig(dim=16, channels=3, hidden=12)
+SMALL = GatedPixelsConfig(dim=16, channels=3, hidden=12)
 WEIGHTS = torch.tensor([1.0, 0.5, 10.0, 1.0])
 
 
 @pytest.fixture
-def world():
+def model():
     torch.manual_seed(0)
     return GatedPixels(SMALL)
 
@@ -41,25 +42,24 @@ def scenes(count=200):
     return positions[:, None], rooms, actions
 
 
-def positions_of(world, encoded):
+def positions_of(model, encoded):
     """What states stand for, in pixels."""
     with torch.no_grad():
-        return 32 + 32 * world.lift.positions(encoded.states)
+        return 32 + 32 * model.lift.positions(encoded.latents)
 
 
 def test_parameters_stay_below_three_hundred_thousand_and_all_are_trained(batch_and_spec):
     config = preset("pixels300k").model
     torch.manual_seed(0)
-    world = GatedPixels(config)
-    assert sum(parameter.numel() for parameter in world.parameters()) == 24_082 <= 300_000
+    model = GatedPixels(config)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 24_082 <= 300_000
     # Nothing fixed and random is kept beside them.
-    assert set(world.state_dict()) == {name for name, _ in world.named_parameters()}
+    assert set(model.state_dict()) == {name for name, _ in model.named_parameters()}
     batch, spec = batch_and_spec
-    encoded = world.batch_encoder(spec)(batch, world.dropout_clock)
-    objective = MixtureLikelihood(world, Execution())
-    terms, _ = objective(encoded, batch.actions, world.dropout_clock, WEIGHTS, None)
+    encoded = model.batch_encoder(spec)(batch, model.dropout_clock)
+    terms, _ = mixture(model)(encoded, batch.actions, WEIGHTS)
     terms.total.backward()
-    assert all(parameter.grad.abs().max() > 0 for parameter in world.parameters())
+    assert all(parameter.grad.abs().max() > 0 for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("kernel", [1, 2, 3, 5])
@@ -67,8 +67,8 @@ def test_windows_give_what_two_convolutions_and_a_softmax_of_whole_frames_give(b
     """Values and all gradients, in float64; the frames' dots lie at borders too."""
     batch, spec = batch_and_spec
     torch.manual_seed(0)
-    world = GatedPixels(replace(SMALL, kernel=kernel)).double()
-    encoder = world.encoder
+    model = GatedPixels(replace(SMALL, kernel=kernel)).double()
+    encoder = model.encoder
     with torch.no_grad():
         # Logits far from flat, positive and negative.
         encoder.spread.weight *= 8
@@ -85,12 +85,12 @@ def test_windows_give_what_two_convolutions_and_a_softmax_of_whole_frames_give(b
         return soft_argmax(logits[:, cut, cut], encoder.log_temperature.exp()).view_as(weights)
 
     def windows():
-        states = world.batch_encoder(spec)(batch, world.dropout_clock).states
-        return 32 + 32 * world.lift.positions(states)
+        states = model.batch_encoder(spec)(batch, model.dropout_clock).latents
+        return 32 + 32 * model.lift.positions(states)
 
     results = []
     for function in (dense, windows):
-        world.zero_grad()
+        model.zero_grad()
         found = function()
         (found * weights).sum().backward()
         parameters = (encoder.look.weight, encoder.spread.weight, encoder.log_temperature)
@@ -100,16 +100,16 @@ def test_windows_give_what_two_convolutions_and_a_softmax_of_whole_frames_give(b
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
-def test_a_batch_is_encoded_as_its_frames_are(world, batch_and_spec):
+def test_a_batch_is_encoded_as_its_frames_are(model, batch_and_spec):
     batch, spec = batch_and_spec
-    encoded = world.batch_encoder(spec)(batch, world.dropout_clock)
+    encoded = model.batch_encoder(spec)(batch, model.dropout_clock)
     frames = expand_frames(batch, spec)
-    predicted, following = world(frames, batch.actions)
-    torch.testing.assert_close(encoded.states[:, 1:], following, rtol=0, atol=1e-4)
-    torch.testing.assert_close(world.rollout(frames[:, 0], batch.actions)[:, 1:], predicted, rtol=0, atol=1e-4)
+    predicted, following = model(frames, batch.actions)
+    torch.testing.assert_close(encoded.latents[:, 1:], following, rtol=0, atol=1e-4)
+    torch.testing.assert_close(model.rollout(frames[:, 0], batch.actions)[:, 1:], predicted, rtol=0, atol=1e-4)
     walls = batch.walls[:, None].expand(-1, frames.shape[1], -1, -1)
     whole = batch._replace(dots=expand_dots(batch, spec), corners=None, walls=walls)
-    found = world.batch_encoder(spec)(whole, world.dropout_clock)
+    found = model.batch_encoder(spec)(whole, model.dropout_clock)
     torch.testing.assert_close(tuple(found), tuple(encoded), rtol=0, atol=1e-4)
 
 
@@ -118,8 +118,8 @@ def test_an_untrained_encoder_hardly_tells_frames_apart(batch_and_spec):
     batch, spec = batch_and_spec
     for seed in range(10):
         torch.manual_seed(seed)
-        world = GatedPixels(preset("pixels300k").model)
-        found = positions_of(world, world.batch_encoder(spec)(batch, world.dropout_clock))
+        model = GatedPixels(preset("pixels300k").model)
+        found = positions_of(model, model.batch_encoder(spec)(batch, model.dropout_clock))
         assert (found - 32).abs().max() < 2
 
 
@@ -130,8 +130,8 @@ def test_light_draws_positions_from_the_start(batch_and_spec):
     brightest = torch.stack([lit % 10, lit // 10], dim=-1) + batch.corners.flip(-1)
     for seed in range(10):
         torch.manual_seed(seed)
-        world = GatedPixels(preset("pixels300k").model)
-        found = positions_of(world, world.batch_encoder(spec)(batch, world.dropout_clock))
+        model = GatedPixels(preset("pixels300k").model)
+        found = positions_of(model, model.batch_encoder(spec)(batch, model.dropout_clock))
         for axis in range(2):
             pairs = torch.stack([found[..., axis].flatten(), brightest[..., axis].flatten()])
             assert torch.corrcoef(pairs)[0, 1] > 0.9
@@ -146,9 +146,9 @@ def test_an_untrained_gate_is_half_open_whatever_lies_ahead():
 
 
 @pytest.mark.parametrize("change", ["mirror x", "mirror y", "mirror both", "shift"])
-def test_gates_see_what_is_around_alone(world, change):
+def test_gates_see_what_is_around_alone(model, change):
     """Mirrored and shifted scenes give the same gates: nothing is known of where things are."""
-    predictor = world.double().predictor
+    predictor = model.double().predictor
     positions, rooms, actions = scenes()
     signs = torch.ones(2, dtype=torch.float64)
     if change == "shift":
@@ -162,8 +162,8 @@ def test_gates_see_what_is_around_alone(world, change):
     assert before.std() > 1e-3
 
 
-def test_the_gate_looks_at_the_dot_and_at_its_aim_as_far_as_the_lattice_reaches(world):
-    predictor = world.double().predictor
+def test_the_gate_looks_at_the_dot_and_at_its_aim_as_far_as_the_lattice_reaches(model):
+    predictor = model.double().predictor
     room = torch.zeros(1, 65, 65, dtype=torch.float64)
     positions = torch.tensor([[[30.0, 20.0]]], dtype=torch.float64)
     actions = torch.tensor([[[1.0, -7.0]]], dtype=torch.float64)
@@ -178,8 +178,8 @@ def test_the_gate_looks_at_the_dot_and_at_its_aim_as_far_as_the_lattice_reaches(
         assert seen == pytest.approx(sum(reached), abs=1e-9)
 
 
-def test_between_pixels_the_wall_is_interpolated(world):
-    predictor = world.double().predictor
+def test_between_pixels_the_wall_is_interpolated(model):
+    predictor = model.double().predictor
     positions, rooms, actions = scenes(20)
     seen = predictor.seen(positions, rooms, actions)
     centre = 25 // 2
@@ -191,9 +191,9 @@ def test_between_pixels_the_wall_is_interpolated(world):
         assert seen[row, 0, centre].item() == pytest.approx((around * weights).sum().item(), abs=1e-6)
 
 
-def test_the_gradient_of_a_gate_reaches_the_position_it_looks_from(world):
+def test_the_gradient_of_a_gate_reaches_the_position_it_looks_from(model):
     """So a position that is found somewhere else than the dot is would be corrected by what the wall does."""
-    predictor = world.double().predictor
+    predictor = model.double().predictor
     positions, rooms, actions = scenes(6)
     positions.requires_grad_()
     assert torch.autograd.gradcheck(lambda place: predictor.log_chances(place, rooms, actions), (positions,))
@@ -201,27 +201,27 @@ def test_the_gradient_of_a_gate_reaches_the_position_it_looks_from(world):
     assert positions.grad.abs().max() > 1e-4
 
 
-def test_its_terms_are_surprise_and_the_regularisers_of_positions(world, batch_and_spec):
+def test_its_terms_are_the_nll_and_the_regularisers_of_positions(model, batch_and_spec):
     batch, spec = batch_and_spec
-    encoded = world.batch_encoder(spec)(batch, world.dropout_clock)
+    encoded = model.batch_encoder(spec)(batch, model.dropout_clock)
     weights = torch.tensor([2.0, 0.3, 5.0, 7.0])
-    terms, states = MixtureLikelihood(world, Execution())(encoded, batch.actions, world.dropout_clock, weights, None)
-    predicted = world.predict(encoded.frames(slice(-1)), batch.actions)
-    surprise = mixture_nll(predicted, encoded.states[:, 1:], torch.tensor(0.3 * 20 / 32)).mean()
-    assert torch.equal(states, predicted.mean)
-    torch.testing.assert_close(terms.surprise, surprise)
-    positions = (positions_of(world, encoded) - 32) / 32
-    variance, covariance = regularisers(positions, EnergyConfig())
+    terms, latents = mixture(model)(encoded, batch.actions, weights)
+    predicted = model.transition(encoded.frames(slice(-1)), batch.actions)
+    nll = mixture_nll(predicted, encoded.latents[:, 1:], torch.tensor(0.3 * 20 / 32)).mean()
+    assert torch.equal(latents, predicted.mean)
+    torch.testing.assert_close(terms.nll, nll)
+    positions = (positions_of(model, encoded) - 32) / 32
+    variance, covariance = regularisers(positions, VICRegConfig())
     torch.testing.assert_close((terms.variance, terms.covariance), (variance, covariance), rtol=1e-4, atol=1e-6)
     std = positions.flatten(0, 1).double().var(dim=0).add(1e-4).sqrt()
     assert terms.variance.item() == pytest.approx((1 - std).mean().item(), abs=1e-5)
-    torch.testing.assert_close(terms.total, 2 * surprise + 5 * variance + 7 * covariance)
+    torch.testing.assert_close(terms.total, 2 * nll + 5 * variance + 7 * covariance)
 
 
-def test_standing_still_is_a_step_like_any_other(world, batch_and_spec):
+def test_standing_still_is_a_step_like_any_other(model, batch_and_spec):
     batch, spec = batch_and_spec
-    encoded = world.batch_encoder(spec)(batch, world.dropout_clock)
-    outcome = world.predict(encoded.frames(slice(-1)), torch.zeros_like(batch.actions))
+    encoded = model.batch_encoder(spec)(batch, model.dropout_clock)
+    outcome = model.transition(encoded.frames(slice(-1)), torch.zeros_like(batch.actions))
     assert torch.equal(outcome.mean, outcome.stayed)
     assert outcome.log_move.isfinite().all()
 
@@ -229,4 +229,4 @@ def test_standing_still_is_a_step_like_any_other(world, batch_and_spec):
 @pytest.mark.parametrize("setting", [{"dim": 1}, {"frame": 1}, {"white": 0.0}, {"kernel": 0}, {"kind": "x"}])
 def test_settings_out_of_range_are_refused(setting):
     with pytest.raises(InputError, match=rf"model\.{next(iter(setting))}: got"):
-        PixelModelConfig(**setting)
+        GatedPixelsConfig(**setting)

@@ -1,4 +1,4 @@
-"""The world model against an independent NumPy computation of the same formulas."""
+"""The model model against an independent NumPy computation of the same formulas."""
 
 from dataclasses import replace
 
@@ -7,38 +7,38 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from jepa_fast.config import ModelConfig
+from jepa_fast.config import JEPAConfig
 from jepa_fast.errors import InputError
-from jepa_fast.models.jepa import World
+from jepa_fast.models.jepa import build_jepa
 from tests.models.numpy_jepa import branch_states, predictor_step
 
-SMALL = ModelConfig(channels=3, blocks=2, dim=10, dropout=0.0)
+SMALL = JEPAConfig(channels=3, blocks=2, dim=10, dropout=0.0)
 
 
 def scrambled(config, seed=0):
-    """A float64 world with every parameter random, so that no default of ones or zeros hides a mistake."""
+    """A float64 model with every parameter random, so that no default of ones or zeros hides a mistake."""
     torch.manual_seed(seed)
-    world = World(config).double()
+    model = build_jepa(config).double()
     with torch.no_grad():
-        for parameter in world.parameters():
+        for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    return world.eval()
+    return model.eval()
 
 
-def parameters_under(world, prefix):
-    return {k.removeprefix(prefix): v.numpy() for k, v in world.state_dict().items() if k.startswith(prefix)}
+def parameters_under(model, prefix):
+    return {k.removeprefix(prefix): v.numpy() for k, v in model.state_dict().items() if k.startswith(prefix)}
 
 
 @pytest.mark.parametrize("residual", ["sum", "state"])
 @pytest.mark.parametrize("activation", ["after_norm", "before_norm"])
 @pytest.mark.parametrize("size", [(13, 13), (12, 17)])
 def test_forward_equals_the_formulas_in_numpy(residual, activation, size):
-    world = scrambled(replace(SMALL, residual=residual, activation=activation))
+    model = scrambled(replace(SMALL, residual=residual, activation=activation))
     frames, actions = torch.rand(2, 3, 2, *size, dtype=torch.float64), torch.randn(2, 2, 2, dtype=torch.float64)
-    predicted, encoded = world(frames, actions)
+    predicted, encoded = model(frames, actions)
 
-    agent, wall = parameters_under(world, "encoder.agent."), parameters_under(world, "encoder.wall.")
-    predictor = parameters_under(world, "predictor.")
+    agent, wall = parameters_under(model, "encoder.agent."), parameters_under(model, "encoder.wall.")
+    predictor = parameters_under(model, "predictor.")
     for b in range(2):
         states = [branch_states(f[0], agent) + branch_states(f[1], wall) for f in frames[b].numpy()]
         np.testing.assert_allclose(encoded[b].detach().numpy(), states[1:], rtol=1e-10, atol=1e-10)
@@ -49,32 +49,32 @@ def test_forward_equals_the_formulas_in_numpy(residual, activation, size):
 
 
 def test_default_world_has_293344_parameters():
-    world = World()
-    sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in world.named_children()}
-    assert sizes == {"encoder": 159_712, "predictor": 133_632}
+    model = build_jepa()
+    sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in model.named_children()}
+    assert sizes == {"encoder": 159_712, "predictor": 133_632, "objective": 0}
     assert sum(sizes.values()) == 293_344
 
 
 def test_rollout_is_the_encoding_of_frame_0_followed_by_the_predictions():
-    world = scrambled(SMALL)
+    model = scrambled(SMALL)
     frames, actions = torch.rand(2, 4, 2, 13, 13).double(), torch.randn(2, 3, 2).double()
-    states = world.rollout(frames[:, 0], actions)
-    predicted, _ = world(frames, actions)
+    states = model.rollout(frames[:, 0], actions)
+    predicted, _ = model(frames, actions)
     torch.testing.assert_close(states[:, 1:], predicted, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(states[:, 0], world(frames.flip(1), actions)[1][:, -1])
+    torch.testing.assert_close(states[:, 0], model(frames.flip(1), actions)[1][:, -1])
 
 
 def test_predictions_ignore_later_frames():
-    world = scrambled(SMALL)
+    model = scrambled(SMALL)
     frames, actions = torch.rand(2, 4, 2, 13, 13).double(), torch.randn(2, 3, 2).double()
     changed = frames.clone()
     changed[:, 1:] = torch.rand_like(changed[:, 1:])
-    assert torch.equal(world(frames, actions)[0], world(changed, actions)[0])
+    assert torch.equal(model(frames, actions)[0], model(changed, actions)[0])
 
 
 def test_a_world_of_kernels_is_the_same_function_of_the_same_parameters():
     plain = scrambled(replace(SMALL, dropout=0.3)).train()
-    fused = World(plain.config, kernels="triton").double()
+    fused = build_jepa(plain.config, kernels="triton").double()
     fused.load_state_dict(plain.state_dict())
     frames, actions = torch.rand(2, 4, 2, 13, 13).double(), torch.randn(2, 3, 2).double()
     for ours, theirs in zip(fused(frames, actions), plain(frames, actions), strict=True):
@@ -82,16 +82,16 @@ def test_a_world_of_kernels_is_the_same_function_of_the_same_parameters():
 
 
 def test_every_parameter_gets_a_gradient_through_rollout_and_targets():
-    world = scrambled(SMALL)
-    predicted, encoded = world(torch.rand(2, 3, 2, 13, 13).double(), torch.randn(2, 2, 2).double())
+    model = scrambled(SMALL)
+    predicted, encoded = model(torch.rand(2, 3, 2, 13, 13).double(), torch.randn(2, 2, 2).double())
     (predicted * torch.randn_like(predicted) + encoded * torch.randn_like(encoded)).sum().backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in world.parameters())
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
 
 def test_batch_of_one_equals_its_row_in_a_larger_batch():
-    world = scrambled(SMALL)
+    model = scrambled(SMALL)
     frames, actions = torch.rand(3, 3, 2, 13, 13).double(), torch.randn(3, 2, 2).double()
-    for together, alone in zip(world(frames, actions), world(frames[1:2], actions[1:2]), strict=True):
+    for together, alone in zip(model(frames, actions), model(frames[1:2], actions[1:2]), strict=True):
         torch.testing.assert_close(together[1:2], alone, rtol=1e-12, atol=1e-12)
 
 
@@ -109,7 +109,7 @@ def test_no_permutation_copies_the_activations():
             return out
 
     with Watch():
-        World()(torch.rand(1, 2, 2, 65, 65), torch.rand(1, 1, 2))
+        build_jepa()(torch.rand(1, 2, 2, 65, 65), torch.rand(1, 1, 2))
     assert copies == []
 
 
@@ -124,12 +124,12 @@ def test_no_permutation_copies_the_activations():
 )
 def test_shapes_that_do_not_fit_are_refused_by_name(frames, actions, message):
     with pytest.raises(ValueError, match=message):
-        World(SMALL)(torch.zeros(frames), torch.zeros(actions))
+        build_jepa(SMALL)(torch.zeros(frames), torch.zeros(actions))
 
 
 def test_rollout_refuses_a_sequence_of_frames():
     with pytest.raises(ValueError, match="first_frames: got shape"):
-        World(SMALL).rollout(torch.zeros(2, 3, 2, 13, 13), torch.zeros(2, 2, 2))
+        build_jepa(SMALL).rollout(torch.zeros(2, 3, 2, 13, 13), torch.zeros(2, 2, 2))
 
 
 @pytest.mark.parametrize(
@@ -138,4 +138,4 @@ def test_rollout_refuses_a_sequence_of_frames():
 )
 def test_impossible_models_are_refused(settings, message):
     with pytest.raises(InputError, match=message):
-        ModelConfig(**settings)
+        JEPAConfig(**settings)

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from jepa_fast.config import ModelConfig
+from jepa_fast.config import JEPAConfig
 from jepa_fast.errors import InputError
 from jepa_fast.models.convnext import Branch, Encoder, locate
-from jepa_fast.models.jepa import World
+from jepa_fast.models.jepa import build_jepa
 from jepa_fast.models.sparse_encoder import Rewrites, SparseEncoder
 from jepa_fast.models.window_grid import WindowGrid
 from jepa_fast.models.window_heads import Coordinates
@@ -96,7 +96,7 @@ def test_a_base_that_weighs_almost_only_under_the_window_does_not_cancel():
     image[:, :4], image[:, 7:] = base[:, :4], base[:, 7:]
     place = WindowGrid.of(base[..., 0], torch.zeros(1, 3, 12), torch.tensor([[4, 0]]), None)
     head = Coordinates(branch)
-    found = head.window((image - base)[:, 4:7], head.kept(base), place, 0)
+    found = head.window((image - base)[:, 4:7], head.head_cache(base), place, 0)
     torch.testing.assert_close(found, locate(image.permute(0, 3, 1, 2), branch.sharpness), rtol=1e-5, atol=1e-6)
 
 
@@ -115,10 +115,10 @@ def test_bf16_autocast_rounds_no_coordinate(drawn):
 
 
 def test_the_preset_has_the_head_in_both_branches_and_the_default_has_it_in_none():
-    ours, default = World(preset("softargmax").model), World()
+    ours, default = build_jepa(preset("softargmax").model), build_jepa()
     names = {name for name in ours.state_dict() if name.endswith("sharpness")}
     assert names == {"encoder.agent.sharpness", "encoder.wall.sharpness"}
     assert not [name for name in default.state_dict() if name.endswith("sharpness")]
     assert ours.encoder.agent.fc.in_features == 2 * 16
     with pytest.raises(InputError, match=r"model\.head: got 'max', expected 'pool' or 'softargmax'"):
-        ModelConfig(head="max")
+        JEPAConfig(head="max")

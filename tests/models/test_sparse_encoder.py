@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from jepa_fast.config import EnergyConfig
+from jepa_fast.config import VICRegConfig
 from jepa_fast.data.batches import Batch, expand_dots, expand_walls
 from jepa_fast.kernels.dropout import new_clock
 from jepa_fast.models.convnext import Encoder
 from jepa_fast.models.sparse_encoder import Rewrites, SparseEncoder
-from jepa_fast.objectives.vicreg import energy
 from tests.models.exactness import assert_equal_to_plain, relative, states_and_gradients
+from tests.objective_terms import energy
 
 ROUTES = {
     "all": Rewrites(),
@@ -127,7 +127,7 @@ def energies_and_gradients(
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         states = batch_encoder(batch, new_clock(2))
     weights = torch.tensor([25.0, 25.0, 1.0], dtype=states.dtype)
-    total = energy(states[:, :-1], states[:, 1:], weights, EnergyConfig()).total
+    total = energy(states[:, :-1], states[:, 1:], weights, VICRegConfig()).total
     total.backward()
     return total.detach(), {name: weight.grad.double() for name, weight in encoder.named_parameters()}
 

@@ -7,10 +7,8 @@ import torch
 import torch.distributed as dist
 
 from jepa_fast.models.gated import Encoded
-from jepa_fast.models.registry import build_world
-from jepa_fast.objectives.infonce import contrast
-from jepa_fast.objectives.objective import Execution, MixtureLikelihood
-from jepa_fast.objectives.vicreg import energy, fused_energy
+from jepa_fast.models.registry import build_model
+from tests.objective_terms import contrast, energy, fused_energy, mixture
 
 
 def main() -> None:
@@ -28,17 +26,16 @@ def main() -> None:
             terms.total.backward()
             results[name, case] = torch.stack(terms).detach(), predicted.grad, encoded.grad
     predicted, encoded = (side.chunk(2)[rank].clone().requires_grad_() for side in job["states"][:2])
-    found = contrast(predicted, encoded, job["weights"], job["contrast"], process_group=dist.group.WORLD)
+    found = contrast(predicted, encoded, job["weights"], job["contrast"], group=dist.group.WORLD)
     found.total.backward()
     results["contrast"] = torch.stack(found).detach(), predicted.grad, encoded.grad
     for name, (config, encoded, actions, weights) in job["one_step"].items():
         torch.manual_seed(0)
-        world = build_world(config).double()
-        objective = MixtureLikelihood(world, Execution(group=dist.group.WORLD))
+        model = build_model(config).double()
         own = Encoded(*(part.chunk(2)[rank] for part in encoded))
-        terms, _ = objective(own, actions.chunk(2)[rank], world.dropout_clock, weights, None)
+        terms, _ = mixture(model, dist.group.WORLD)(own, actions.chunk(2)[rank], weights)
         terms.total.backward()
-        gradients = {key: parameter.grad for key, parameter in world.named_parameters()}
+        gradients = {key: parameter.grad for key, parameter in model.named_parameters()}
         results["one step", name] = torch.stack(terms).detach(), gradients
     torch.save(results, folder / f"rank{rank}.pt")
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from jepa_fast.config import ContrastConfig, ModelConfig, Recipe, RunConfig, Stage
+from jepa_fast.config import InfoNCEConfig, JEPAConfig, Recipe, RunConfig, Stage
 from jepa_fast.engine.loop import train
 from jepa_fast.engine.record import read_metrics, read_spectra
 from jepa_fast.errors import InputError
-from jepa_fast.objectives.infonce import contrast
 from jepa_fast.presets import preset
 from jepa_fast.runs import create_run
+from tests.objective_terms import contrast
 
 WEIGHTS = torch.tensor([2.0, 0.0, 0.0], dtype=torch.float64)
 
@@ -43,17 +43,17 @@ def reference(predicted, encoded, temperature):
 def test_terms_are_those_of_the_definition(shape, temperature):
     predicted, encoded = draw(*shape)
     predicted = (encoded + 0.8 * predicted).transpose(0, 1).contiguous().transpose(0, 1)
-    terms = contrast(predicted, encoded, WEIGHTS, ContrastConfig(temperature=temperature))
+    terms = contrast(predicted, encoded, WEIGHTS, InfoNCEConfig(temperature=temperature))
     surprise, found = reference(predicted, encoded, temperature)
     assert terms.contrast.item() == pytest.approx(surprise, rel=1e-12, abs=1e-12)
-    assert terms.found.item() == pytest.approx(found)
+    assert terms.top1.item() == pytest.approx(found)
     assert terms.invariance.item() == pytest.approx(((predicted - encoded) ** 2).mean().item())
     assert terms.total.item() == 2 * terms.contrast.item()
 
 
 def test_gradients_go_to_both_sides_and_are_those_of_finite_differences():
     predicted, encoded = (side.requires_grad_() for side in draw())
-    config = ContrastConfig(temperature=0.7)
+    config = InfoNCEConfig(temperature=0.7)
     torch.autograd.gradcheck(lambda *sides: contrast(*sides, WEIGHTS, config).contrast, (predicted, encoded))
 
 
@@ -64,35 +64,35 @@ def test_a_tiny_case_is_the_cross_entropy_worked_out_by_hand():
     by_hand = (
         -math.log(1 / (1 + math.exp(-35 / 2))) - math.log(math.exp(-9 / 2) / (math.exp(-9 / 2) + math.exp(-2)))
     ) / 2
-    terms = contrast(predicted, encoded, WEIGHTS, ContrastConfig(temperature=2.0))
+    terms = contrast(predicted, encoded, WEIGHTS, InfoNCEConfig(temperature=2.0))
     assert terms.contrast.item() == pytest.approx(by_hand, rel=1e-12)
     logits = -torch.tensor([[1.0, 36.0], [4.0, 9.0]], dtype=torch.float64) / 2
     assert terms.contrast.item() == pytest.approx(F.cross_entropy(logits, torch.arange(2)).item(), rel=1e-12)
-    assert terms.found.item() == 0.5
+    assert terms.top1.item() == 0.5
 
 
 def test_collapsed_states_sit_at_the_logarithm_of_the_number_of_candidates():
     state = torch.randn(8, generator=torch.Generator().manual_seed(0))
     collapsed = state.expand(6, 5, 8)
-    terms = contrast(collapsed, collapsed, WEIGHTS.float(), ContrastConfig())
+    terms = contrast(collapsed, collapsed, WEIGHTS.float(), InfoNCEConfig())
     assert terms.contrast.item() == pytest.approx(math.log(6), rel=1e-6)
-    assert terms.found == 0
+    assert terms.top1 == 0
 
 
 def test_predictions_that_are_far_from_all_other_encodings_cost_nothing():
     encoded = 10 * draw()[1]
-    terms = contrast(encoded, encoded, WEIGHTS, ContrastConfig())
+    terms = contrast(encoded, encoded, WEIGHTS, InfoNCEConfig())
     assert terms.contrast < 1e-6
-    assert terms.found == 1
+    assert terms.top1 == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_narrow_states_under_autocast_are_worked_with_in_float32(dtype):
     # About a large common offset, which squares would lose in float32 if they were taken about the origin.
     predicted, encoded = ((side + 50).to(dtype) for side in draw(batch=9, steps=16, dim=32))
-    truth = contrast(predicted.double(), encoded.double(), WEIGHTS, ContrastConfig())
+    truth = contrast(predicted.double(), encoded.double(), WEIGHTS, InfoNCEConfig())
     with torch.autocast("cpu", torch.bfloat16):
-        terms = contrast(predicted, encoded, WEIGHTS.float(), ContrastConfig())
+        terms = contrast(predicted, encoded, WEIGHTS.float(), InfoNCEConfig())
     assert terms.total.dtype == torch.float32
     torch.testing.assert_close(terms.contrast.double(), truth.contrast, rtol=1e-5, atol=1e-5)
 
@@ -100,21 +100,21 @@ def test_narrow_states_under_autocast_are_worked_with_in_float32(dtype):
 def test_shapes_that_differ_are_refused():
     predicted, encoded = draw()
     with pytest.raises(ValueError, match=r"predicted, encoded: got shapes \(5, 4, 3\) and \(5, 3, 3\), expected"):
-        contrast(predicted, encoded[:, 1:], WEIGHTS, ContrastConfig())
+        contrast(predicted, encoded[:, 1:], WEIGHTS, InfoNCEConfig())
 
 
 def test_settings_are_checked_and_read_back(tmp_path):
-    for settings, named in (({"temperature": 0.0}, "energy.temperature"), ({"kind": "nce"}, "energy.kind")):
+    for settings, named in (({"temperature": 0.0}, "objective.temperature"), ({"kind": "nce"}, "objective.kind")):
         with pytest.raises(InputError, match=named):
-            ContrastConfig(**settings)
-    with pytest.raises(InputError, match=r"no variance, no covariance with the infonce energy"):
-        Recipe(energy=ContrastConfig(), stages=(Stage(1, 1.0, 1.0, 0.0),))
+            InfoNCEConfig(**settings)
+    with pytest.raises(InputError, match=r"stage\.weights: got 'variance', expected contrast: terms of"):
+        Recipe(objective=InfoNCEConfig(), stages=(Stage(1, {"variance": 1.0}),))
 
 
 def test_training_comes_to_find_each_own_encoding_and_keeps_states_spread(tmp_path, two_rooms):
     """No regulariser is there but the other candidates; one trajectory in twelve would be found by chance."""
     recipe = preset("infonce")
-    recipe = replace(recipe, model=ModelConfig(channels=4, blocks=1, dim=128))
+    recipe = replace(recipe, model=JEPAConfig(channels=4, blocks=1, dim=128))
     config = RunConfig(
         preset="infonce", recipe=recipe, seed=3, steps=100, batch_size=12, amp="off", compile=False, device="cpu",
         data=str(two_rooms), loader="host", kernels="reference", exact_shortcuts=True,
@@ -124,5 +124,5 @@ def test_training_comes_to_find_each_own_encoding_and_keeps_states_spread(tmp_pa
     assert RunConfig.load(tmp_path / "run" / "config.json") == config
     last, spectrum = read_metrics(tmp_path / "run")[-1], read_spectra(tmp_path / "run")[-1]
     assert last["contrast"] < 0.7 * math.log(12)
-    assert last["found"] > 4 / 12
+    assert last["top1"] > 4 / 12
     assert spectrum["rankme"] > 4

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from jepa_fast.config import EnergyConfig
-from jepa_fast.objectives.vicreg import energy, fused_energy
+from jepa_fast.config import VICRegConfig
+from tests.objective_terms import energy, fused_energy
 
 WEIGHTS = torch.tensor([25.0, 15.0, 2.0], dtype=torch.float64)
 
@@ -43,7 +43,7 @@ def expected_regularisers(x, config):
 @pytest.mark.parametrize("steps", ["all", "each", "first"])
 @pytest.mark.parametrize("divisor", ["dim", "pairs"])
 def test_terms_equal_their_definition(sides, steps, divisor):
-    config = EnergyConfig(sides=sides, steps=steps, covariance_divisor=divisor, gamma=1.2, eps=1e-3)
+    config = VICRegConfig(sides=sides, steps=steps, covariance_divisor=divisor, gamma=1.2, eps=1e-3)
     predicted, encoded = states()
     got = energy(predicted, encoded, WEIGHTS, config)
     variance, covariance = expected_regularisers(predicted, config)
@@ -60,30 +60,30 @@ def test_terms_equal_their_definition(sides, steps, divisor):
 @pytest.mark.parametrize("steps", ["all", "each", "first"])
 @pytest.mark.parametrize("sides", ["predicted", "both"])
 def test_gradients_pass_gradcheck(steps, sides):
-    config = EnergyConfig(sides=sides, steps=steps)
+    config = VICRegConfig(sides=sides, steps=steps)
     pair = [x.clone().requires_grad_() for x in states(batch=4, steps=2, dim=3)]
     assert torch.autograd.gradcheck(lambda p, e: energy(p, e, WEIGHTS, config).total, pair)
 
 
 def test_stopped_targets_get_no_gradient_from_the_invariance():
     predicted, encoded = (x.clone().requires_grad_() for x in states())
-    energy(predicted, encoded, WEIGHTS, EnergyConfig(targets="stop_gradient")).total.backward()
+    energy(predicted, encoded, WEIGHTS, VICRegConfig(targets="stop_gradient")).total.backward()
     assert encoded.grad is None
     assert predicted.grad.abs().sum() > 0
 
 
 def test_stopped_targets_are_still_regularised_on_both_sides():
     predicted, encoded = (x.clone().requires_grad_() for x in states())
-    energy(predicted, encoded, WEIGHTS, EnergyConfig(targets="stop_gradient", sides="both")).total.backward()
+    energy(predicted, encoded, WEIGHTS, VICRegConfig(targets="stop_gradient", sides="both")).total.backward()
     assert encoded.grad.abs().sum() > 0
 
 
 def test_ema_targets_replace_the_encodings_in_the_invariance_alone():
     predicted, encoded = states()
     targets = encoded + 1.0
-    config = EnergyConfig(targets="ema", sides="both")
-    got = energy(predicted, encoded, WEIGHTS, config, ema_targets=targets)
-    plain = energy(predicted, encoded, WEIGHTS, EnergyConfig(sides="both"))
+    config = VICRegConfig(targets="ema", sides="both")
+    got = energy(predicted, encoded, WEIGHTS, config, targets=targets)
+    plain = energy(predicted, encoded, WEIGHTS, VICRegConfig(sides="both"))
     np.testing.assert_allclose(got.invariance, ((predicted - targets) ** 2).mean(), rtol=1e-12)
     assert (got.variance, got.covariance) == (plain.variance, plain.covariance)
 
@@ -91,15 +91,15 @@ def test_ema_targets_replace_the_encodings_in_the_invariance_alone():
 @pytest.mark.parametrize(("targets", "given"), [("ema", False), ("shared", True)])
 def test_ema_targets_without_the_option_or_the_option_without_them_are_refused(targets, given):
     predicted, encoded = states()
-    with pytest.raises(ValueError, match="ema_targets"):
-        energy(predicted, encoded, WEIGHTS, EnergyConfig(targets=targets), encoded if given else None)
+    with pytest.raises(ValueError, match=r"targets: expected with targets=.ema. and only then"):
+        energy(predicted, encoded, WEIGHTS, VICRegConfig(targets=targets), encoded if given else None)
 
 
 def test_bf16_states_under_autocast_are_summed_in_float32():
     predicted, encoded = states(batch=64, steps=16, dim=32, dtype=torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
-        got = energy(predicted, encoded, WEIGHTS.float(), EnergyConfig())
-    exact = energy(predicted.double(), encoded.double(), WEIGHTS, EnergyConfig())
+        got = energy(predicted, encoded, WEIGHTS.float(), VICRegConfig())
+    exact = energy(predicted.double(), encoded.double(), WEIGHTS, VICRegConfig())
     for ours, truth in zip(got, exact, strict=True):
         assert ours.dtype == torch.float32
         torch.testing.assert_close(ours.double(), truth, rtol=1e-5, atol=0)
@@ -107,7 +107,7 @@ def test_bf16_states_under_autocast_are_summed_in_float32():
 
 def test_collapsed_states_cost_the_whole_hinge_and_no_covariance():
     constant = torch.ones(4, 3, 5, dtype=torch.float64)
-    got = energy(constant, constant, WEIGHTS, EnergyConfig())
+    got = energy(constant, constant, WEIGHTS, VICRegConfig())
     np.testing.assert_allclose(got.variance, 1 - 1e-4**0.5, rtol=1e-12)
     assert got.covariance == 0
     assert got.invariance == 0
@@ -116,9 +116,9 @@ def test_collapsed_states_cost_the_whole_hinge_and_no_covariance():
 @pytest.mark.parametrize(
     ("shape", "config", "message"),
     [
-        ((1, 1, 5), EnergyConfig(), r"got 1 row\(s\)"),
-        ((1, 4, 5), EnergyConfig(steps="each"), r"got 1 row\(s\)"),
-        ((4, 5), EnergyConfig(), "expected .B, T-1, D. twice"),
+        ((1, 1, 5), VICRegConfig(), r"got 1 row\(s\)"),
+        ((1, 4, 5), VICRegConfig(steps="each"), r"got 1 row\(s\)"),
+        ((4, 5), VICRegConfig(), "expected .B, T-1, D. twice"),
     ],
 )
 def test_states_without_a_covariance_are_refused(shape, config, message):
@@ -131,7 +131,7 @@ def test_non_contiguous_states_give_the_same_energy():
     strided = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in (predicted, encoded)]
     assert not strided[0].is_contiguous()
     for a, b in zip(
-        energy(*strided, WEIGHTS, EnergyConfig()), energy(predicted, encoded, WEIGHTS, EnergyConfig()), strict=True
+        energy(*strided, WEIGHTS, VICRegConfig()), energy(predicted, encoded, WEIGHTS, VICRegConfig()), strict=True
     ):
         torch.testing.assert_close(a, b, rtol=1e-13, atol=0)
 
@@ -141,7 +141,7 @@ def test_non_contiguous_states_give_the_same_energy():
 @pytest.mark.parametrize("targets", ["shared", "stop_gradient", "ema"])
 @pytest.mark.parametrize("divisor", ["dim", "pairs"])
 def test_fused_energy_equals_the_readable_one(sides, steps, targets, divisor):
-    config = EnergyConfig(sides=sides, steps=steps, targets=targets, covariance_divisor=divisor, gamma=1.2, eps=1e-3)
+    config = VICRegConfig(sides=sides, steps=steps, targets=targets, covariance_divisor=divisor, gamma=1.2, eps=1e-3)
     results = []
     for function in (energy, fused_energy):
         predicted, encoded = (x.clone().requires_grad_() for x in states())
@@ -158,16 +158,16 @@ def test_fused_energy_equals_the_readable_one(sides, steps, targets, divisor):
 def test_fused_energy_of_bf16_states_is_summed_in_float32():
     predicted, encoded = (x.requires_grad_() for x in states(batch=64, steps=16, dim=32, dtype=torch.bfloat16))
     with torch.autocast("cpu", torch.bfloat16):
-        got = fused_energy(predicted, encoded, WEIGHTS.float(), EnergyConfig(sides="both"))
+        got = fused_energy(predicted, encoded, WEIGHTS.float(), VICRegConfig(sides="both"))
     got.total.backward()
-    exact = energy(predicted.double(), encoded.double(), WEIGHTS, EnergyConfig(sides="both"))
+    exact = energy(predicted.double(), encoded.double(), WEIGHTS, VICRegConfig(sides="both"))
     for ours, truth in zip(got, exact, strict=True):
         assert ours.dtype == torch.float32
         torch.testing.assert_close(ours.double(), truth, rtol=1e-5, atol=0)
     assert predicted.grad.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize(("shape", "config"), [((1, 1, 5), EnergyConfig()), ((1, 4, 5), EnergyConfig(steps="first"))])
+@pytest.mark.parametrize(("shape", "config"), [((1, 1, 5), VICRegConfig()), ((1, 4, 5), VICRegConfig(steps="first"))])
 def test_fused_energy_refuses_states_without_a_covariance(shape, config):
     with pytest.raises(ValueError, match=r"got 1 row\(s\)"):
         fused_energy(torch.zeros(shape), torch.zeros(shape), WEIGHTS, config)

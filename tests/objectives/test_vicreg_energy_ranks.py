@@ -9,27 +9,25 @@ import pytest
 import torch
 
 import jepa_fast
-from jepa_fast.config import ApartModelConfig, ContrastConfig, EnergyConfig, FeatureModelConfig, PixelModelConfig
+from jepa_fast.config import GatedConvNeXtConfig, GatedFeaturesConfig, GatedPixelsConfig, InfoNCEConfig, VICRegConfig
 from jepa_fast.models.gated import Encoded
-from jepa_fast.models.registry import build_world
-from jepa_fast.objectives.infonce import contrast
-from jepa_fast.objectives.objective import Execution, MixtureLikelihood
-from jepa_fast.objectives.vicreg import energy
+from jepa_fast.models.registry import build_model
+from tests.objective_terms import contrast, energy, mixture
 
 ROOT = Path(jepa_fast.__file__).parents[1]
 CASES = {
-    "default": EnergyConfig(),
-    "each, both": EnergyConfig(sides="both", steps="each"),
-    "first, pairs": EnergyConfig(steps="first", covariance_divisor="pairs"),
-    "first, stop-gradient": EnergyConfig(steps="first", sides="both", targets="stop_gradient"),
-    "ema": EnergyConfig(targets="ema", sides="both"),
+    "default": VICRegConfig(),
+    "each, both": VICRegConfig(sides="both", steps="each"),
+    "first, pairs": VICRegConfig(steps="first", covariance_divisor="pairs"),
+    "first, stop-gradient": VICRegConfig(steps="first", sides="both", targets="stop_gradient"),
+    "ema": VICRegConfig(targets="ema", sides="both"),
 }
-CONTRAST = ContrastConfig(temperature=0.5)
+CONTRAST = InfoNCEConfig(temperature=0.5)
 # The models of the one-step task, and what of a room their encodings carry.
 ONE_STEP = {
-    "features": (FeatureModelConfig(dim=4, wall_hidden=6), (2, 2, 2)),
-    "pixels": (PixelModelConfig(dim=4, frame=9, lattice=3, hidden=6), (9, 9)),
-    "apart": (ApartModelConfig(dim=4, frame=9, channels=3, hidden=6), (4,)),
+    "features": (GatedFeaturesConfig(dim=4, wall_hidden=6), (2, 2, 2)),
+    "pixels": (GatedPixelsConfig(dim=4, frame=9, lattice=3, hidden=6), (9, 9)),
+    "apart": (GatedConvNeXtConfig(dim=4, frame=9, channels=3, hidden=6), (4,)),
 }
 WEIGHTS = torch.tensor([25.0, 15.0, 2.0], dtype=torch.float64)
 
@@ -112,10 +110,10 @@ def test_processes_give_the_contrast_and_the_gradients_of_one(states, results):
 def test_processes_give_the_one_step_terms_and_gradients_of_one(one_step, results, name):
     config, encoded, actions, weights = one_step[name]
     torch.manual_seed(0)
-    world = build_world(config).double()
-    terms, _ = MixtureLikelihood(world, Execution())(encoded, actions, world.dropout_clock, weights, None)
+    model = build_model(config).double()
+    terms, _ = mixture(model)(encoded, actions, weights)
     terms.total.backward()
-    ours = dict(world.named_parameters())
+    ours = dict(model.named_parameters())
     for theirs, _ in (rank["one step", name] for rank in results):
         torch.testing.assert_close(theirs, torch.stack(terms).detach(), rtol=1e-10, atol=0)
     for key, parameter in ours.items():

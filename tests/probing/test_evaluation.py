@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from jepa_fast.config import ModelConfig, Recipe, RunConfig
+from jepa_fast.config import JEPAConfig, Recipe, RunConfig
 from jepa_fast.data.host import evaluation_batches
 from jepa_fast.data.shards import open_split
 from jepa_fast.engine.checkpoint import save_checkpoint
 from jepa_fast.errors import InputError
 from jepa_fast.evaluate import Arguments, main
-from jepa_fast.models.jepa import World
+from jepa_fast.models.jepa import build_jepa
 from jepa_fast.probing import rollouts as rollouts_module
 from jepa_fast.probing.evaluation import PROBE_SETS, evaluate, rectangles, score
 from jepa_fast.probing.prober import converged_probe
@@ -26,18 +26,18 @@ from jepa_fast.probing.rollouts import rollout_split
 from jepa_fast.runs import create_run
 from tests.blinded import batches_of_noise_after_frame_zero
 
-SMALL = ModelConfig(channels=4, blocks=1, dim=16)
+SMALL = JEPAConfig(channels=4, blocks=1, dim=16)
 
 
 @pytest.fixture(scope="module")
-def world():
+def model():
     torch.manual_seed(0)
-    return World(SMALL)
+    return build_jepa(SMALL)
 
 
 @pytest.fixture(scope="module")
-def evaluation(world, two_rooms):
-    return evaluate(world, two_rooms)
+def evaluation(model, two_rooms):
+    return evaluate(model, two_rooms)
 
 
 def test_all_four_sets_are_scored_at_every_step(evaluation):
@@ -57,13 +57,13 @@ def test_all_four_sets_are_scored_at_every_step(evaluation):
 def test_an_untrained_world_scores_as_the_untrained_floor(two_rooms):
     """The floor is the same architecture with the probe seed's weights, probed in the same way."""
     torch.manual_seed(5)
-    evaluation = evaluate(World(SMALL), two_rooms, probe_seed=5)
+    evaluation = evaluate(build_jepa(SMALL), two_rooms, probe_seed=5)
     for result in evaluation.probe_sets:
         assert result.trained == result.untrained
 
 
-def test_without_the_floor_the_scores_are_the_same(tmp_path, world, two_rooms, evaluation):
-    without = evaluate(world, two_rooms, floor=False)
+def test_without_the_floor_the_scores_are_the_same(tmp_path, model, two_rooms, evaluation):
+    without = evaluate(model, two_rooms, floor=False)
     assert [result.untrained for result in without.probe_sets] == [None] * 4
     assert [result.trained for result in without.probe_sets] == [result.trained for result in evaluation.probe_sets]
     without.save(tmp_path / "evaluation.json")
@@ -85,44 +85,44 @@ def test_the_wall_to_agent_ratio_is_wall_over_normal_and_is_stored(tmp_path, eva
     assert "ratio" not in alone.table()
 
 
-def test_the_model_cannot_see_later_frames(world, two_rooms, monkeypatch):
+def test_the_model_cannot_see_later_frames(model, two_rooms, monkeypatch):
     """With every frame after the first replaced by noise, the predicted states are the same to the bit."""
     split = open_split(two_rooms / "probe_normal" / "val")
-    plain = rollout_split(world, split, "plain")
+    plain = rollout_split(model, split, "plain")
 
     monkeypatch.setattr(rollouts_module, "evaluation_batches", batches_of_noise_after_frame_zero)
-    noisy = rollout_split(world, split, "noisy")
-    assert torch.equal(noisy.states, plain.states)
+    noisy = rollout_split(model, split, "noisy")
+    assert torch.equal(noisy.latents, plain.latents)
     # The test can fail: frame 0 and the actions do matter.
     monkeypatch.setattr(
         rollouts_module,
         "evaluation_batches",
         lambda split, size: (b._replace(corners=b.corners.flip(0)) for b in evaluation_batches(split, size)),
     )
-    assert not torch.equal(rollout_split(world, split, "moved").states, plain.states)
+    assert not torch.equal(rollout_split(model, split, "moved").latents, plain.latents)
 
 
-def test_rollouts_equal_the_models_own_rollout_from_whole_frames(world, two_rooms):
+def test_rollouts_equal_the_models_own_rollout_from_whole_frames(model, two_rooms):
     from jepa_fast.data.batches import expand_frames
 
     split = open_split(two_rooms / "probe_wall" / "val")
-    rolled = rollout_split(world, split, "wall", batch_size=32)
-    world.eval()
+    rolled = rollout_split(model, split, "wall", batch_size=32)
+    model.eval()
     with torch.no_grad():
         for batch in evaluation_batches(split, 80):
             frames = expand_frames(batch, split.spec)
-            expected = world.rollout(frames[:, 0], batch.actions)
-    world.train()
+            expected = model.rollout(frames[:, 0], batch.actions)
+    model.train()
     torch.testing.assert_close(rolled.states, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_rolling_out_leaves_the_world_in_its_mode(world, two_rooms):
+def test_rolling_out_leaves_the_world_in_its_mode(model, two_rooms):
     split = open_split(two_rooms / "probe_wall" / "val")
     for mode in (True, False):
-        world.train(mode)
-        rollout_split(world, split, "mode")
-        assert world.training is mode
-    world.train()
+        model.train(mode)
+        rollout_split(model, split, "mode")
+        assert model.training is mode
+    model.train()
 
 
 def test_command_prints_the_table_and_writes_the_json(tmp_path, two_rooms, capsys):
@@ -136,23 +136,23 @@ def test_command_prints_the_table_and_writes_the_json(tmp_path, two_rooms, capsy
         assert f"{result['trained']['official']:.3f}" in table
 
 
-def test_sets_that_are_not_there_are_left_out_and_named(tmp_path, two_rooms, world, caplog):
+def test_sets_that_are_not_there_are_left_out_and_named(tmp_path, two_rooms, model, caplog):
     for name in ("train", "val"):
         shutil.copytree(two_rooms / "probe_expert" / name, tmp_path / "probe_expert" / name)
     with caplog.at_level("INFO"):
-        evaluation = evaluate(world, tmp_path)
+        evaluation = evaluate(model, tmp_path)
     assert [result.name for result in evaluation.probe_sets] == ["probe_expert/val"]
     assert "probe_normal/val: left out" in caplog.text
 
 
-def test_a_folder_without_probe_sets_is_refused(tmp_path, world):
+def test_a_folder_without_probe_sets_is_refused(tmp_path, model):
     with pytest.raises(InputError, match=f"{tmp_path}: no probe set; expected probe_normal/val or"):
-        evaluate(world, tmp_path)
+        evaluate(model, tmp_path)
 
 
-def test_the_evaluation_says_what_was_probed(evaluation, world):
+def test_the_evaluation_says_what_was_probed(evaluation, model):
     assert evaluation.state_dim == 16
-    assert evaluation.parameters == sum(p.numel() for p in world.parameters())
+    assert evaluation.parameters == sum(p.numel() for p in model.parameters())
     assert evaluation.state_norm > 0
 
 
@@ -165,10 +165,10 @@ def test_bins_of_distance_add_up_to_the_scores(evaluation):
             assert total / frames == pytest.approx(getattr(result.trained, probe), rel=1e-4)
 
 
-def test_examples_are_the_best_the_median_and_the_worst_trajectories(world, two_rooms, evaluation):
+def test_examples_are_the_best_the_median_and_the_worst_trajectories(model, two_rooms, evaluation):
     split = open_split(two_rooms / "probe_wall" / "val")
-    rollouts = rollout_split(world, split, "wall")
-    probe = converged_probe(rollout_split(world, open_split(two_rooms / "probe_normal" / "train"), "train"), 0)
+    rollouts = rollout_split(model, split, "wall")
+    probe = converged_probe(rollout_split(model, open_split(two_rooms / "probe_normal" / "train"), "train"), 0)
     errors = probe.squared_errors(rollouts).mean(1).sort()
     examples = evaluation.probe_sets[1].examples
     assert [example.kind for example in examples] == ["best", "best", "median", "median", "worst", "worst"]
@@ -212,12 +212,12 @@ def make_run(folder, data):
     )  # fmt: skip
     create_run(folder, config)
     torch.manual_seed(0)
-    save_checkpoint(folder, 1, {"step": 1, "world": World(SMALL).state_dict()})
+    save_checkpoint(folder, 1, {"step": 1, "model": build_jepa(SMALL).state_dict()})
     assert asdict(RunConfig.load(folder / "config.json")) == asdict(config)
     return folder
 
 
-def test_the_light_score_is_that_of_the_evaluation(world, evaluation, two_rooms):
+def test_the_light_score_is_that_of_the_evaluation(model, evaluation, two_rooms):
     names = ["probe_wall/val", "probe_expert/val"]
-    found = score(world, two_rooms, names, probe_seed=0)
+    found = score(model, two_rooms, names, probe_seed=0)
     assert found == {result.name: result.trained for result in evaluation.probe_sets if result.name in names}

@@ -13,7 +13,7 @@ from jepa_fast.probing.rollouts import Rollouts
 
 
 def rollouts(count=512, steps=5, dim=12, scale=1.0, offset=0.0, seed=0):
-    """Locations uniform in the world, states a random linear lift of them."""
+    """Locations uniform in the model, states a random linear lift of them."""
     generator = torch.Generator().manual_seed(seed)
     locations = 4 + 56 * torch.rand(count, steps, 2, generator=generator)
     normalised = (locations - torch.tensor(LOCATION_MEAN)) / torch.tensor(LOCATION_STD)

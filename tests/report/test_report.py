@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import jepa_fast
-from jepa_fast.config import EnergyConfig, ModelConfig, Recipe, RunConfig, Stage
+from jepa_fast.config import JEPAConfig, Recipe, RunConfig, Stage, VICRegConfig
 from jepa_fast.engine.loop import train
 from jepa_fast.engine.record import Record, write_environment
 from jepa_fast.errors import InputError
@@ -67,8 +67,8 @@ class Page(HTMLParser):
 
 def make_run(folder, data, **changes):
     recipe = Recipe(
-        model=ModelConfig(channels=2, blocks=1, dim=8),
-        energy=EnergyConfig(gamma=0.5),
+        model=JEPAConfig(channels=2, blocks=1, dim=8),
+        objective=VICRegConfig(gamma=0.5),
         stages=(Stage(1, 25.0, 25.0, 1.0), Stage(1, 30.0, 25.0, 1.0)),
     )
     config = RunConfig(
@@ -193,7 +193,7 @@ def test_a_sentence_names_what_the_spectrum_says(page, runs):
 
 
 def test_configuration_and_environment_are_there(page):
-    for text in ("recipe.stages.1.invariance", "recipe.energy.gamma", torch.__version__, "30 of 30 steps"):
+    for text in ("recipe.stages.1.invariance", "recipe.objective.gamma", torch.__version__, "30 of 30 steps"):
         assert text in page.text
     assert "25 invariance + 25 variance + 1 covariance up to step 15, then 30 invariance" in page.text
 
@@ -280,7 +280,7 @@ def test_a_report_says_where_stages_ended_and_what_they_froze(tmp_path, two_room
         Stage(9, 0.0, 25.0, 1.0, until=EpochReached(1.5)),
         Stage(1, 25.0, 0.0, 0.0, ("encoder.agent", "encoder.wall"), stop_gradient=True),
     )
-    recipe = Recipe(model=ModelConfig(channels=2, blocks=1, dim=8), stages=stages)
+    recipe = Recipe(model=JEPAConfig(channels=2, blocks=1, dim=8), stages=stages)
     config = RunConfig(
         preset="test", recipe=recipe, seed=0, steps=20, batch_size=8, amp="off", compile=False, device="cpu",
         data=str(two_rooms), loader="host", kernels="reference", exact_shortcuts=True,

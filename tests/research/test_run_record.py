@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from jepa_fast.config import ModelConfig, Recipe, RunConfig
+from jepa_fast.config import JEPAConfig, Recipe, RunConfig
 from jepa_fast.engine.loop import train
 from jepa_fast.engine.record import read_metrics, read_spectra, write_environment
 from jepa_fast.errors import InputError
@@ -22,7 +22,7 @@ from research.run_record import RunRecord, record_of
 @pytest.fixture(scope="module")
 def run(two_rooms, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
-    recipe = Recipe(model=ModelConfig(channels=2, blocks=1, dim=8))
+    recipe = Recipe(model=JEPAConfig(channels=2, blocks=1, dim=8))
     config = RunConfig(
         preset="test", recipe=recipe, seed=3, steps=25, batch_size=6, amp="off", compile=False, device="cpu",
         data=str(two_rooms), loader="host", kernels="reference", exact_shortcuts=True,

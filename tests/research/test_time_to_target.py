@@ -48,8 +48,8 @@ def test_warm_up_and_probing_leave_the_bits_of_the_training_alone(tmp_path, conf
     out_of_reach = dict.fromkeys(targets.SETS, 1e-9)
     watched = run_to_target(config, tmp_path / "watched", [4, 8, 12], out_of_reach)
     assert [event["step"] for event in watched.log if event["event"] == "check"] == [4, 8, 12]
-    theirs = plain.world.state_dict()
-    assert all(torch.equal(value, theirs[name]) for name, value in watched.world.state_dict().items())
+    theirs = plain.model.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in watched.model.state_dict().items())
 
 
 def test_a_run_stops_at_the_first_check_that_is_met_and_its_record_holds(tmp_path, two_rooms, monkeypatch, capsys):

@@ -1,0 +1,40 @@
+"""Which backend a model's op runs on, in words for the log."""
+
+from typing import Literal, Protocol, runtime_checkable
+
+from torch import nn
+
+from jepa_fast.config import Kernels
+from jepa_fast.kernels import dispatch
+from jepa_fast.kernels.dispatch import PLAIN
+
+
+@runtime_checkable
+class DescribesOps(Protocol):
+    """A module that can say what its ops run on."""
+
+    def ops(self, kernels: Kernels, device: Literal["cpu", "cuda"]) -> dict[str, str]:
+        """What each op runs on with these kernels, by name."""
+
+
+def ops_of(module: nn.Module, kernels: Kernels, device: Literal["cpu", "cuda"]) -> dict[str, str]:
+    """What the ops of a module run on; of one that does not say, nothing."""
+    return module.ops(kernels, device) if isinstance(module, DescribesOps) else {}
+
+
+def triton_or_plain(kernels: Kernels, device: Literal["cpu", "cuda"], **asked: tuple[int, tuple[int, ...]]) -> str:
+    """A Triton kernel, or plain PyTorch and why, where kernels should be Triton's.
+
+    Args:
+        kernels: of the run.
+        device: of the run.
+        asked: by field of the model's configuration, the value it has and those that the kernel takes.
+    """
+    if kernels != "triton":
+        return PLAIN
+    reasons = [dispatch.why_no_triton(device)]
+    for name, (value, known) in asked.items():
+        if value not in known:
+            reasons.append(f"model.{name} is {value}, the kernel takes {', '.join(map(str, known))}")
+    missing = next(filter(None, reasons), None)
+    return "Triton kernel" if missing is None else f"{PLAIN}: {missing}"
