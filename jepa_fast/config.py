@@ -56,7 +56,7 @@ class Recipe:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     batch_size: int = 128
     flips: bool = False
-    stages: tuple[Stage, ...] = (Stage(50), Stage(50, {"invariance": 30.0}))
+    stages: tuple[Stage, ...] = (Stage(1),)
 
     def __post_init__(self) -> None:
         known, kind = self.model.objectives, self.objective.kind

@@ -36,7 +36,12 @@ def train(
 ) -> int:
     """Train in run folder `folder` until `config.steps` or a stop signal; returns the steps done.
 
-    `model` is what is trained, in place of one that is built from the configuration.
+    Args:
+        config: of the run; as stored in the folder, where it is resumed.
+        folder: holds config.json already.
+        options: how the run is watched and kept.
+        ranks: the processes that share it.
+        model: what is trained, its weights and its objective included; by default built from the configuration.
 
     Raises:
         InputError: the data or the checkpoint do not fit the configuration.

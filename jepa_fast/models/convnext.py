@@ -165,8 +165,7 @@ class Encoder(TrajectoryEncoder):
             taken = hasattr(self, name) or name in ("fusion", "norm", "dropout", "is_apart")
             require(not taken, "model.groups.name", name, "a name that the encoder does not use itself")
             self.add_module(name, branch(inputs=inputs))
-        self.channels = sum(inputs for _, inputs in self.groups)
-        self.fusion = branch(inputs=self.channels) if fusion else None
+        self.fusion = branch(inputs=sum(inputs for _, inputs in self.groups)) if fusion else None
         self.norm = nn.LayerNorm(dim, eps=1e-5, bias=bias) if norm_after_add else nn.Identity()
         self.dropout = dropout
         self.is_apart = wall == "apart"

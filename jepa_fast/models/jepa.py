@@ -40,7 +40,6 @@ class JEPA(Model):
         super().__init__(config or made_here, objective or VICReg(), kernels)
         self.encoder: nn.Module = encoder
         self.predictor: nn.Module = predictor
-        self.channels = getattr(encoder, "channels", None)
         self.action_size = getattr(predictor, "action_dim", None)
 
     @classmethod
@@ -119,4 +118,6 @@ def build_jepa(
         history=config.history,
         history_decay=config.history_decay,
     )
-    return JEPA(encoder, predictor, objective, config=config, kernels=kernels)
+    model = JEPA(encoder, predictor, objective, config=config, kernels=kernels)
+    model.channels = sum(group.channels for group in config.groups)
+    return model

@@ -23,7 +23,6 @@ from jepa_fast.probing.results import Evaluation
 from jepa_fast.report import __main__ as report
 from jepa_fast.report.words import number
 from jepa_fast.runs import create_run
-from jepa_fast.stages import EpochReached
 
 ROOT = Path(jepa_fast.__file__).parents[1]
 SETS = ["normal", "wall", "wall_other", "expert"]
@@ -69,7 +68,7 @@ def make_run(folder, data, **changes):
     recipe = Recipe(
         model=JEPAConfig(channels=2, blocks=1, dim=8),
         objective=VICRegConfig(gamma=0.5),
-        stages=(Stage(1, 25.0, 25.0, 1.0), Stage(1, 30.0, 25.0, 1.0)),
+        stages=(Stage(1), Stage(1, {"invariance": 30.0})),
     )
     config = RunConfig(
         preset="test", recipe=recipe, seed=3, steps=30, batch_size=8, amp="off", compile=False,
@@ -275,10 +274,9 @@ def test_bad_input_is_one_line(tmp_path, runs):
 
 
 def test_a_report_says_where_stages_ended_and_what_they_froze(tmp_path, two_rooms):
-    """The first stage ends at the reading after an epoch and a half of six steps each, not at its share."""
     stages = (
-        Stage(9, 0.0, 25.0, 1.0, until=EpochReached(1.5)),
-        Stage(1, 25.0, 0.0, 0.0, ("encoder.agent", "encoder.wall"), stop_gradient=True),
+        Stage(1, {"invariance": 0.0}),
+        Stage(1, {"variance": 0.0, "covariance": 0.0}, ("encoder.agent", "encoder.wall")),
     )
     recipe = Recipe(model=JEPAConfig(channels=2, blocks=1, dim=8), stages=stages)
     config = RunConfig(
@@ -289,5 +287,5 @@ def test_a_report_says_where_stages_ended_and_what_they_froze(tmp_path, two_room
     train(config, tmp_path / "run")
     report.main(report.Arguments((tmp_path / "run",)))
     text = Page(tmp_path / "run" / "report.html").text
-    assert "0 invariance + 25 variance + 1 covariance up to step 10, then 25 invariance + 0 variance" in text
-    assert "targets without gradient, with encoder.agent and encoder.wall frozen up to step 20" in text
+    assert "by VICReg: 0 invariance + 25 variance + 1 covariance up to step 10, then 25 invariance + 0 variance" in text
+    assert "+ 0 covariance with encoder.agent and encoder.wall frozen up to step 20." in text
