@@ -7,7 +7,6 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from jepa_fast.presets import canonical
 from jepa_fast.probing.evaluation import PROBE_SETS
 from jepa_fast.report.marks import between
 from jepa_fast.report.probes import short
@@ -60,7 +59,7 @@ def full_runs() -> dict[str, list[RunRecord]]:
     path = RECORDS / "study" / "pareto.jsonl"
     for fields in jsonl.read(path):
         record = RunRecord.parse(fields, str(path))
-        found[canonical(record.preset)].append(record)
+        found[record.preset].append(record)
     return {name: sorted(records, key=lambda record: record.seed) for name, records in found.items()}
 
 
