@@ -44,7 +44,7 @@ def run(
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
         main(arguments)
     except InputError as error:
-        fail(str(error))
+        fail(str(error), details=error.details)
     except RunError as error:
         fail(str(error), status=1)
     except OSError as error:
@@ -159,7 +159,9 @@ def choose_device(flag: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"
     return "cuda" if has_cuda and flag != "cpu" else "cpu"
 
 
-def fail(message: str, status: int = 2) -> None:
-    """Print `error: message` on standard error, in one line, and exit with `status`."""
+def fail(message: str, status: int = 2, details: str = "") -> None:
+    """Print `error: message` on standard error, in one line, then any details, and exit with `status`."""
     print("error: " + " ".join(message.split()), file=sys.stderr)
+    if details:
+        print(details, file=sys.stderr)
     sys.exit(status)

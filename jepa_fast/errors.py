@@ -5,8 +5,12 @@ class InputError(ValueError):
     """Bad input, told in one line that names what is wrong and where.
 
     Commands print it without a traceback and exit with status 2. Anything else that escapes is a bug of ours and keeps
-    its traceback.
+    its traceback. `details` are lines that help to do it right, printed below.
     """
+
+    def __init__(self, message: str, details: str = "") -> None:
+        super().__init__(message)
+        self.details = details
 
 
 def require(condition: bool, argument: str, got: object, expected: str) -> None:

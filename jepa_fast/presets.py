@@ -14,8 +14,8 @@ from jepa_fast.config import (
     Recipe,
     Stage,
     VICRegConfig,
-    require,
 )
+from jepa_fast.errors import InputError
 
 
 def explorejepa_writeup() -> Recipe:
@@ -222,7 +222,8 @@ def preset(name: str) -> Recipe:
     Raises:
         InputError: there is none of that name.
     """
-    require(canonical(name) in PRESETS, "--preset", name, f"one of {', '.join(sorted(PRESETS))}")
+    if canonical(name) not in PRESETS:
+        raise InputError(f"--preset: got {name!r}, expected one of {', '.join(sorted(PRESETS))}", listing())
     return PRESETS[canonical(name)]()
 
 

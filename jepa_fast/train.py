@@ -4,7 +4,6 @@ Every field of a preset's recipe is a flag: `--model.dim 64 --optimizer.learning
 """
 
 import logging
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,7 +25,7 @@ from jepa_fast.config import (
 from jepa_fast.data.shards import open_split
 from jepa_fast.errors import InputError
 from jepa_fast.generate import generate
-from jepa_fast.presets import DEFAULT_PRESET, PRESETS, canonical, listing, preset
+from jepa_fast.presets import DEFAULT_PRESET, canonical, preset
 
 if TYPE_CHECKING:
     from jepa_fast.models.model import Model
@@ -136,8 +135,6 @@ def defaults(words: Sequence[str]) -> Arguments:
         InputError: there is no such preset or run.
     """
     stored, name = cli.peek(words, "--resume"), cli.peek(words, "--preset")
-    if name is not None and canonical(name) not in PRESETS:
-        print(f"presets:\n{listing()}", file=sys.stderr)
     recipe = preset(name or DEFAULT_PRESET)
     if stored is not None:
         recipe = RunConfig.load(Path(stored) / CONFIG).recipe

@@ -120,8 +120,8 @@ def test_a_wrong_preset_is_met_with_a_line_on_each(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         cli.run(train.main, train.Arguments, "", train.defaults)
     lines = capsys.readouterr().err.splitlines()
-    assert [line.split()[0] for line in lines[1:-1]] == list(PRESETS)
-    assert lines[-1].startswith("error: --preset: got 'best'")
+    assert lines[0].startswith("error: --preset: got 'best', expected one of baseline, ")
+    assert [line.split()[0] for line in lines[1:]] == list(PRESETS)
     assert all(len(line.split()) > 4 for line in listing().splitlines())
 
 

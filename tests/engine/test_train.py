@@ -339,10 +339,10 @@ def test_a_damaged_configuration_is_named(tmp_path):
 
 
 def test_bad_input_ends_the_command_with_one_line_and_status_2(tmp_path, two_rooms):
-    process = command("--data.path", two_rooms, "--out", tmp_path / "run", "--preset", "best")
+    process = command("--data.path", two_rooms, "--out", tmp_path / "run", "--seed", "-1", "--data.batch-size", "8")
     _, error = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert error.startswith("error: --preset: got 'best'")
+    assert error.startswith("error: --seed: got -1")
     assert error.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
