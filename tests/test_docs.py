@@ -92,7 +92,8 @@ def place(tmp_path_factory):
         "for states, actions in (('s', 'a'), ('states', 'actions')):\n"
         "    np.save(states, rng.integers(0, 256, (4, 17, 2, 65, 65), np.uint8))\n"
         "    np.save(actions, rng.normal(size=(4, 16, 2)).astype(np.float32))\n"
-        "np.save('locations', rng.uniform(5, 60, (4, 17, 2)).astype(np.float32))\n"
+        "for locations in ('l', 'locations'):\n"
+        "    np.save(locations, rng.uniform(5, 60, (4, 17, 2)).astype(np.float32))\n"
     )
     finish_block(arrays, place)
     flags = f"--data.path data/full --data.batch-size 4 --steps {STEPS} --checkpoint-minutes 0"
