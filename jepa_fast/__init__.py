@@ -41,12 +41,10 @@ _PLACES = {
     "OptimizerConfig": "jepa_fast.config",
     "Run": "jepa_fast.fitting",
     "Stage": "jepa_fast.config",
-    "TrajectoryDataset": "jepa_fast.data.dataset",
     "VICRegConfig": "jepa_fast.config",
     "VICReg": "jepa_fast.objectives.vicreg",
     "fit": "jepa_fast.fitting",
     "load": "jepa_fast.runs",
-    "pack": "jepa_fast.data.dataset",
 }
 _MODULES = ("functional", "nn")
 
@@ -58,14 +56,12 @@ __all__ = [
     "OptimizerConfig",
     "Run",
     "Stage",
-    "TrajectoryDataset",
     "VICReg",
     "VICRegConfig",
     "fit",
     "functional",
     "load",
     "nn",
-    "pack",
 ]
 
 

@@ -2,15 +2,22 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from jepa_fast import train
 from jepa_fast.config import Kernels, OptimizerConfig, Recipe, Stage
+from jepa_fast.data.shards import Split
 from jepa_fast.engine.record import Metrics, read_metrics
 from jepa_fast.models.model import Model
 
 # The baseline's.
 OPTIMIZER = OptimizerConfig(learning_rate=3e-3)
+
+
+class Packed(Protocol):
+    """Trajectories in a packed split, such as a TrajectoryDataset."""
+
+    split: Split
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,7 @@ class Run:
 
 def fit(
     model: Model,
-    data: str | Path,
+    data: Packed | str | Path,
     *,
     steps: int | None = None,
     epochs: float | None = None,
@@ -60,7 +67,8 @@ def fit(
 
     Args:
         model: such as `JEPA(encoder=..., predictor=..., objective=...)`; its weights are trained in place.
-        data: a `TrajectoryDataset`, or the folder of a packed split or of several, among them train.
+        data: a `TrajectoryDataset`, or the folder of a packed split or of several, one of them called
+            train.
         steps, epochs, minutes: how long, at most one of them; by default the epochs of the stages. Minutes are turned
             into a number of steps once, by timing some on a copy of the model.
         out: run folder to create. Default: runs/<date>-<time>.
@@ -78,6 +86,7 @@ def fit(
         RunError: a loss that is not finite, latents that collapsed (on_collapse "stop"), a disk that is full.
         SystemExit: stopped by SIGINT or SIGTERM, with a checkpoint to resume from.
     """
+    path = Path(data) if isinstance(data, str | Path) else data.split.folder
     recipe = Recipe(model.config, model.objective.config, optimizer, batch_size, flips, stages)
     arguments = train.Arguments(
         out=None if out is None else Path(out),
@@ -93,7 +102,7 @@ def fit(
         kernels=kernels,
         checkpoint_minutes=checkpoint_minutes,
         on_collapse=on_collapse,
-        data=train.DataArguments(Path(data), batch_size, flips, loader),
+        data=train.DataArguments(path, batch_size, flips, loader),
         model=recipe.model,
         objective=recipe.objective,
         optimizer=optimizer,

@@ -79,6 +79,16 @@ def test_flags_change_what_they_name_and_nothing_else():
     )
 
 
+def test_a_weight_that_no_stage_would_take_is_refused():
+    base = preset("staged")
+    weights = [{**stage.weights, "variance": 2.0} for stage in base.stages]
+    base = replace(base, stages=tuple(replace(one, weights=two) for one, two in zip(base.stages, weights, strict=True)))
+    flag = train.Arguments(objective=replace(base.objective, variance=7.0))
+    with pytest.raises(InputError, match=r"--objective\.variance: got 7\.0, expected --stages\.0\.weights\.variance"):
+        train.changed(base, flag)
+    assert train.changed(base, train.Arguments(objective=replace(base.objective, invariance=7.0)))
+
+
 def test_a_preset_decides_which_fields_there_are():
     assert recipe_of("--preset=wall_apart", "--model.spread", 10).model.spread == 10
     with pytest.raises(InputError, match=r"--model\.spread"):
@@ -149,7 +159,7 @@ def started(tmp_path_factory, two_rooms):
 
 def test_flags_reach_the_trained_model_and_its_stored_configuration(started):
     stored = RunConfig.load(started / "config.json")
-    assert stored.preset == "baseline"
+    assert stored.preset == "demo"
     assert (stored.recipe.model.dim, stored.recipe.objective.gamma, stored.batch_size) == (16, 0.5, 4)
     weights = load_checkpoint(started)["model"]
     assert any(tensor.shape == (16,) for tensor in weights.values())

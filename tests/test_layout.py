@@ -24,6 +24,7 @@ TOP_LEVEL = [
     ".github/workflows/ci.yml",
     "bench",
     "csrc",
+    "examples",
     "jepa_fast",
     "kernels",
     "research",
@@ -31,7 +32,7 @@ TOP_LEVEL = [
 ]
 SOURCES = [
     path
-    for folder in ("jepa_fast", "kernels", "csrc", "bench", "research", "tests", "scripts")
+    for folder in ("jepa_fast", "kernels", "csrc", "bench", "examples", "research", "tests", "scripts")
     for path in sorted((ROOT / folder).rglob("*"))
     if path.suffix in {".py", ".cpp", ".cu", ".h", ".sh"}
 ]
