@@ -75,7 +75,7 @@ RULES = (
     Rule(r"python -m jepa_fast\.export .*", add="--out OUT"),
     Rule(r"python -m jepa_fast\.(verify|report|doctor)"),
     Rule(r"python -m jepa_fast\.evaluate", add="--no-floor"),
-    Rule(r"scripts/profile\.sh", add=f"{DATA} {NARROW}"),
+    Rule(r"scripts/profile\.sh", add=f"{DATA} {NARROW} --steps 4 --profile-window 2 4"),
     Rule(r"python -m jepa_fast\.train .*--resume"),
     Rule(r"python -m jepa_fast\.train .*--minutes", add=f"{DATA} --preset gated_features --minutes 0.1 --out OUT"),
     Rule(
@@ -84,7 +84,7 @@ RULES = (
     Rule(r"python -m jepa_fast\.train .*--preset gated_(features|pixels)", add=f"{DATA} --steps 2 --out OUT"),
     Rule(r"python -m jepa_fast\.train", add=f"{DATA} {NARROW} --steps 2 --out OUT"),
     Rule(r"torchrun .*jepa_fast\.train", add=f"{DATA} {NARROW} --steps 2 --out OUT"),
-    Rule(r"python examples/"),
+    Rule(r"python examples/", skip="tests/test_examples.py runs them, small"),
     Rule(r"python -m bench\.bench_vicreg", instead="python -m bench.bench_vicreg 32 8"),
     Rule(r"python -m bench\.loader_contenders", skip="bench/bench_loader.py starts it and speaks to it"),
     Rule(r"(\w+=\S+ )?(python -m )?pytest ", add="--collect-only --quiet"),
