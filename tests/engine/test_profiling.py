@@ -1,6 +1,7 @@
 """Profiles: spans in order, the window's steps and no others, figures as text."""
 
 import contextlib
+import inspect
 import json
 
 import torch
@@ -71,7 +72,7 @@ def test_nsys_is_told_to_record_the_window_and_sees_every_span_of_it(tmp_path, t
 def test_off_means_no_span_is_made(tmp_path, two_rooms):
     profiler = Profiler("off", (0, 1), tmp_path)
     assert profiler.span is contextlib.nullcontext
-    assert Trainer.__init__.__defaults__[-1] is contextlib.nullcontext
+    assert inspect.signature(Trainer).parameters["span"].default is contextlib.nullcontext
     profiler.between(0)
     profiler.close()
     assert list(tmp_path.iterdir()) == []
