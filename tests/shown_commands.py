@@ -2,6 +2,7 @@
 
 import ast
 import re
+import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,31 @@ SOURCES = [
     for path in sorted((ROOT / folder).rglob("*.py"))
 ]
 STARTS = ("python ", "make ", "torchrun ", "pip ", "pytest ", "nsys ", "scripts/", "bash ")
+
+
+# What the examples of docstrings take for granted.
+OPEN_NAMES = """
+import numpy as np
+import torch
+from torch import nn
+from jepa_fast.models.convnext import Branch
+from jepa_fast.models.jepa import JEPA
+from jepa_fast.models.predictor import MLPPredictor
+from jepa_fast.models.window_encoder import WindowEncoder
+from jepa_fast.objectives.vicreg import VICReg
+
+class MyEncoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 128))
+
+    def forward(self, frames):
+        return self.layers(frames)
+
+episodes = [(np.zeros((17, 3, 16, 16), np.uint8), np.zeros((16, 7), np.float32))] * 64
+branch, base_images = Branch(channels=4, blocks=1, dim=8), torch.zeros(1, 65, 65)
+windows, corners, groups = torch.rand(2, 10, 10), torch.tensor([[0, 0], [20, 30]]), torch.zeros(2, dtype=torch.long)
+"""
 
 
 class Shown(NamedTuple):
@@ -111,27 +137,43 @@ def commands() -> list[Shown]:
 
 
 def blocks() -> list[Shown]:
-    """Every fenced Python block of a page."""
+    """Every fenced Python block of a page, and the indented ones of docstrings behind names that they leave open."""
     found = []
     for page in PAGES:
         for number, block in enumerate(re.findall(r"^```python\n(.*?)^```$", page.read_text(), flags=re.M | re.S)):
             found.append(Shown(block, (f"{page.relative_to(ROOT)}, block {number + 1}",)))
+    for place, text in docstrings():
+        for number, block in enumerate(re.findall(r"(?:^    .*\n?|^\n)+", f"{text}\n", flags=re.M)):
+            if is_python(code := textwrap.dedent(block)):
+                found.append(Shown(OPEN_NAMES + code, (f"{place}, block {number + 1}",)))
     return found
+
+
+def is_python(code: str) -> bool:
+    """Whether it is Python that calls something; formulas, commands and tables are not."""
+    try:
+        return any(isinstance(node, ast.Call) for node in ast.walk(ast.parse(code)))
+    except SyntaxError:
+        return False
 
 
 def texts() -> list[tuple[str, str]]:
     """Pages without their Python blocks, and docstrings, each with its place."""
-    found = [
+    pages = [
         (str(page.relative_to(ROOT)), re.sub(r"^```python\n.*?^```$", "", page.read_text(), flags=re.M | re.S))
         for page in PAGES
     ]
-    for path in SOURCES:
-        found += [
-            (str(path.relative_to(ROOT)), ast.get_docstring(node) or "")
-            for node in ast.walk(ast.parse(path.read_text()))
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
-        ]
-    return found
+    return pages + docstrings()
+
+
+def docstrings() -> list[tuple[str, str]]:
+    """Every docstring, with the place of its file."""
+    return [
+        (str(path.relative_to(ROOT)), ast.get_docstring(node) or "")
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+    ]
 
 
 def commands_in(text: str) -> list[str]:

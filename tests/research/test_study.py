@@ -133,7 +133,9 @@ def test_tables_hold_the_means_and_spreads_of_the_records_and_plots_are_drawn(wh
     jsonl.append(path, second)
     study.main(study.Arguments("small", draw=True, records=tmp_path, page=tmp_path / "page.md"))
     page = (tmp_path / "page.md").read_text()
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if "| gated_features |" in line]
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if "| gated_features |" in line
+    ]
     for row, probe in zip(rows, ("converged", "official"), strict=False):
         assert row[1] == "2"
         for cell, name in zip(row[2:6], SETS, strict=True):
