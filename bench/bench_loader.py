@@ -26,13 +26,13 @@ from jepa_fast.data.loaders import open_loader
 from jepa_fast.data.packing import pack
 from jepa_fast.data.sampler import Sampler
 from jepa_fast.data.shards import open_split
-from jepa_fast.data.two_rooms_source import TwoRoomsSource
+from jepa_fast.data.two_rooms.source import TwoRoomsSource
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAJECTORIES = 2560
 WITHOUT_DALI = find_spec("nvidia") is None or find_spec("nvidia.dali") is None
 ROUNDS, ROUND_S = 5, 0.2
-ENCODINGS = {"full frames": "full", "wall once": "wall_once", "windows": "window"}
+ENCODINGS = {"full frames": "dense", "wall once": "static", "windows": "window"}
 
 
 class Clock:

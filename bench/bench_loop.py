@@ -26,7 +26,7 @@ from bench.step_contenders import packed_split
 from jepa_fast.backends import choose_kernels
 from jepa_fast.config import LoopOptions, RunConfig
 from jepa_fast.data.batches import Batch
-from jepa_fast.data.host import gather, wall_bases
+from jepa_fast.data.host import gather, group_bases
 from jepa_fast.data.sampler import Sampler
 from jepa_fast.data.shards import Split, open_split
 from jepa_fast.engine.loop import training
@@ -69,7 +69,7 @@ def configuration(folder: Path, device: str) -> RunConfig:
 
 
 def trainer_for(config: RunConfig, split: Split) -> Trainer:
-    return Trainer(config, split.spec, wall_bases(split, torch.device(config.device)))
+    return Trainer(config, split.spec, group_bases(split, torch.device(config.device)))
 
 
 def first_batch(config: RunConfig, split: Split) -> Batch:
@@ -124,8 +124,8 @@ def overhead(taken: dict[str, list[float]], device: str) -> float:
     every = LOG_EVERY[device]
     kinds: dict[tuple[bool, bool], list[float]] = {}
     for number, (loop, bare) in enumerate(zip(taken["ours_loop"], taken["bare step"], strict=True), WARM_UPS + 1):
-        reading = number % every == 0
-        kinds.setdefault((reading, reading and look_is_due(number, STEPS, every)), []).append(loop / bare)
+        logs = number % every == 0
+        kinds.setdefault((logs, logs and look_is_due(number, STEPS, every)), []).append(loop / bare)
     steps = len(taken["ours_loop"])
     return sum(statistics.median(ratios) * len(ratios) / steps for ratios in kinds.values()) - 1
 

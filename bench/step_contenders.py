@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from jepa_fast.backends import choose_kernels
 from jepa_fast.config import Kernels, VICRegConfig
-from jepa_fast.data.batches import Batch, expand_dots, expand_frames
-from jepa_fast.data.host import gather
+from jepa_fast.data.batches import Batch, expand_frames, expand_group, to_values
+from jepa_fast.data.host import gather, group_bases
 from jepa_fast.data.packing import pack
 from jepa_fast.data.shards import Split, open_split
-from jepa_fast.data.two_rooms_source import TwoRoomsSource
+from jepa_fast.data.two_rooms.source import TwoRoomsSource
 from jepa_fast.models.convnext import POOLED_SIDE, Branch, ConvNeXtBlock
 from jepa_fast.models.jepa import build_jepa
 from jepa_fast.models.sparse_encoder import SparseEncoder
@@ -40,7 +40,7 @@ class Contender:
         self.model = build_jepa(kernels=self.kernels).to(DEVICE)
         self.batch, self.spec = batch, split.spec
         self.weights = {name: torch.tensor(weight, device=DEVICE) for name, weight in WEIGHTS.items()}
-        bases = None if split.wall_bases is None else torch.from_numpy(split.wall_bases).to(DEVICE)
+        bases = group_bases(split, torch.device(DEVICE))
         self.batch_encoder = SparseEncoder(self.model.encoder, self.spec, bases)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=5e-4, weight_decay=3e-4, fused=True)
         self.forward: Callable[[], tuple[Tensor, ...]] = self.energy
@@ -78,12 +78,12 @@ class Plain(Contender):
 
     def encode(self) -> Tensor:
         """States [B, T, D] of the batch."""
-        count, frames = self.batch.dots.shape[:2]
-        dots = expand_dots(self.batch, self.spec).flatten(0, 1)[:, None].to(torch.float32) * self.spec.scale
-        walls = self.batch.walls[:, None].to(torch.float32) * self.spec.scale
-        agent = self.model.encoder.agent(dots).view(count, frames, -1)
-        wall = self.model.encoder.wall(walls)[:, None].expand(-1, frames, -1)
-        return self.model.encoder.combine([agent, wall], self.model.dropout_clock)
+        agent, wall = self.batch.groups
+        count, frames = len(self.batch.indices), self.batch.length
+        agents = to_values(expand_group(agent, self.spec.groups[0], self.spec, frames, None).flatten(0, 1), self.spec)
+        latents = [self.model.encoder.agent(agents).view(count, frames, -1)]
+        latents.append(self.model.encoder.wall(to_values(wall.pixels, self.spec))[:, None])
+        return self.model.encoder.combine(latents, self.model.dropout_clock)
 
 
 class Published(Contender):

@@ -1,36 +1,38 @@
-"""Command: pack trajectories in the course layout as shards.
+"""Command: pack trajectories in .npy files as shards.
 
     python -m jepa_fast.convert --states states.npy --actions actions.npy --locations locations.npy --out DIR/train
 
 Run again after an interruption, it keeps what is finished. Afterwards every frame on disk is compared with its source.
 """
 
-import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from jepa_fast import cli
 from jepa_fast.config import require
-from jepa_fast.data.course import check_round_trip, open_course
-from jepa_fast.data.manifest import Encoding, Manifest
-from jepa_fast.data.packing import pack
-from jepa_fast.data.shards import open_split
-
-logger = logging.getLogger(__name__)
+from jepa_fast.data.array_files import ArrayFiles, ChannelOrder, convert_files
+from jepa_fast.data.encoding import SourceGroup
+from jepa_fast.data.manifest import Encoding, Manifest, check_name
+from jepa_fast.errors import InputError
 
 
 @dataclass(frozen=True)
 class ConvertArguments:
-    """Pack states.npy [N, T, 2, H, W] and its companions as one split.
+    """Pack states.npy [N, T, C, H, W] or [N, T, H, W, C] and its companions as one split.
 
     Attributes:
-        states: frames, channel 0 the agent and channel 1 the walls; any float, or uint8.
-        actions: float [N, T - 1, 2].
+        states: frames of 1 to 16 channels; any float, or uint8.
+        actions: float [N, T - 1, A]; of [N, T, A] the last are left out. Integers [N, T - 1] with --action-classes.
         out: folder of the split, such as DIR/train.
-        locations: float [N, T, 2]; probing needs them, training does not.
-        scale: value of one uint8 step; by default 1 for uint8 states, the largest value / 255 for floats.
-        encoding: what to store: dot windows, full dot frames with the wall once, or every frame in full.
+        locations: float [N, T, 2], the target called "locations"; the two-room probes need it, training does not.
+        targets: further targets for probes, float [N, T, size], as NAME=FILE.
+        groups: channels that are stored and encoded in one way, side by side, as NAME:CHANNELS; for two rooms
+            agent:1 wall:1. By default all are one group, "frames".
+        channels: whether channels stand first, [C, H, W], or last; by default found from the shape.
+        action_classes: number of classes of integer actions, which become one-hot.
+        scale: value of one uint8 step; by default 1 for uint8 states, and for floats the 255th part of their range.
+        encoding: the strongest codec: windows, or whole frames with what is static once, or every frame in full.
         workers: processes; by default one for each core.
     """
 
@@ -38,6 +40,10 @@ class ConvertArguments:
     actions: Path
     out: Path
     locations: Path | None = None
+    targets: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    channels: ChannelOrder | None = None
+    action_classes: int | None = None
     scale: float | None = None
     encoding: Encoding = "window"
     workers: int | None = None
@@ -48,31 +54,48 @@ def convert(
     actions: Path,
     out: Path,
     locations: Path | None = None,
+    targets: tuple[str, ...] = (),
+    groups: tuple[str, ...] = (),
+    channels: ChannelOrder | None = None,
+    action_classes: int | None = None,
     scale: float | None = None,
     encoding: Encoding = "window",
     workers: int | None = None,
 ) -> Manifest:
-    """Pack the three files as the split `out`, and compare it with them; arguments as in `ConvertArguments`.
+    """Pack the files as the split `out`, and compare it with them; arguments as in `ConvertArguments`.
 
     Raises:
-        InputError: a file is not of the layout, a value is not finite, negative or beyond the scale, or the disk lacks
-            space.
+        InputError: a file is not of the layout, a value is not finite or beyond the scale, or the disk lacks space.
         OSError: a file cannot be read or written.
     """
     require(workers is None or workers >= 1, "workers", workers, "at least 1")
     require(scale is None or 0 < scale < float("inf"), "--scale", scale, "a positive number")
-    workers = workers or len(os.sched_getaffinity(0))
-    source = open_course(states, actions, locations, scale, workers)
-    manifest = pack(source, out, encoding, workers)
-    check_round_trip(source, open_split(out))
-    logger.info(
-        "%s: every frame, action and location on disk compared with its source: equal after rounding to steps of %g, "
-        "which moves a pixel by at most %g",
-        out,
-        source.scale,
-        source.error,
-    )
-    return manifest
+    require(action_classes is None or action_classes >= 2, "--action-classes", action_classes, "at least 2")
+    named = [("locations", locations)] if locations is not None else []
+    for target in targets:
+        name, equals, path = target.partition("=")
+        require(bool(equals), "--targets", target, "NAME=FILE")
+        named.append((name, Path(path)))
+    require(len(dict(named)) == len(named), "--targets", [name for name, _ in named], "names that differ")
+    files = ArrayFiles(states, actions, tuple(named), parse_groups(groups), channels, action_classes)
+    return convert_files(files, out, scale, encoding, workers or len(os.sched_getaffinity(0)))
+
+
+def parse_groups(words: tuple[str, ...]) -> tuple[SourceGroup, ...]:
+    """Groups of channels from NAME:CHANNELS each.
+
+    Raises:
+        InputError: a word is not of that form, or two have one name.
+    """
+    groups = []
+    for word in words:
+        name, _, channels = word.partition(":")
+        if not channels.isdecimal() or int(channels) < 1:
+            raise InputError(f"--groups: got {word!r}, expected NAME:CHANNELS, such as rgb:3")
+        groups.append(SourceGroup(check_name(name, "--groups"), int(channels)))
+    names = [group.name for group in groups]
+    require(len(set(names)) == len(names), "--groups", names, "names that differ")
+    return tuple(groups)
 
 
 def main(arguments: ConvertArguments) -> None:
@@ -81,4 +104,4 @@ def main(arguments: ConvertArguments) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, ConvertArguments, "Pack trajectories in the course layout as shards.")
+    cli.run(main, ConvertArguments, "Pack trajectories in .npy files as shards.")

@@ -14,7 +14,7 @@ from jepa_fast.config import require
 from jepa_fast.data.manifest import Encoding
 from jepa_fast.data.packing import pack
 from jepa_fast.data.two_rooms import SPLITS
-from jepa_fast.data.two_rooms_source import TwoRoomsSource
+from jepa_fast.data.two_rooms.source import TwoRoomsSource
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class GenerateArguments:
         trajectories: trajectories of the train split, and the most of every other split; by default the standard sizes.
         splits: which splits to write.
         seed: of all random streams.
-        encoding: what to store: dot windows, full dot frames with the wall once, or every frame in full.
+        encoding: the strongest codec: windows, or whole frames with what is static once, or every frame in full.
         workers: processes; by default one for each core.
     """
 

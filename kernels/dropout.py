@@ -9,13 +9,19 @@ import torch
 from torch import Tensor
 
 # Each place that draws from the hash has a number of its own: where the model drops elements, and the flips of a batch.
-SITE_AGENT = 0
-SITE_WALL = 1
+SITE_FIRST_GROUP = 0
+SITE_SECOND_GROUP = 1
 SITE_PREDICTOR = 2
 SITE_FLIPS = 3
 SITE_FUSION = 4
+SITE_THIRD_GROUP = 5
 
 _LOW32 = 0xFFFFFFFF
+
+
+def group_site(number: int) -> int:
+    """The site of a group of channels; those from the third on have the numbers from there."""
+    return number if number <= SITE_SECOND_GROUP else SITE_THIRD_GROUP - 2 + number
 
 
 def new_clock(seed: int = 0) -> Tensor:

@@ -17,7 +17,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib
 
@@ -108,10 +108,9 @@ def measure(preset: str, seed: int, data: Path, run: Path) -> dict[str, Any]:
     flags: list[str | Path] = ["--preset", preset, "--seed", str(seed), "--data.path", data, "--out", run]
     training = succeed("jepa_fast.train", *flags)
     succeed("jepa_fast.evaluate", run, "--seed", str(PROBE_SEED + seed))
-    world = jepa_fast.load(run)
-    assert isinstance(world, PositionModel)
+    model = cast(PositionModel, jepa_fast.load(run))
     record = asdict(record_of(run, training, PROBE_SEED + seed))
-    for name, floor in floors(world, data, PROBE_SEED + seed).items():
+    for name, floor in floors(model, data, PROBE_SEED + seed).items():
         record["probe_sets"][name]["true_locations"] = vars(floor)
     return record
 
@@ -128,14 +127,14 @@ def succeed(module: str, *flags: str | Path) -> Cost:
     return cost
 
 
-def floors(world: PositionModel, data: Path, probe_seed: int) -> dict[str, Scores]:
+def floors(model: PositionModel, data: Path, probe_seed: int) -> dict[str, Scores]:
     """Both probes' scores on true locations, embedded by the model's encoder: what a perfect predictor would get."""
 
     def embedded(name: str) -> Rollouts:
         locations = all_locations(open_split(data / name))
-        half = (world.config.frame - 1) / 2
+        half = (model.config.frame - 1) / 2
         with torch.no_grad():
-            return Rollouts(world.lift((locations - half) / half), locations)
+            return Rollouts(model.lift((locations - half) / half), locations)
 
     probes: dict[str, Any] = {}
     found = {}

@@ -18,7 +18,7 @@ from jepa_fast.engine.pace import StopSignal
 from jepa_fast.engine.progress import duration
 from jepa_fast.errors import InputError, RunError
 from jepa_fast.presets import canonical, preset
-from jepa_fast.probing.results import AGENT, WALL
+from jepa_fast.probing.results import BLOCKED, FREE
 from jepa_fast.runs import CONFIG
 from research import jsonl
 from research.process import Command, Cost
@@ -232,7 +232,7 @@ def describe(record: RunRecord) -> str:
     """A finished run in a few words."""
     if record.failure is not None:
         return f"failed, {record.failure}"
-    errors = {name: record.probe_sets[name].trained.converged for name in (AGENT, WALL) if name in record.probe_sets}
+    errors = {name: record.probe_sets[name].trained.converged for name in (FREE, BLOCKED) if name in record.probe_sets}
     parts = [f"{name} {error:.3f} px²" for name, error in errors.items()]
     if record.collapse is not None and record.collapse.collapsed:
         parts.append("latents have collapsed")

@@ -20,10 +20,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from jepa_fast.config import JEPAConfig, VICRegConfig
-from jepa_fast.data.host import gather
+from jepa_fast.data.host import gather, group_bases
 from jepa_fast.data.packing import pack
 from jepa_fast.data.shards import Split, open_split
-from jepa_fast.data.two_rooms_source import TwoRoomsSource
+from jepa_fast.data.two_rooms.source import TwoRoomsSource
 from jepa_fast.models.jepa import build_jepa
 from jepa_fast.objectives.vicreg import VICReg
 
@@ -59,8 +59,7 @@ def train(split: Split, mode: Literal["auto", "off"]) -> tuple[np.ndarray, float
     """The energy at every step, and at the end the standard deviation of latents over frames, without dropout."""
     torch.manual_seed(0)
     model = build_jepa(JEPAConfig())
-    assert split.wall_bases is not None
-    batch_encoder = model.batch_encoder(split.spec, torch.from_numpy(split.wall_bases), mode)
+    batch_encoder = model.batch_encoder(split.spec, group_bases(split), mode)
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-4, weight_decay=3e-4)
     objective = VICReg(VICRegConfig(sides="both"))
     energies = []

@@ -18,7 +18,7 @@ from jepa_fast import cli
 from jepa_fast.config import require
 from jepa_fast.data.manifest import MANIFEST_NAME, Manifest, Shard
 from jepa_fast.data.packing import pack
-from jepa_fast.data.two_rooms_source import TwoRoomsSource
+from jepa_fast.data.two_rooms.source import TwoRoomsSource
 from jepa_fast.data.writing import write_text
 
 SIMULATED = 40_000

@@ -47,7 +47,7 @@ def snapshot(folder):
 
 
 def truncate(split):
-    path = split / "window-00000.npy"
+    path = split / "agent.pixels-00000.npy"
     os.truncate(path, path.stat().st_size - 1)
 
 
@@ -57,7 +57,7 @@ def append(split):
 
 
 def flip(split):
-    path = split / "wall-00000.npy"
+    path = split / "wall.pixels-00000.npy"
     content = bytearray(path.read_bytes())
     content[-5] ^= 1
     path.write_bytes(content)
@@ -65,7 +65,7 @@ def flip(split):
 
 def other_version(split):
     path = split / MANIFEST_NAME
-    path.write_text(path.read_text().replace('"version": 1', '"version": 2'))
+    path.write_text(path.read_text().replace('"version": 2', '"version": 3'))
 
 
 def rewrite(split, name, change):
@@ -80,15 +80,18 @@ def poison(array):
 
 
 FAULTS = {
-    "truncated shard": (truncate, "window-00000.npy"),
+    "truncated shard": (truncate, "agent.pixels-00000.npy"),
     "trailing garbage": (append, "actions-00000.npy"),
     "other schema version": (other_version, "manifest.json"),
-    "missing shard": (lambda split: (split / "corner-00000.npy").unlink(), "corner-00000.npy"),
+    "missing shard": (lambda split: (split / "agent.corner-00000.npy").unlink(), "agent.corner-00000.npy"),
     "wrong dtype": (lambda split: rewrite(split, "actions-00000.npy", np.float64), "actions-00000.npy"),
-    "wrong shape": (lambda split: rewrite(split, "wall-00000.npy", lambda a: a[:, :, :-1]), "wall-00000.npy"),
+    "wrong shape": (
+        lambda split: rewrite(split, "wall.pixels-00000.npy", lambda a: a[..., :-1]),
+        "wall.pixels-00000.npy",
+    ),
     "manifest cut short": (lambda split: os.truncate(split / MANIFEST_NAME, 100), "manifest.json"),
     "NaN action": (lambda split: rewrite(split, "actions-00000.npy", poison), "trajectory 7, step 3"),
-    "flipped byte": (flip, "wall-00000.npy"),
+    "flipped byte": (flip, "wall.pixels-00000.npy"),
 }
 
 

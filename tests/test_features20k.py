@@ -78,7 +78,7 @@ def test_a_killed_run_resumes_to_the_same_bits_and_goes_through_every_command(tm
 
     evaluate.main(evaluate.Arguments(run=killed))
     evaluation = Evaluation.load(killed / "evaluation.json")
-    assert f"{evaluation.parameters:,} parameters, state of 128" in capsys.readouterr().out
+    assert f"{evaluation.parameters:,} parameters, latents of 128" in capsys.readouterr().out
     report.main(report.Arguments((killed,)))
     page = (killed / "report.html").read_text()
     assert "by the likelihood of the blocked/free mixture, sigma 0.15 px to 0.05 px: 1 nll up to step 25." in page

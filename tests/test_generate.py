@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from jepa_fast.data.batches import expand_dots, expand_walls
+from jepa_fast.data.batches import expand_pixels
 from jepa_fast.data.host import gather
 from jepa_fast.data.shards import open_split
 from jepa_fast.data.two_rooms import SPLITS, render_dots, render_walls, simulate
@@ -41,21 +41,22 @@ def test_every_split_is_the_simulators_and_the_same_for_any_number_of_workers(tm
         batch = gather(split, rows)
         truth = simulate(name, 0, split.count, seed=3)
         np.testing.assert_array_equal(batch.actions, truth.actions[rows])
-        np.testing.assert_array_equal(split.locations(rows), truth.locations[rows])
-        np.testing.assert_array_equal(expand_dots(batch, split.spec), render_dots(truth.locations[rows]))
+        np.testing.assert_array_equal(split.targets("locations", rows), truth.locations[rows])
+        pixels = expand_pixels(batch, split.spec)
+        np.testing.assert_array_equal(pixels[:, :, 0], render_dots(truth.locations[rows]))
         walls = render_walls(truth.wall_x[rows], truth.door_y[rows])
-        assert torch.equal(expand_walls(batch)[:, kind.frames - 1], torch.from_numpy(walls))
+        assert torch.equal(pixels[:, kind.frames - 1, 1], torch.from_numpy(walls))
 
 
-@pytest.mark.parametrize("encoding", ["wall_once", "full"])
+@pytest.mark.parametrize("encoding", ["static", "dense"])
 def test_full_frames_hold_the_same_images_as_windows(tmp_path, encoding):
     generate(tmp_path / "windows", 200, ("probe_wall/val",), workers=1)
     generate(tmp_path / "frames", 200, ("probe_wall/val",), workers=1, encoding=encoding)
     windows, frames = (open_split(tmp_path / name / "probe_wall/val") for name in ("windows", "frames"))
-    assert (windows.spec.window, frames.spec.window) == (10, None)
+    assert [split.spec.groups[0].window for split in (windows, frames)] == [(10, 10), None]
+    assert frames.spec.groups[1].codec == encoding
     a, b = gather(windows, np.arange(200)), gather(frames, np.arange(200))
-    assert torch.equal(expand_dots(a, windows.spec), b.dots)
-    assert torch.equal(expand_walls(a), expand_walls(b))
+    assert torch.equal(expand_pixels(a, windows.spec), expand_pixels(b, frames.spec))
 
 
 def test_running_again_keeps_what_is_there(tmp_path):

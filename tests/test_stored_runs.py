@@ -1,4 +1,4 @@
-"""Runs of the first version, commit d6d67db: what they left is read, and they go on to the losses that they had then."""
+"""Runs of version 0.1, commit d6d67db: what they left is read, and they go on to the losses that they had then."""
 
 import json
 import shutil

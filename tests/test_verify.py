@@ -25,12 +25,12 @@ def test_every_split_below_a_folder_is_hashed(two_rooms):
 def test_a_flipped_bit_is_found_and_named(tmp_path, two_rooms, place):
     for path in (two_rooms / "train").iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    content = bytearray((tmp_path / "wall-00000.npy").read_bytes())
+    content = bytearray((tmp_path / "wall.pixels-00000.npy").read_bytes())
     content[place] ^= 4
-    (tmp_path / "wall-00000.npy").write_bytes(content)
+    (tmp_path / "wall.pixels-00000.npy").write_bytes(content)
     done = verify(tmp_path)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {tmp_path}/wall-00000.npy: found sha256 ")
+    assert done.stderr.startswith(f"error: {tmp_path}/wall.pixels-00000.npy: found sha256 ")
     assert done.stderr.count("\n") == 1
 
 

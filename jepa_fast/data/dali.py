@@ -65,7 +65,7 @@ class DaliLoader:
             yield from self._on_gpu(orders, names)
             return
         pipeline = _pipeline(self.split, self._feed(orders, {}), self.device)
-        ring = Ring(self.split.manifest.layout)
+        ring = Ring(self.split.spec)
         while (outputs := _outputs(pipeline.run)) is not None:
             # These are written over in the next step.
             arrays = [np.asarray(output.as_tensor())[0] for output in outputs]
@@ -87,7 +87,7 @@ class DaliLoader:
             # The stream waits for the copy, the host does not: this tells when the pinned slot may be filled again.
             copied[number + RING] = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied[number + RING].record(stream)
-            yield as_batch(dict(zip(names, tensors, strict=True)))
+            yield as_batch(dict(zip(names, tensors, strict=True)), self.split.spec)
 
     def _feed(
         self, orders: Iterable[Indices], copied: dict[int, torch.cuda.Event]
@@ -100,7 +100,7 @@ class DaliLoader:
                 copied.pop(number).synchronize()
             slot = slots[number % len(slots)]
             if slot is None or slot.rows < len(indices):
-                slot = Slot(self.split.manifest.layout, len(indices), torch.device("cpu"), pinned=cuda)
+                slot = Slot(self.split.spec, len(indices), torch.device("cpu"), pinned=cuda)
                 slots[number % len(slots)] = slot
             arrays = slot.arrays(len(indices))
             gather_into(self.split, indices, arrays)
@@ -116,8 +116,8 @@ def _outputs(run: Callable[[], Any]) -> Any:
 
 
 def _names(split: Split) -> list[str]:
-    """The Batch's fields in the order of the pipeline's outputs."""
-    return list(Slot(split.manifest.layout, 0, torch.device("cpu")).tensors)
+    """The fields of a batch in the order of the pipeline's outputs."""
+    return list(Slot(split.spec, 0, torch.device("cpu")).tensors)
 
 
 def _pipeline(split: Split, feed: Generator[list[list[NDArray[Any]]]], device: torch.device) -> Any:
@@ -125,8 +125,14 @@ def _pipeline(split: Split, feed: Generator[list[list[NDArray[Any]]]], device: t
     from nvidia.dali import Pipeline, fn, types
 
     cuda = device.type == "cuda"
-    kinds = {torch.uint8: types.UINT8, torch.int32: types.INT32, torch.int64: types.INT64, torch.float32: types.FLOAT}
-    fields = Slot(split.manifest.layout, 0, torch.device("cpu")).tensors.values()
+    kinds = {
+        torch.uint8: types.UINT8,
+        torch.int16: types.INT16,
+        torch.int32: types.INT32,
+        torch.int64: types.INT64,
+        torch.float32: types.FLOAT,
+    }
+    fields = Slot(split.spec, 0, torch.device("cpu")).tensors.values()
     pipeline = Pipeline(
         batch_size=1,
         num_threads=1,

@@ -12,10 +12,9 @@ from collections.abc import Iterable, Iterator
 from queue import SimpleQueue
 
 import torch
-from torch import Tensor
 
-from jepa_fast.data.batches import Batch
-from jepa_fast.data.manifest import Layout
+from jepa_fast.data.batches import Batch, GroupBases
+from jepa_fast.data.manifest import FrameSpec
 from jepa_fast.data.sampler import Indices, evaluation_order
 from jepa_fast.data.shards import Split
 from jepa_fast.data.slots import HELD, Slot, gather_into
@@ -57,7 +56,7 @@ class HostBatches(Iterator[Batch]):
         try:
             if self._work is None:
                 kind = CudaStage if self._device.type == "cuda" else Stage
-                stages = [kind(self._split.manifest.layout, self._device) for _ in range(AHEAD + HELD)]
+                stages = [kind(self._split.spec, self._device) for _ in range(AHEAD + HELD)]
                 self._work = _Work(self._split, self._orders, stages)
             stage = self._work.next()
             if stage is None:
@@ -88,8 +87,8 @@ class HostBatches(Iterator[Batch]):
 class Stage:
     """One batch on its way from the shards to the consumer; on the CPU, the slot that it is gathered into."""
 
-    def __init__(self, layout: Layout, device: torch.device):
-        self.layout = layout
+    def __init__(self, spec: FrameSpec, device: torch.device):
+        self.spec = spec
         self.device = device
         self.rows = 0
         self.slot: Slot | None = None
@@ -98,7 +97,7 @@ class Stage:
         """Gather a batch; in the loader's thread."""
         self.rows = len(indices)
         if self.slot is None or self.slot.rows < self.rows:
-            self.slot = Slot(self.layout, self.rows, CPU, pinned=self.device.type == "cuda")
+            self.slot = Slot(self.spec, self.rows, CPU, pinned=self.device.type == "cuda")
         gather_into(split, indices, self.slot.arrays(self.rows))
 
     def hand_out(self) -> Batch:
@@ -118,8 +117,8 @@ class CudaStage(Stage):
     to be captured with capture_error_mode="thread_local": this thread goes on calling CUDA meanwhile.
     """
 
-    def __init__(self, layout: Layout, device: torch.device):
-        super().__init__(layout, device)
+    def __init__(self, spec: FrameSpec, device: torch.device):
+        super().__init__(spec, device)
         self.target: Slot | None = None
         self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -134,7 +133,7 @@ class CudaStage(Stage):
             # Before a slot is replaced by a larger one, too: its memory belongs to this stream.
             self.stream.wait_event(self.released)
             if self.target is None or self.target.rows < self.rows:
-                self.target = Slot(self.layout, self.slot.rows, self.device)
+                self.target = Slot(self.spec, self.slot.rows, self.device)
             for name, tensor in self.target.tensors.items():
                 tensor[: self.rows].copy_(self.slot.tensors[name][: self.rows], non_blocking=True)
             self.copied.record(self.stream)
@@ -227,11 +226,11 @@ def gather(split: Split, indices: Indices) -> Batch:
     Raises:
         InputError: an action is NaN or infinite.
     """
-    slot = Slot(split.manifest.layout, len(indices), CPU)
+    slot = Slot(split.spec, len(indices), CPU)
     gather_into(split, indices, slot.arrays(len(indices)))
     return slot.batch(len(indices))
 
 
-def wall_bases(split: Split, device: torch.device) -> Tensor | None:
-    """The split's wall base images uint8 [G, H, W] on `device`, or none."""
-    return None if split.wall_bases is None else torch.from_numpy(split.wall_bases).to(device)
+def group_bases(split: Split, device: torch.device = CPU) -> GroupBases:
+    """Per group of channels the split's base images uint8 [G, c, H, W] on `device`, or None where it has none."""
+    return tuple(None if images is None else torch.from_numpy(images).to(device) for images in split.bases)

@@ -1,42 +1,32 @@
-"""The manifest of a split: what its shards hold, as frozen dataclasses and as JSON (schema version 1).
+"""The manifest of a split: what its shards hold, as frozen dataclasses and as JSON (schema version 2).
 
 `manifest.json` is the only entry point of a split and is written last, so a folder without one holds nothing to read.
+Splits of version 1 are read as well (`jepa_fast.data.two_rooms.version1`).
 """
 
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
+from jepa_fast.data.two_rooms import version1
 from jepa_fast.errors import InputError
 
 SCHEMA = "jepa_fast.trajectories"
-VERSION = 1
+VERSION = 2
 MANIFEST_NAME = "manifest.json"
 
-Encoding = Literal["window", "wall_once", "full"]
+Codec = Literal["static", "window", "dense"]
+Base = Literal["black", "images", "own"]
+# The strongest codec that a packer may use.
+Encoding = Literal["window", "static", "dense"]
 Value = TypeVar("Value")
 
-
-@dataclass(frozen=True)
-class FrameSpec:
-    """What the frames of one split look like: everything a Batch does not carry itself.
-
-    Attributes:
-        frames: T, frames per trajectory.
-        height: H, in pixels.
-        width: W, in pixels.
-        scale: value of one uint8 step; image = uint8 * scale.
-        window: side k of the square dot window in pixels, or None where dots are stored as full frames.
-        wall_window: side of the square window in which a wall may differ from its base image, or None without groups.
-    """
-
-    frames: int
-    height: int
-    width: int
-    scale: float
-    window: int | None
-    wall_window: int | None
+MOST_CHANNELS = 16
+# Corners up to here are stored as bytes.
+BYTE_CORNERS = 256
+# Names that would make fields of a group look like others.
+RESERVED = ("actions", "target")
 
 
 @dataclass(frozen=True)
@@ -48,37 +38,76 @@ class Field:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Which fields the shards of a split hold.
+class ChannelGroup:
+    """Channels of a frame that lie side by side and are stored, and encoded, in one way.
 
     Attributes:
-        spec: geometry and windows.
-        wall_per_frame: walls are stored for every frame instead of once per trajectory.
-        locations: the true locations are stored.
+        name: a Python identifier, such as "rgb".
+        channels: c.
+        codec: "static": one image per trajectory; "window": one window per frame over a base; "dense": every frame.
+        window: (h, w) of the windows; of a static image, of the window in which it differs from its base; else None.
+        base: what windows lie on: "black", bytes of 0; "images", one of the data set's base images; "own", the
+            trajectory's own background; None without windows.
     """
 
-    spec: FrameSpec
-    wall_per_frame: bool
-    locations: bool
+    name: str
+    channels: int
+    codec: Codec
+    window: tuple[int, int] | None = None
+    base: Base | None = None
+
+
+@dataclass(frozen=True)
+class FrameSpec:
+    """What the frames of one split look like: everything a Batch does not carry itself.
+
+    Attributes:
+        frames: T, frames per trajectory.
+        height: H, in pixels.
+        width: W, in pixels.
+        scale: value of one uint8 step; image = uint8 * scale + offset.
+        groups: the channels [C, H, W] of a frame, in order.
+        action_size: A.
+        targets: name and size of the arrays float32 [N, T, size] that probes may be fitted to.
+        offset: value of byte 0.
+    """
+
+    frames: int
+    height: int
+    width: int
+    scale: float
+    groups: tuple[ChannelGroup, ...]
+    action_size: int
+    targets: tuple[tuple[str, int], ...] = ()
+    offset: float = 0.0
+
+    @property
+    def channels(self) -> int:
+        """C, over all groups."""
+        return sum(group.channels for group in self.groups)
+
+    def index(self, name: str) -> int:
+        """The number of the group `name`. Raises LookupError where there is none."""
+        return {group.name: number for number, group in enumerate(self.groups)}[name]
 
     def fields(self) -> dict[str, Field]:
-        """Every field by name. One row is one trajectory, except in `base`: one wall base image per row."""
-        spec = self.spec
-        image = (spec.height, spec.width)
+        """Every stored field by name. A row is a trajectory, except in `<group>.base`: one base image per row."""
+        corner = "|u1" if max(self.height, self.width) <= BYTE_CORNERS else "<i2"
         fields = {}
-        if spec.window is None:
-            fields["dot"] = Field("|u1", (spec.frames, *image))
-        else:
-            fields["window"] = Field("|u1", (spec.frames, spec.window, spec.window))
-            fields["corner"] = Field("|u1", (spec.frames, 2))
-        fields["wall"] = Field("|u1", (spec.frames, *image) if self.wall_per_frame else image)
-        fields["actions"] = Field("<f4", (spec.frames - 1, 2))
-        if self.locations:
-            fields["locations"] = Field("<f4", (spec.frames, 2))
-        if spec.wall_window is not None:
-            fields["group"] = Field("<i4", ())
-            fields["group_corner"] = Field("|u1", (2,))
-            fields["base"] = Field("|u1", image)
+        for group in self.groups:
+            name, image = group.name, (group.channels, self.height, self.width)
+            pixels = (group.channels, *group.window) if group.codec == "window" and group.window else image
+            fields[f"{name}.pixels"] = Field("|u1", pixels if group.codec == "static" else (self.frames, *pixels))
+            if group.window is not None:
+                fields[f"{name}.corner"] = Field(corner, (2,) if group.codec == "static" else (self.frames, 2))
+            if group.base == "images":
+                fields[f"{name}.base_index"] = Field("<i4", ())
+                fields[f"{name}.base"] = Field("|u1", image)
+            if group.base == "own":
+                fields[f"{name}.background"] = Field("|u1", image)
+        fields["actions"] = Field("<f4", (self.frames - 1, self.action_size))
+        for name, size in self.targets:
+            fields[f"target.{name}"] = Field("<f4", (self.frames, size))
         return fields
 
 
@@ -107,25 +136,36 @@ class Manifest:
 
     Attributes:
         source: where the trajectories come from (generator, seed and split, or the converted files); any JSON object.
-        encoding: what the packer was asked for; `layout` says what the data allowed.
+        encoding: what the packer was asked for; `spec` says what the data allowed.
         trajectories: N.
-        layout: the stored fields.
+        spec: geometry and stored fields.
         shards: in order of trajectories.
+        version: of the schema that it was read in, or is to be written in.
     """
 
     source: dict[str, Any]
-    encoding: str
+    encoding: Encoding
     trajectories: int
-    layout: Layout
+    spec: FrameSpec
     shards: tuple[Shard, ...]
+    version: int = VERSION
 
     def header(self) -> "Manifest":
         """The same without shards: equal headers mean interchangeable shards."""
         return replace(self, shards=())
 
+    def description(self) -> dict[str, Any]:
+        """What does not depend on how groups are stored, as JSON: whether a split holds what a source gives."""
+        record = self._record()
+        record["groups"] = {group.name: group.channels for group in self.spec.groups}
+        return {name: value for name, value in record.items() if name not in ("version", "fields", "shards")}
+
     def to_json(self) -> str:
-        """The manifest as JSON text; the same manifest always gives the same bytes."""
-        spec = self.layout.spec
+        """The manifest as JSON text in the present version; the same manifest always gives the same bytes."""
+        return json.dumps(self._record(), indent=1) + "\n"
+
+    def _record(self) -> dict[str, Any]:
+        spec = self.spec
         record = {
             "schema": SCHEMA,
             "version": VERSION,
@@ -136,10 +176,12 @@ class Manifest:
             "height": spec.height,
             "width": spec.width,
             "scale": spec.scale,
-            "window": spec.window,
-            "wall_window": spec.wall_window,
+            "offset": spec.offset,
+            "groups": [vars(group) for group in spec.groups],
+            "action_size": spec.action_size,
+            "targets": [{"name": name, "size": size} for name, size in spec.targets],
             "fields": {
-                name: {"dtype": field.dtype, "shape": list(field.shape)} for name, field in self.layout.fields().items()
+                name: {"dtype": field.dtype, "shape": list(field.shape)} for name, field in spec.fields().items()
             },
             "shards": [
                 {
@@ -150,11 +192,14 @@ class Manifest:
                 for shard in self.shards
             ],
         }
-        return json.dumps(record, indent=1) + "\n"
+        # As it reads back: tuples are lists.
+        decoded: dict[str, Any] = json.loads(json.dumps(record))
+        return decoded
 
-    def difference(self, expected: "Manifest") -> str | None:
-        """The first key in which the JSON of two manifests differs, with both values; None where they are equal."""
-        return _difference(json.loads(self.to_json()), json.loads(expected.to_json()))
+    def stored_field(self, name: str) -> Field:
+        """How the files of this split hold the field `name`."""
+        field = self.spec.fields()[name]
+        return field if self.version == VERSION else version1.stored_field(name, field)
 
     @staticmethod
     def parse(text: bytes, path: Path) -> "Manifest":
@@ -170,17 +215,29 @@ class Manifest:
         return _Parser(path).manifest(record)
 
 
-def _difference(found: dict[str, Any], expected: dict[str, Any], at: str = "") -> str | None:
-    """The first key in which two nested dictionaries differ, with both values."""
+def first_difference(found: dict[str, Any], expected: dict[str, Any], at: str = "") -> str | None:
+    """The first key in which two nested dictionaries differ, with both values; None where they are equal."""
     for key in [*expected, *(key for key in found if key not in expected)]:
         there, wanted = found.get(key), expected.get(key)
         if isinstance(there, dict) and isinstance(wanted, dict):
-            inside = _difference(there, wanted, f"{at}{key}.")
+            inside = first_difference(there, wanted, f"{at}{key}.")
             if inside is not None:
                 return inside
         elif there != wanted:
             return f"{at}{key}: found {there!r}, expected {wanted!r}"
     return None
+
+
+def check_name(name: str, what: str) -> str:
+    """`name` of a group of channels or a target, if it can be one.
+
+    Raises:
+        InputError: it is no identifier, or taken.
+    """
+    if not name.isidentifier() or name in RESERVED:
+        expected = f"a Python identifier other than {' and '.join(RESERVED)}"
+        raise InputError(f"{what}: got the name {name!r}, expected {expected}")
+    return name
 
 
 class _Parser:
@@ -205,57 +262,97 @@ class _Parser:
         self.require(value >= least, at + key, value, f"at least {least}")
         return value
 
-    def manifest(self, record: object) -> Manifest:
+    def choice(self, record: object, key: str, choices: tuple[Any, ...], at: str = "") -> Any:
+        value = record.get(key) if isinstance(record, dict) else None
+        self.require(value in choices, at + key, value, f"one of {', '.join(map(repr, choices))}")
+        return value
+
+    def manifest(self, record: Any) -> Manifest:
         self.require(self.get(record, "schema", str) == SCHEMA, "schema", self.get(record, "schema", str), SCHEMA)
         version = self.get(record, "version", int)
-        self.require(version == VERSION, "version", version, f"{VERSION} (written by another release?)")
+        self.require(version in (1, VERSION), "version", version, f"1 or {VERSION} (written by another release?)")
+        if version == 1:
+            try:
+                record = version1.upgraded(record)
+            except (LookupError, TypeError, AttributeError) as error:
+                raise InputError(f"{self.path}: not a whole manifest of version 1 ({error!r})") from None
         count = self.count(record, "trajectories", 1)
-        layout = self.layout(record)
-        shards = []
+        encoding: Encoding = self.choice(record, "encoding", get_args(Encoding))
+        manifest = Manifest(self.get(record, "source", dict), encoding, count, self.spec(record), (), version)
+        self.fields(record, manifest)
+        shards: list[Shard] = []
         for index, entry in enumerate(self.get(record, "shards", list)):
-            shards.append(self.shard(entry, f"shards[{index}].", layout))
-            reached = sum(shard.rows for shard in shards[:-1])
+            reached = sum(shard.rows for shard in shards)
+            shards.append(self.shard(entry, f"shards[{index}].", manifest))
             self.require(
-                shards[-1].first == reached or len(shards) == 1,
-                f"shards[{index}].first",
-                shards[-1].first,
-                str(reached),
+                shards[-1].first == reached or index == 0, f"shards[{index}].first", shards[-1].first, str(reached)
             )
-        return Manifest(
-            self.get(record, "source", dict), self.get(record, "encoding", str), count, layout, tuple(shards)
-        )
+        return replace(manifest, shards=tuple(shards))
 
-    def layout(self, record: object) -> Layout:
+    def spec(self, record: object) -> FrameSpec:
         height, width = self.count(record, "height", 1), self.count(record, "width", 1)
-        spec = FrameSpec(
+        groups = [
+            self.group(entry, f"groups[{index}].", (height, width))
+            for index, entry in enumerate(self.get(record, "groups", list))
+        ]
+        names = [group.name for group in groups]
+        self.require(
+            len(groups) > 0 and len(set(names)) == len(names), "groups", names, "names that differ, at least one"
+        )
+        targets = []
+        for index, entry in enumerate(self.get(record, "targets", list)):
+            at = f"targets[{index}]."
+            targets.append((self.name(entry, at), self.count(entry, "size", 1, at)))
+        self.require(len(dict(targets)) == len(targets), "targets", targets, "names that differ")
+        return FrameSpec(
             frames=self.count(record, "frames", 2),
             height=height,
             width=width,
             scale=self.get(record, "scale", float),
-            window=self.side(record, "window", min(height, width)),
-            wall_window=self.side(record, "wall_window", min(height, width)),
+            groups=tuple(groups),
+            action_size=self.count(record, "action_size", 1),
+            targets=tuple(targets),
+            offset=self.get(record, "offset", float),
         )
-        fields = self.get(record, "fields", dict)
-        wall_shape = self.get(self.get(fields, "wall", dict, "fields."), "shape", list, "fields.wall.")
-        layout = Layout(spec, wall_per_frame=len(wall_shape) == 3, locations="locations" in fields)
-        expected = layout.fields()
+
+    def name(self, record: object, at: str) -> str:
+        name = self.get(record, "name", str, at)
+        self.require(name.isidentifier() and name not in RESERVED, at + "name", name, "an identifier that is not taken")
+        return name
+
+    def group(self, record: object, at: str, image: tuple[int, int]) -> ChannelGroup:
+        codec: Codec = self.choice(record, "codec", get_args(Codec), at)
+        base: Base | None = self.choice(record, "base", (None, *get_args(Base)), at)
+        group = ChannelGroup(
+            self.name(record, at), self.count(record, "channels", 1, at), codec, self.window(record, image, at), base
+        )
+        allowed: dict[Codec, tuple[Base | None, ...]]
+        allowed = {"dense": (None,), "static": (None, "images"), "window": get_args(Base)}
+        self.require(base in allowed[codec], at + "base", base, f"one of {allowed[codec]} with codec {codec!r}")
+        self.require((base is None) == (group.window is None), at + "window", group.window, "one with a base alone")
+        return group
+
+    def window(self, record: object, image: tuple[int, int], at: str) -> tuple[int, int] | None:
+        if isinstance(record, dict) and "window" in record and record["window"] is None:
+            return None
+        window = self.get(record, "window", list, at)
+        right = len(window) == 2 and all(type(side) is int and side >= 1 for side in window)
+        right = right and window[0] <= image[0] and window[1] <= image[1]
+        self.require(right, at + "window", window, f"[h, w] of at most {list(image)}")
+        return window[0], window[1]
+
+    def fields(self, record: object, manifest: Manifest) -> None:
+        fields, expected = self.get(record, "fields", dict), manifest.spec.fields()
         self.require(sorted(fields) == sorted(expected), "fields", sorted(fields), str(sorted(expected)))
-        for name, field in expected.items():
+        for name in expected:
+            field = manifest.stored_field(name)
             wanted = {"dtype": field.dtype, "shape": list(field.shape)}
             self.require(fields[name] == wanted, f"fields.{name}", fields[name], str(wanted))
-        return layout
 
-    def side(self, record: object, key: str, most: int) -> int | None:
-        if isinstance(record, dict) and key in record and record[key] is None:
-            return None
-        side = self.count(record, key, 1)
-        self.require(side <= most, key, side, f"at most {most}")
-        return side
-
-    def shard(self, record: object, at: str, layout: Layout) -> Shard:
+    def shard(self, record: object, at: str, manifest: Manifest) -> Shard:
         first, rows = self.count(record, "first", 0, at), self.count(record, "rows", 1, at)
         entries = self.get(record, "files", dict, at)
-        wanted = sorted(layout.fields())
+        wanted = sorted(manifest.spec.fields())
         self.require(sorted(entries) == wanted, at + "files", sorted(entries), str(wanted))
         files = {}
         for field, entry in entries.items():
@@ -263,7 +360,7 @@ class _Parser:
             name = self.get(entry, "name", str, inside)
             self.require(Path(name).name == name, inside + "name", name, "a file name without folders")
             file_rows = self.count(entry, "rows", 1, inside)
-            self.require(field == "base" or file_rows == rows, inside + "rows", file_rows, str(rows))
+            self.require(field.endswith(".base") or file_rows == rows, inside + "rows", file_rows, str(rows))
             size, digest = self.count(entry, "bytes", 1, inside), self.get(entry, "sha256", str, inside)
             files[field] = FileRecord(name, file_rows, size, digest)
         return Shard(first, rows, files)

@@ -1,8 +1,8 @@
 """Writing splits: `pack` turns a source of frames into shards, on many processes, restartable, always the same bits.
 
 Every shard leaves a record beside it when its files are durable; a killed run finds the records and goes on after them.
-The manifest comes last. Encoding is the same throughout a split: frames that do not fit it start the split again with
-the next weaker one.
+The manifest comes last. A group of channels is stored in one way throughout a split: frames that do not fit start the
+split again with the next weaker one.
 """
 
 import json
@@ -14,17 +14,45 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Never
+from typing import Never, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
-from jepa_fast.data.encoding import Encoded, Misfit, Source, encode, encode_chunk, strongest_layout, weaker_layout
-from jepa_fast.data.manifest import MANIFEST_NAME, Encoding, Layout, Manifest, Shard
+from jepa_fast.data.bases import share_bases
+from jepa_fast.data.encoding import (
+    Chunk,
+    Encoded,
+    Layout,
+    Misfit,
+    Source,
+    changed_share,
+    cheapest,
+    check_chunk,
+    dense_spec,
+    encode,
+    encode_chunk,
+    first_layout,
+    size_text,
+    stored_bytes,
+    strength,
+)
+from jepa_fast.data.manifest import (
+    MANIFEST_NAME,
+    ChannelGroup,
+    Encoding,
+    Field,
+    FrameSpec,
+    Manifest,
+    Shard,
+    check_name,
+    first_difference,
+)
 from jepa_fast.data.parallel import ordered_map
 from jepa_fast.data.shards import verify_shard
-from jepa_fast.data.walls import write_groups
-from jepa_fast.data.writing import ArrayWriter, locked, require_space, sync_folder, write_text
+from jepa_fast.data.two_rooms import version1
+from jepa_fast.data.writing import ArrayWriter, locked, require_space, sync_folder, write_array, write_text
 from jepa_fast.errors import InputError
 
 # What one task holds in memory at most: this many trajectories, or fewer long ones of this many bytes as frames.
@@ -33,7 +61,7 @@ CHUNK_BYTES = 40_000_000
 SHARD_BYTES = 250_000_000
 
 OWN_FILE = re.compile(
-    r"(dot|window|corner|wall|actions|locations|group|group_corner|base)-\d{5}\.npy(\.tmp)?"
+    rf"(\w+\.(pixels|corner|base_index|base|background)|target\.\w+|{'|'.join(version1.NAMES)})-\d{{5}}\.npy(\.tmp)?"
     r"|shard-\d{5}\.json(\.tmp)?|manifest\.json\.tmp"
 )
 
@@ -53,8 +81,9 @@ def pack(
     Args:
         source: picklable for more than one worker.
         folder: made where missing.
-        encoding: "window": dot windows, walls once; "wall_once": full dot frames, walls once; "full": both per frame.
-            What the data does not allow is stored in the next weaker way, with one log line.
+        encoding: the strongest codec to be used: "window": windows, and once what does not change; "static": whole
+            frames, and once what does not change; "dense": every frame whole. What the data does not allow is stored
+            in the next weaker way, with one log line.
         workers: processes that compute and encode; 1 works in this one.
         shard_rows: trajectories per shard; by default about 0.25 GB.
         label: name for the progress bar and the log; by default the folder's.
@@ -77,13 +106,18 @@ class _Packing:
         if source.count < 1 or source.frames < 2:
             found = f"{source.count} trajectories of {source.frames} frames"
             raise InputError(f"{label}: source: found {found}, expected at least 1 of at least 2")
+        if encoding not in get_args(Encoding):
+            raise InputError(f"{label}: encoding: got {encoding!r}, expected one of {', '.join(get_args(Encoding))}")
+        for name in (*(group.name for group in source.groups), *(name for name, _ in source.targets)):
+            check_name(name, label)
         self.source = source
         self.folder = folder
         self.encoding: Encoding = encoding
         self.workers = workers
         self.shard_rows = shard_rows
         self.label = label
-        frame_bytes = source.frames * source.height * source.width
+        channels = sum(group.channels for group in source.groups)
+        frame_bytes = source.frames * channels * source.height * source.width
         self.chunk_rows = min(CHUNK_ROWS, _multiple(64, CHUNK_BYTES // frame_bytes))
         # As it reads back from JSON, so that it can be compared with what was read.
         self.description = json.loads(json.dumps(source.description))
@@ -96,38 +130,51 @@ class _Packing:
             self._discard(_names(finished))
             return finished
         began = time.perf_counter()
-        layout = self._first_layout()
+        first = self.source.chunk(0, min(self.chunk_rows, self.source.count))
+        layout = self._first_layout(first)
         for record in self._records():
-            if record.header() == self._header(record.layout) and _weakness(record.layout) > _weakness(layout):
-                layout = record.layout
+            if record.header() == self._header(record.spec) and _weakness(record.spec) > _weakness(layout.spec):
+                layout = replace(layout, spec=record.spec)
         shards = self._write_shards(layout)
         while isinstance(shards, Misfit):
-            layout = self._weaken(layout, shards)
+            layout = self._weaken(layout, shards, logging.INFO)
             shards = self._write_shards(layout)
-        grouped = None if layout.wall_per_frame else write_groups(self.folder, shards, self.source.count)
-        if grouped is not None:
-            shards, walls = grouped
-            layout = replace(layout, spec=replace(layout.spec, wall_window=walls.side))
-        manifest = replace(self._header(layout), shards=tuple(shards))
+        shards, spec = share_bases(self.folder, shards, layout.spec, layout.square, self.source.count)
+        manifest = replace(self._header(spec), shards=tuple(shards))
         write_text(self.folder / MANIFEST_NAME, manifest.to_json())
         self._discard(_names(manifest))
         seconds = time.perf_counter() - began
-        window = layout.spec.window
-        log.info(
-            "%s: %d trajectories in %.1f s (%.0f/s); dots %s; walls %s",
-            self.label,
-            self.source.count,
-            seconds,
-            self.source.count / seconds,
-            "as full frames" if window is None else f"in windows of {window} pixels",
-            "per frame"
-            if layout.wall_per_frame
-            else f"once, {0 if grouped is None else len(grouped[1].bases)} base images",
-        )
+        speed = self.source.count / seconds
+        log.info("%s: %d trajectories in %.1f s (%.0f/s)", self.label, self.source.count, seconds, speed)
+        for index, group in enumerate(spec.groups):
+            self._tell(manifest, group, first.groups[index])
         return manifest
 
-    def _header(self, layout: Layout) -> Manifest:
-        return Manifest(self.description, self.encoding, self.source.count, layout, ())
+    def _tell(self, manifest: Manifest, group: ChannelGroup, sample: NDArray[np.uint8]) -> None:
+        """One line for the log: how a group is stored, why, and what that saves."""
+        spec = manifest.spec
+        bases = (
+            max((shard.files[f"{group.name}.base"].rows for shard in manifest.shards), default=0)
+            if (group.base == "images")
+            else 0
+        )
+        over = {None: "", "black": "black", "images": f"{bases} base images", "own": "each trajectory's background"}
+        if group.codec == "static":
+            what = "one image per trajectory"
+            if group.window is not None:
+                what += f", a window of {size_text(group.window)} pixels over {over[group.base]}"
+        elif group.window is not None:
+            what = f"windows of {size_text(group.window)} pixels over {over[group.base]}"
+        else:
+            what = "every frame"
+            if self.encoding != "dense" and sample.ndim == 5:
+                what += f", as {100 * changed_share(sample):.0f}% of the pixels differ from the background"
+        dense = stored_bytes(spec, ChannelGroup(group.name, group.channels, "dense"))
+        share = 100 * stored_bytes(spec, group) / dense
+        log.info("%s: %s: %s, %.1f%% of the bytes of whole frames", self.label, group.name, what, share)
+
+    def _header(self, spec: FrameSpec) -> Manifest:
+        return Manifest(self.description, self.encoding, self.source.count, spec, ())
 
     def _finished(self) -> Manifest | None:
         """The manifest of this very split if it is there."""
@@ -135,9 +182,8 @@ class _Packing:
         if not path.exists():
             return None
         manifest = Manifest.parse(path.read_bytes(), path)
-        source, layout = self.source, manifest.layout
-        spec = replace(layout.spec, frames=source.frames, height=source.height, width=source.width, scale=source.scale)
-        difference = manifest.header().difference(self._header(replace(layout, spec=spec)))
+        expected = self._header(dense_spec(self.source))
+        difference = first_difference(manifest.description(), expected.description())
         if difference is not None:
             raise InputError(
                 f"{path}: holds another finished split: {difference}; choose another folder or delete this one"
@@ -156,39 +202,33 @@ class _Packing:
                 records.append(record)
         return records
 
-    def _first_layout(self) -> Layout:
+    def _first_layout(self, chunk: Chunk) -> Layout:
         """The strongest layout that the first chunk allows."""
-        rows = min(self.chunk_rows, self.source.count)
-        chunk = self.source.chunk(0, rows)
-        layout = strongest_layout(self.source, self.encoding, chunk.locations is not None)
-        while isinstance(outcome := encode_chunk(chunk, 0, rows, layout), Misfit):
-            layout = self._weaken(layout, outcome)
+        check_chunk(chunk, 0, len(chunk.actions), dense_spec(self.source))
+        layout = first_layout(self.source, self.encoding, chunk)
+        while isinstance(outcome := encode_chunk(chunk, 0, len(chunk.actions), layout), Misfit):
+            # The first guess is made from a few trajectories: that is measuring, not falling back.
+            layout = self._weaken(layout, outcome, logging.DEBUG)
         return layout
 
-    def _weaken(self, layout: Layout, misfit: Misfit) -> Layout:
-        weaker = weaker_layout(layout, misfit)
-        if weaker.wall_per_frame != layout.wall_per_frame:
-            change = "walls are stored per frame"
-        elif weaker.spec.window is None:
-            change = "dots are stored as full frames"
-        else:
-            change = f"windows are {weaker.spec.window} pixels wide"
-        # Windows start at one pixel, and the first chunk always widens them: that is measuring, not falling back.
-        level = logging.DEBUG if layout.spec.window == 1 and weaker.spec.window is not None else logging.INFO
+    def _weaken(self, layout: Layout, misfit: Misfit, level: int) -> Layout:
+        old, new = layout.spec.groups[misfit.group], cheapest(layout.spec, misfit.fitting)
         log.log(
             level,
-            "%s: trajectory %d, step %d: %s: %s",
+            "%s: trajectory %d, step %d: %s: %s: %s is stored as %s",
             self.label,
             misfit.trajectory,
             misfit.step,
+            old.name,
             misfit.reason,
-            change,
+            old.name,
+            "whole frames" if new.window is None else f"windows of {size_text(new.window)} pixels over {new.base}",
         )
-        return weaker
+        return layout.with_group(misfit.group, new)
 
     def _write_shards(self, layout: Layout) -> list[Shard] | Misfit:
         """Write every shard that an earlier run did not finish, or tell the first frame that does not fit."""
-        fields = layout.fields()
+        fields = _row_fields(layout)
         row_bytes = sum(np.dtype(field.dtype).itemsize * int(np.prod(field.shape)) for field in fields.values())
         rows = self.shard_rows or _multiple(self.chunk_rows, SHARD_BYTES // row_bytes)
         starts = range(0, self.source.count, rows)
@@ -197,7 +237,7 @@ class _Packing:
         stops = {first: min(first + rows, self.source.count) for first in starts}
         kept = self._keep_shards(layout, stops)
         records = {f"shard-{first // rows:05d}.json" for first in kept}
-        self._discard(records | _names(replace(self._header(layout), shards=tuple(kept.values()))))
+        self._discard(records | _names(replace(self._header(layout.spec), shards=tuple(kept.values()))))
         missing = [first for first in starts if first not in kept]
         require_space(self.folder, row_bytes * sum(stops[first] - first for first in missing))
         tasks = [
@@ -226,7 +266,7 @@ class _Packing:
         with ExitStack() as stack:
             writers = {
                 name: stack.enter_context(ArrayWriter(self.folder / f"{name}-{index:05d}.npy", field, rows))
-                for name, field in layout.fields().items()
+                for name, field in _row_fields(layout).items()
             }
             written = 0
             while written < rows:
@@ -235,11 +275,16 @@ class _Packing:
                     return encoded
                 for name, writer in writers.items():
                     writer.write(np.ascontiguousarray(encoded[name]))
-                written += len(encoded["wall"])
-                bar.update(len(encoded["wall"]))
-            shard = Shard(first, rows, {name: writer.finish() for name, writer in writers.items()})
+                written += len(encoded["actions"])
+                bar.update(len(encoded["actions"]))
+            files = {name: writer.finish() for name, writer in writers.items()}
+        for group, image in zip(layout.spec.groups, layout.images, strict=True):
+            if group.base == "images":
+                name = f"{group.name}.base"
+                files[name] = write_array(self.folder / f"{name}-{index:05d}.npy", image[None])
+        shard = Shard(first, rows, files)
         sync_folder(self.folder)
-        record = replace(self._header(layout), shards=(shard,))
+        record = replace(self._header(layout.spec), shards=(shard,))
         write_text(self.folder / f"shard-{index:05d}.json", record.to_json())
         return shard
 
@@ -247,7 +292,7 @@ class _Packing:
         """Shards of an earlier run that belong to this split and still have the recorded bits, by first trajectory."""
         kept = {}
         for record in self._records():
-            if record.header() != self._header(layout) or len(record.shards) != 1:
+            if record.header() != self._header(layout.spec) or len(record.shards) != 1:
                 continue
             shard = record.shards[0]
             if shard.first + shard.rows != stops.get(shard.first):
@@ -273,10 +318,15 @@ def _encode_task(source: Source, layout: Layout, task: tuple[int, int]) -> Encod
     return encode(source, *task, layout)
 
 
-def _weakness(layout: Layout) -> tuple[float, bool]:
-    """Order of layouts from the smallest to the most general one."""
-    window = layout.spec.window
-    return (np.inf if window is None else window, layout.wall_per_frame)
+def _row_fields(layout: Layout) -> dict[str, Field]:
+    """The fields of which every trajectory has a row."""
+    return {name: field for name, field in layout.spec.fields().items() if not name.endswith(".base")}
+
+
+def _weakness(spec: FrameSpec) -> tuple[int, int]:
+    """Order of the layouts that one split is written in, one after the other: groups only ever get weaker."""
+    windows = sum(sum(group.window) for group in spec.groups if group.window is not None)
+    return sum(strength(group) for group in spec.groups), windows
 
 
 def _names(manifest: Manifest) -> set[str]:

@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 
 def resident_bytes(split: Split) -> int:
     """Bytes that the fields of a Batch take up for the whole split."""
-    fields = split.manifest.layout.fields()
-    return sum(_row_bytes(fields[name].dtype, fields[name].shape) for name in _stored(split)) * split.count
+    fields = split.spec.fields()
+    return sum(_row_bytes(fields[name].dtype, fields[name].shape) for name in batch_fields(split.spec)) * split.count
 
 
 class ResidentLoader:
@@ -36,9 +36,7 @@ class ResidentLoader:
     def __init__(self, split: Split, device: torch.device):
         self.split = split
         self.device = device
-        self.tensors = {
-            name: self._load(field) for name, field in batch_fields(split.manifest.layout).items()
-        }  # by the Batch's names, [N, ...]
+        self.tensors = {name: self._load(name) for name in batch_fields(split.spec)}  # by field, [N, ...]
 
     def batches(self, orders: Iterable[Indices]) -> Generator[Batch]:
         """The batch of each of `orders`, in turn."""
@@ -55,12 +53,13 @@ class ResidentLoader:
 
         Reads nothing back and its shapes follow from B: a CUDA graph can hold it, fed with indices alone.
         """
-        return as_batch({"indices": indices} | {name: _rows(tensor, indices) for name, tensor in self.tensors.items()})
+        rows = {name: _rows(tensor, indices) for name, tensor in self.tensors.items()}
+        return as_batch({"indices": indices} | rows, self.split.spec)
 
     def _copied(self, orders: Iterable[Indices]) -> Generator[Batch]:
         """Batches on the CPU, in slots that are used again: NumPy copies rows faster than torch selects them."""
         arrays = {name: tensor.numpy() for name, tensor in self.tensors.items()}
-        ring = Ring(self.split.manifest.layout)
+        ring = Ring(self.split.spec)
         for indices in orders:
             self.split.require_indices(indices)
             slot = ring.next(len(indices))
@@ -73,7 +72,7 @@ class ResidentLoader:
 
     def _load(self, field: str) -> Tensor:
         """All rows of a stored field on the device."""
-        stored = self.split.manifest.layout.fields()[field]
+        stored = self.split.spec.fields()[field]
         shape = (self.split.count, *stored.shape)
         tensor = _allocate(shape, KINDS[stored.dtype], self.device)
         rows = max(1, CHUNK_BYTES // _row_bytes(stored.dtype, stored.shape))
@@ -101,10 +100,6 @@ def _rows(tensor: Tensor, indices: Tensor) -> Tensor:
     word = next(kind for kind in (torch.int64, torch.int32, torch.int16, torch.uint8) if row_bytes % kind.itemsize == 0)
     taken = flat.view(word).index_select(0, indices)
     return taken.view(tensor.dtype).view(len(indices), *tensor.shape[1:])
-
-
-def _stored(split: Split) -> Iterable[str]:
-    return batch_fields(split.manifest.layout).values()
 
 
 def _row_bytes(dtype: str, shape: tuple[int, ...]) -> int:

@@ -21,7 +21,6 @@ __all__ = ["FrameSpec", "Manifest", "Split", "open_split"]
 
 # What a process may have open besides the shards: libraries, logs, sockets of a distributed run.
 OTHER_FILES = 64
-FINITE_FIELDS = ("actions", "locations")
 
 
 class Piece(NamedTuple):
@@ -41,8 +40,8 @@ class Split:
         manifest: what it is.
         fingerprint: sha256 of the manifest, which holds the sha256 of every file.
         starts: int64 [S + 1], first trajectory of each shard, then N.
-        arrays: per field one array for each shard, `base` apart; `group` counts in `wall_bases`, not in shards' bases.
-        wall_bases: uint8 [G, H, W], distinct wall base images of all shards, or None without groups.
+        arrays: per field one array for each shard, bases apart; `base_index` counts in `bases`, not in shards' bases.
+        bases: per group of channels the distinct base images of all shards, uint8 [G, c, H, W], or None without any.
     """
 
     folder: Path
@@ -50,12 +49,12 @@ class Split:
     fingerprint: str
     starts: NDArray[np.int64]
     arrays: dict[str, tuple[NDArray[Any], ...]]
-    wall_bases: NDArray[np.uint8] | None
+    bases: tuple[NDArray[np.uint8] | None, ...]
 
     @property
     def spec(self) -> FrameSpec:
         """Geometry, scale and windows of the frames."""
-        return self.manifest.layout.spec
+        return self.manifest.spec
 
     @property
     def count(self) -> int:
@@ -95,7 +94,7 @@ class Split:
             IndexError: indices out of range or not ascending.
             ValueError: `out` has another shape or dtype.
         """
-        stored = self.manifest.layout.fields()[field]
+        stored = self.manifest.spec.fields()[field]
         pieces = self.pieces(indices)
         if out.shape != (len(indices), *stored.shape) or out.dtype != np.dtype(stored.dtype):
             raise ValueError(
@@ -103,20 +102,22 @@ class Split:
             )
         self.copy(field, pieces, out)
 
-    def locations(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
-        """True locations float32 [len(indices), T, 2], (x, y) in pixels, for indices in any order.
+    def targets(self, name: str, indices: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The target `name` float32 [len(indices), T, size], for indices in any order.
 
         Raises:
-            InputError: the split was packed without locations.
+            InputError: the split was packed without it.
         """
-        if "locations" not in self.arrays:
-            raise InputError(f"{self.folder}: holds no locations, which probing needs")
+        field = f"target.{name}"
+        if field not in self.arrays:
+            held = ", ".join(known for known, _ in self.spec.targets) or "none"
+            raise InputError(f"{self.folder}: holds no {name}, which probing needs (targets: {held})")
         order = np.argsort(indices, kind="stable")
-        ascending = np.empty((len(indices), self.spec.frames, 2), np.float32)
-        self.take("locations", indices[order], ascending)
-        locations = np.empty_like(ascending)
-        locations[order] = ascending
-        return locations
+        ascending = np.empty((len(indices), *self.arrays[field][0].shape[1:]), np.float32)
+        self.take(field, indices[order], ascending)
+        values = np.empty_like(ascending)
+        values[order] = ascending
+        return values
 
 
 def open_split(folder: Path, verify: bool = False) -> Split:
@@ -134,22 +135,28 @@ def open_split(folder: Path, verify: bool = False) -> Split:
     rows = sum(shard.rows for shard in manifest.shards)
     if rows != manifest.trajectories or manifest.shards[0].first != 0:
         raise InputError(f"{path}: shards: found {rows} rows, expected {manifest.trajectories} from trajectory 0 on")
-    fields = manifest.layout.fields()
+    fields = manifest.spec.fields()
     _allow_open_files(len(manifest.shards) * len(fields))
     arrays = {
-        name: tuple(_map_file(folder, shard.files[name], field) for shard in manifest.shards)
+        name: tuple(
+            _as_field(_map_file(folder, shard.files[name], manifest.stored_field(name)), field)
+            for shard in manifest.shards
+        )
         for name, field in fields.items()
     }
     if verify:
         for shard in manifest.shards:
             verify_shard(folder, shard)
     _check_corners(folder, manifest, arrays)
-    wall_bases = None
-    if "base" in arrays:
-        wall_bases, arrays["group"] = _merge_bases(folder, manifest, arrays)
-        del arrays["base"]
+    bases = []
+    for group in manifest.spec.groups:
+        merged = None
+        if group.base == "images":
+            merged, arrays[f"{group.name}.base_index"] = _merge_bases(folder, manifest, arrays, group.name)
+            del arrays[f"{group.name}.base"]
+        bases.append(merged)
     starts = np.cumsum([0, *(shard.rows for shard in manifest.shards)], dtype=np.int64)
-    return Split(folder, manifest, hashlib.sha256(text).hexdigest(), starts, arrays, wall_bases)
+    return Split(folder, manifest, hashlib.sha256(text).hexdigest(), starts, arrays, tuple(bases))
 
 
 def training_split(folder: Path) -> Path:
@@ -161,7 +168,7 @@ def verify_shard(folder: Path, shard: Shard) -> None:
     """Hash every file of a shard and look for values that are not finite.
 
     Raises:
-        InputError: a hash differs, or an action or location is NaN or infinite.
+        InputError: a hash differs, or an action or target is NaN or infinite.
     """
     for field, file in shard.files.items():
         path = folder / file.name
@@ -169,7 +176,7 @@ def verify_shard(folder: Path, shard: Shard) -> None:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         if digest != file.sha256:
             raise InputError(f"{path}: found sha256 {digest}, expected {file.sha256} (the file was changed)")
-        if field in FINITE_FIELDS:
+        if field == "actions" or field.startswith("target."):
             values = np.load(path, mmap_mode="r", allow_pickle=False)
             bad = np.argwhere(~np.isfinite(values))
             if len(bad):
@@ -232,33 +239,41 @@ def _read_header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]
         return shape, fortran, dtype, stream.tell()
 
 
+def _as_field(array: NDArray[Any], field: Field) -> NDArray[Any]:
+    """The array in the shape and type of its field: version 1 stored no channel axis, and corners always as bytes."""
+    return array.reshape(len(array), *field.shape).astype(field.dtype, copy=False)
+
+
 def _check_corners(folder: Path, manifest: Manifest, arrays: dict[str, tuple[NDArray[Any], ...]]) -> None:
     """Refuse windows that reach outside the image: pasting them would write into other pixels."""
-    spec = manifest.layout.spec
-    for name, side in (("corner", spec.window), ("group_corner", spec.wall_window)):
-        if side is None:
+    spec = manifest.spec
+    for group in spec.groups:
+        if group.window is None:
             continue
-        most = np.array([spec.height - side, spec.width - side])
-        for shard, array in zip(manifest.shards, arrays[name], strict=True):
-            found = array.reshape(-1, 2).max(axis=0)
-            if np.any(found > most):
-                raise InputError(
-                    f"{folder / shard.files[name].name}: found a corner at {found.tolist()}, "
-                    f"expected at most {most.tolist()}"
-                )
+        field = f"{group.name}.corner"
+        most = np.array([spec.height - group.window[0], spec.width - group.window[1]])
+        for shard, array in zip(manifest.shards, arrays[field], strict=True):
+            corners = array.reshape(-1, 2)
+            for found in (corners.max(axis=0), corners.min(axis=0)):
+                if np.any(found > most) or np.any(found < 0):
+                    raise InputError(
+                        f"{folder / shard.files[field].name}: found a corner at {found.tolist()}, "
+                        f"expected at most {most.tolist()}"
+                    )
 
 
 def _merge_bases(
-    folder: Path, manifest: Manifest, arrays: dict[str, tuple[NDArray[Any], ...]]
+    folder: Path, manifest: Manifest, arrays: dict[str, tuple[NDArray[Any], ...]], group: str
 ) -> tuple[NDArray[np.uint8], tuple[NDArray[np.int32], ...]]:
-    """Distinct base images of all shards [G, H, W], and per shard the group of each trajectory in that list."""
+    """Distinct base images of a group in all shards [G, c, H, W], and per shard which of them each trajectory has."""
     positions: dict[bytes, int] = {}
     images: list[NDArray[np.uint8]] = []
-    groups = []
-    for shard, bases, group in zip(manifest.shards, arrays["base"], arrays["group"], strict=True):
-        if group.min() < 0 or group.max() >= len(bases):
+    merged_indices = []
+    field = f"{group}.base_index"
+    for shard, bases, index in zip(manifest.shards, arrays[f"{group}.base"], arrays[field], strict=True):
+        if index.min() < 0 or index.max() >= len(bases):
             raise InputError(
-                f"{folder / shard.files['group'].name}: found groups {group.min()} to {group.max()}, "
+                f"{folder / shard.files[field].name}: found base images {index.min()} to {index.max()}, "
                 f"expected 0 to {len(bases) - 1}"
             )
         merged = np.empty(len(bases), np.int32)
@@ -268,5 +283,5 @@ def _merge_bases(
                 positions[key] = len(images)
                 images.append(base)
             merged[local] = positions[key]
-        groups.append(merged[group])
-    return np.stack(images), tuple(groups)
+        merged_indices.append(merged[index])
+    return np.stack(images), tuple(merged_indices)

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jepa_fast.data.batches import Batch
-from jepa_fast.data.manifest import Layout
+from jepa_fast.data.batches import Batch, GroupBatch
+from jepa_fast.data.manifest import FrameSpec
 from jepa_fast.data.sampler import Indices
 from jepa_fast.data.shards import Split
 from jepa_fast.errors import InputError
@@ -20,37 +20,41 @@ from jepa_fast.errors import InputError
 # Batches that stay valid: the one handed out last and the one before. A consumer may ask for the next one early.
 HELD = 2
 
-KINDS = {"|u1": torch.uint8, "<i4": torch.int32, "<f4": torch.float32}
+KINDS = {"|u1": torch.uint8, "<i2": torch.int16, "<i4": torch.int32, "<f4": torch.float32}
+# Stored fields and the parts of a GroupBatch that they fill.
+PARTS = {"pixels": "pixels", "corner": "corners", "base_index": "base_index", "background": "background"}
 
 
-def batch_fields(layout: Layout) -> dict[str, str]:
-    """For each field of a Batch that `layout` fills, but `indices`: the name of the stored field."""
-    windowed, grouped = layout.spec.window is not None, layout.spec.wall_window is not None
-    names = {"dots": "window", "corners": "corner"} if windowed else {"dots": "dot"}
-    names |= {"walls": "wall", "actions": "actions"}
-    return names | {"wall_groups": "group", "wall_corners": "group_corner"} if grouped else names
+def batch_fields(spec: FrameSpec) -> list[str]:
+    """Names of the stored fields that a Batch holds rows of."""
+    return [name for name in spec.fields() if name.partition(".")[2] in PARTS or name == "actions"]
 
 
-def as_batch(tensors: dict[str, Tensor]) -> Batch:
-    """A Batch of tensors by field; those that are missing are None."""
-    return Batch(**{name: tensors.get(name) for name in Batch._fields})  # type: ignore[arg-type]
+def as_batch(tensors: dict[str, Tensor], spec: FrameSpec) -> Batch:
+    """A Batch of tensors by the names of their fields, and "indices"."""
+    groups = []
+    for group in spec.groups:
+        named = {part: tensors.get(f"{group.name}.{field}") for field, part in PARTS.items()}
+        groups.append(GroupBatch(**named))  # type: ignore[arg-type]
+    return Batch(tensors["indices"], tuple(groups), tensors["actions"])
 
 
 class Slot:
     """Tensors for a batch of up to `rows` trajectories."""
 
-    def __init__(self, layout: Layout, rows: int, device: torch.device, pinned: bool = False):
+    def __init__(self, spec: FrameSpec, rows: int, device: torch.device, pinned: bool = False):
         self.rows = rows
-        stored = layout.fields()
+        self.spec = spec
+        stored = spec.fields()
         shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {"indices": ((rows,), torch.int64)}
-        for name, field in batch_fields(layout).items():
-            shapes[name] = ((rows, *stored[field].shape), KINDS[stored[field].dtype])
+        for name in batch_fields(spec):
+            shapes[name] = ((rows, *stored[name].shape), KINDS[stored[name].dtype])
         self.tensors = {
             name: torch.empty(shape, dtype=kind, device=device, pin_memory=pinned)
             for name, (shape, kind) in shapes.items()
         }
         # Views cost more than copying a small batch: those that are the same every time are made once.
-        self._whole = as_batch(self.tensors)
+        self._whole = as_batch(self.tensors, spec)
         self._arrays = {} if device.type != "cpu" else {name: field.numpy() for name, field in self.tensors.items()}
 
     def arrays(self, rows: int) -> dict[str, NDArray[Any]]:
@@ -61,27 +65,27 @@ class Slot:
         """The first `rows` rows as a Batch."""
         if rows == self.rows:
             return self._whole
-        return as_batch({name: tensor[:rows] for name, tensor in self.tensors.items()})
+        return as_batch({name: tensor[:rows] for name, tensor in self.tensors.items()}, self.spec)
 
 
 class Ring:
     """Slots on the CPU for a consumer that asks for one batch at a time."""
 
-    def __init__(self, layout: Layout):
-        self._layout = layout
+    def __init__(self, spec: FrameSpec):
+        self._spec = spec
         self._slots: deque[Slot] = deque()
 
     def next(self, rows: int) -> Slot:
         """The slot whose batch was handed out the longest ago; at least `rows` rows."""
         slot = self._slots.popleft() if len(self._slots) == HELD else None
         if slot is None or slot.rows < rows:
-            slot = Slot(self._layout, rows, torch.device("cpu"))
+            slot = Slot(self._spec, rows, torch.device("cpu"))
         self._slots.append(slot)
         return slot
 
 
 def gather_into(split: Split, indices: Indices, arrays: dict[str, NDArray[Any]]) -> None:
-    """Copy the trajectories `indices` (ascending) out of the shards into `arrays`, by the Batch's names.
+    """Copy the trajectories `indices` (ascending) out of the shards into `arrays`, by the names of fields.
 
     NumPy alone: a loader's thread must not wake the threads that the training step computes with.
 
@@ -91,8 +95,8 @@ def gather_into(split: Split, indices: Indices, arrays: dict[str, NDArray[Any]])
     """
     pieces = split.pieces(indices)
     arrays["indices"][...] = indices
-    for name, field in batch_fields(split.manifest.layout).items():
-        split.copy(field, pieces, arrays[name])
+    for name in batch_fields(split.spec):
+        split.copy(name, pieces, arrays[name])
     require_finite(split, indices, arrays["actions"])
 
 

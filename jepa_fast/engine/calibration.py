@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from jepa_fast.config import RunConfig
-from jepa_fast.data.host import wall_bases
+from jepa_fast.data.host import group_bases
 from jepa_fast.data.loaders import open_loader
 from jepa_fast.data.sampler import Sampler
 from jepa_fast.data.shards import open_split, training_split
@@ -81,7 +81,7 @@ def _time_stage(config: RunConfig, number: int, ranks: Ranks, model: Model | Non
     split = open_split(training_split(Path(config.data)))
     sampler = Sampler(split.count, config.batch_size // ranks.count, config.seed, ranks.count, ranks.rank)
     trainer = Trainer(
-        config, split.spec, wall_bases(split, torch.device(config.device)), ranks, model=copy.deepcopy(model)
+        config, split.spec, group_bases(split, torch.device(config.device)), ranks, model=copy.deepcopy(model)
     )
     stages = stages_of(trainer.config.recipe, config.steps, np.arange(config.steps))
     trainer.restore(trainer.state() | {"step": int(np.searchsorted(stages, number))})

@@ -10,9 +10,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from jepa_fast.config import RunConfig
-from jepa_fast.data.batches import Batch
+from jepa_fast.data.batches import Batch, GroupBases
 from jepa_fast.data.manifest import FrameSpec
-from jepa_fast.models.flips import Flips
+from jepa_fast.data.two_rooms.flips import Flips
 from jepa_fast.models.model import Model
 from jepa_fast.objectives.objective import Execution, Function, Loss, Span, Weights, no_span
 
@@ -31,26 +31,26 @@ class Forward(nn.Module):
         config: RunConfig,
         model: Model,
         spec: FrameSpec,
-        wall_bases: Tensor | None = None,
+        bases: GroupBases = (),
         group: dist.ProcessGroup | None = None,
         span: Span = no_span,
     ) -> None:
-        """`spec` and `wall_bases` uint8 [G, H, W] are those of the training split, model and bases on the device."""
+        """`spec` and `bases` are those of the training split, model and bases on the device."""
         super().__init__()
         self.config, self.span = config, span
         self.model = model
         mode: Literal["auto", "off"] = "auto" if config.exact_shortcuts else "off"
         self._flip: Callable[[Batch, Tensor], Batch] | None = None
         if config.recipe.flips:
-            flips = Flips(spec, wall_bases)
-            self._flip, wall_bases = self._compiled(flips), flips.wall_bases
-        self.encode = model.batch_encoder(spec, wall_bases, mode)
+            flips = Flips(spec, bases)
+            self._flip, bases = self._compiled(flips), flips.bases
+        self.encode = model.batch_encoder(spec, bases, mode)
         self._encode = self._compiled(self.encode)
         self.target_encoder: nn.Module | None = None
         self._decay = model.objective.ema_decay
         if self._decay is not None:
             self.target_encoder = copy.deepcopy(model.encoder).requires_grad_(False).eval()
-            self._encode_targets = self._compiled(model.batch_encoder(spec, wall_bases, mode, self.target_encoder))
+            self._encode_targets = self._compiled(model.batch_encoder(spec, bases, mode, self.target_encoder))
         for name, backend in model.ops(config.kernels, config.device).items():
             logger.info("%s: %s", name, backend)
         if config.compile and group is not None:

@@ -51,7 +51,7 @@ def finite_metrics(
         epoch, number = divmod(state["step"], sampler.batches_per_epoch)
         whole = Sampler(sampler.count, sampler.global_batch, sampler.seed)
         batch = gather(split, next(whole.batches(epoch, number)))
-        write_whole(path, {"metrics": named, "state": state, "batch": batch._asdict()})
+        write_whole(path, {"metrics": named, "state": state, "batch": batch.tensors()})
     kept = f"{path} keeps the batch and the state before it, checkpoints are untouched"
     raise ranks.ending(f"step {step}: {name} is {named[name]}; {kept}")
 
@@ -68,7 +68,7 @@ class Failure:
 def load_failure(path: Path) -> Failure:
     """What a run kept of a step that was not finite."""
     kept = torch.load(path, map_location="cpu", weights_only=True)
-    return Failure(kept["metrics"], kept["state"], Batch(**kept["batch"]))
+    return Failure(kept["metrics"], kept["state"], Batch.of(kept["batch"]))
 
 
 class CollapseWatch:

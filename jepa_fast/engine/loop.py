@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from jepa_fast.config import LoopOptions, RunConfig
-from jepa_fast.data.host import wall_bases
+from jepa_fast.data.host import group_bases
 from jepa_fast.data.loaders import open_loader
 from jepa_fast.data.sampler import Position, Sampler
 from jepa_fast.data.shards import Split, open_split, training_split
@@ -103,7 +103,7 @@ def _training(
     split = open_split(training_split(Path(config.data)))
     sampler = Sampler(split.count, config.batch_size // ranks.count, config.seed, ranks.count, ranks.rank)
     profiler = Profiler(options.profile if ranks.leads else "off", options.profile_window, folder)
-    bases = wall_bases(split, torch.device(config.device))
+    bases = group_bases(split, torch.device(config.device))
     trainer = Trainer(config, split.spec, bases, ranks, profiler.span, model)
     first = done = _restore(trainer, sampler, split, folder) if options.resume else 0
     watch = CollapseWatch(trainer.forward, split, options.on_collapse)

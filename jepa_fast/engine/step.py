@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from jepa_fast.config import RunConfig
-from jepa_fast.data.batches import Batch
+from jepa_fast.data.batches import Batch, GroupBases
 from jepa_fast.data.manifest import FrameSpec
 from jepa_fast.engine.checkpoint import State
 from jepa_fast.engine.distributed import ALONE, Ranks, averaging
@@ -48,7 +48,7 @@ class Trainer:
         self,
         config: RunConfig,
         spec: FrameSpec,
-        wall_bases: Tensor | None = None,
+        bases: GroupBases = (),
         ranks: Ranks = ALONE,
         span: Span = no_span,
         model: Model | None = None,
@@ -58,7 +58,7 @@ class Trainer:
         Args:
             config: of the run.
             spec: of the training split's frames.
-            wall_bases: uint8 [G, H, W] of that split, on the run's device.
+            bases: base images of that split, as `group_bases` gives them on the run's device.
             ranks: the processes that share the run.
             span: what marks parts of a step in a profile.
             model: what is trained, its weights and its objective included; by default built from the configuration.
@@ -75,7 +75,7 @@ class Trainer:
         self._ranks, self._span = ranks, span
         self.device = torch.device(config.device)
         self.model = model.to(self.device).train()
-        self.forward = Forward(config, self.model, spec, wall_bases, ranks.group, span)
+        self.forward = Forward(config, self.model, spec, bases, ranks.group, span)
         self.target_encoder = self.forward.target_encoder
         self._forward: nn.Module = self.forward
         if ranks.group is not None:

@@ -1,1 +1,1 @@
-"""The world model and its energy in plain PyTorch: readable, and the reference for every kernel."""
+"""The models in plain PyTorch that calls ops: readable, and the reference for every kernel."""

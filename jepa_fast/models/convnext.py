@@ -2,7 +2,7 @@
 
 With `fusion` one more branch reads all channels, and its latent is added as well.
 
-    stem    1x1 convolution, I -> C for a group of I channels, no bias
+    stem    1x1 convolution, c -> C for a group of c channels, no bias
     block   y = x + W2 gelu(W1 LN(dwconv7x7(x))), L of them
     head    average pool to 6x6 ("pool") or, of each channel, where it is largest ("softargmax"); linear to D, LayerNorm
             (left out without `norm_before_add`)
@@ -20,10 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa_fast.config import Kernels
+from jepa_fast.data.batches import GroupBases
 from jepa_fast.data.manifest import FrameSpec
+from jepa_fast.data.two_rooms import CHANNEL_GROUPS
 from jepa_fast.errors import require
 from jepa_fast.kernels.convnext_block import convnext_block
-from jepa_fast.kernels.dropout import SITE_AGENT, SITE_FUSION, SITE_WALL, dropout_mask
+from jepa_fast.kernels.dropout import SITE_FUSION, dropout_mask, group_site
 from jepa_fast.kernels.dwconv_norm import CHANNELS
 from jepa_fast.models.backends import triton_or_plain
 from jepa_fast.models.biases import bias_or_zeros
@@ -81,7 +83,7 @@ class ConvNeXtBlock(nn.Module):
 
 
 class Branch(nn.Module):
-    """Images [N, I, H, W] of one channel or more to states [N, D], normalised unless told not to, before dropout."""
+    """Images [N, I, H, W] of one channel or more to latents [N, D], normalised unless told not to, before dropout."""
 
     def __init__(
         self,
@@ -103,19 +105,22 @@ class Branch(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=1e-5, bias=bias) if norm else nn.Identity()
 
     def head(self, read: Tensor) -> Tensor:
-        """States [N, D] from pooled activations [N, C, 6, 6] or coordinates [N, C, 2]."""
+        """Latents [N, D] from pooled activations [N, C, 6, 6] or coordinates [N, C, 2]."""
         out: Tensor = self.norm(self.fc(read.flatten(1)))
         return out
 
     def forward(self, images: Tensor) -> Tensor:
-        """States [N, D]."""
+        """Latents [N, D]."""
         # Elementwise, so that the result is channels last whatever the layout of the images.
-        pixels, stem = images.permute(0, 2, 3, 1), self.stem.weight.flatten(1)
-        parts = (pixels[..., each : each + 1] * stem[:, each] for each in range(self.stem.in_channels))
-        x = functools.reduce(torch.add, parts).permute(0, 3, 1, 2)
+        x = apply_stem(images.permute(0, 2, 3, 1), self.stem.weight.flatten(1)).permute(0, 3, 1, 2)
         for block in self.blocks:
             x = block(x)
         return self.head(F.adaptive_avg_pool2d(x, POOLED_SIDE) if self.sharpness is None else locate(x, self.sharpness))
+
+
+def apply_stem(pixels: Tensor, stem: Tensor) -> Tensor:
+    """[..., C] of pixels [..., c] and a stem's weight [C, c]: sums of products, for c is small."""
+    return functools.reduce(torch.add, (pixels[..., each : each + 1] * stem[:, each] for each in range(stem.shape[1])))
 
 
 def locate(x: Tensor, sharpness: Tensor) -> Tensor:
@@ -133,13 +138,9 @@ def centred(pixels: Tensor, size: int) -> Tensor:
 class Encoder(TrajectoryEncoder):
     """Frames to latents: a branch per group of channels, with `fusion` one of all, each with dropout on its output.
 
-    Branches are called as their groups. They are added, or with wall "apart" two of them stand side by side,
-    [agent; wall] of 2 D numbers. The wall is then that of frame 0, encoded once, in all frames of a trajectory.
+    Branches are called as their groups. They are added, but a group that is kept `apart` stands beside the sum of the
+    others, [others; apart] of 2 D numbers: it is that of frame 0, encoded once, in all frames of a trajectory.
     """
-
-    # Of two rooms, the default.
-    agent: Branch
-    wall: Branch
 
     def __init__(
         self,
@@ -149,26 +150,33 @@ class Encoder(TrajectoryEncoder):
         dropout: float,
         kernels: Kernels = "reference",
         *,
-        groups: Sequence[tuple[str, int]] = (("agent", 1), ("wall", 1)),
+        groups: Sequence[tuple[str, int]] = CHANNEL_GROUPS,
         bias: bool = True,
         norm_before_add: bool = True,
         norm_after_add: bool = False,
         head: Literal["pool", "softargmax"] = "pool",
         fusion: bool = False,
-        wall: Literal["added", "apart"] = "added",
+        apart: str | None = None,
     ) -> None:
-        """`groups` are the frame's channels in order: a name and how many."""
+        """`groups` are the frame's channels in order: a name and how many.
+
+        Raises:
+            ValueError: there is no group of the name `apart`, or no other.
+        """
         super().__init__()
         branch = functools.partial(Branch, channels, blocks, dim, kernels, bias=bias, norm=norm_before_add, head=head)
         self.groups = tuple(groups)
         for name, inputs in self.groups:
-            taken = hasattr(self, name) or name in ("fusion", "norm", "dropout", "is_apart")
+            taken = hasattr(self, name) or name in ("fusion", "norm", "dropout", "channels", "branches", "apart")
             require(not taken, "model.groups.name", name, "a name that the encoder does not use itself")
             self.add_module(name, branch(inputs=inputs))
         self.fusion = branch(inputs=sum(inputs for _, inputs in self.groups)) if fusion else None
         self.norm = nn.LayerNorm(dim, eps=1e-5, bias=bias) if norm_after_add else nn.Identity()
         self.dropout = dropout
-        self.is_apart = wall == "apart"
+        names = [name for name, _ in self.groups]
+        if apart is not None and (apart not in names or len(names) < 2):
+            raise ValueError(f"apart: got {apart!r}, expected one of several groups: {', '.join(names)}")
+        self.apart = None if apart is None else names.index(apart)
 
     @property
     def branches(self) -> list[Branch]:
@@ -178,18 +186,19 @@ class Encoder(TrajectoryEncoder):
     def combine(self, parts: Sequence[Tensor], clock: Tensor, fusion: Tensor | None = None) -> Tensor:
         """Latents [B, T, D] or [B, T, 2 D] of those of each group, [B, T, D], or [B, 1, D] for all T frames.
 
-        `fusion` [B, T, D] is added too. Masks are drawn per frame, those of a wall apart per trajectory.
+        `fusion` [B, T, D] is added too. Masks are drawn per frame, those of a group that is kept apart per trajectory.
         """
         frames = max(part.shape[1] for part in parts)
-        if not self.is_apart:
-            parts = [part.expand(-1, frames, -1) for part in parts]
+        parts = [part if number == self.apart else part.expand(-1, frames, -1) for number, part in enumerate(parts)]
         if self.training and self.dropout > 0:
-            parts = [self._dropped(part, clock, _site(number)) for number, part in enumerate(parts)]
+            parts = [self._dropped(part, clock, group_site(number)) for number, part in enumerate(parts)]
             if fusion is not None:
                 fusion = self._dropped(fusion, clock, SITE_FUSION)
-        if self.is_apart:
-            return torch.cat([part.expand(-1, frames, -1) for part in parts], dim=-1)
-        latents: Tensor = self.norm(functools.reduce(torch.add, parts if fusion is None else [*parts, fusion]))
+        added = [part for number, part in enumerate(parts) if number != self.apart]
+        total = functools.reduce(torch.add, added if fusion is None else [*added, fusion])
+        if self.apart is not None:
+            return torch.cat([total, parts[self.apart].expand_as(total)], dim=-1)
+        latents: Tensor = self.norm(total)
         return latents
 
     def _dropped(self, latents: Tensor, clock: Tensor, site: int) -> Tensor:
@@ -201,28 +210,21 @@ class Encoder(TrajectoryEncoder):
         parts = []
         sizes = [inputs for _, inputs in self.groups]
         for number, (branch, images) in enumerate(zip(self.branches, torch.split(frames, sizes, dim=2), strict=True)):
-            shown = images[:, :1] if self.is_apart and number > 0 else images
+            shown = images[:, :1] if number == self.apart else images
             parts.append(branch(shown.flatten(0, 1)).view(batch, shown.shape[1], -1))
         fusion: Tensor | None = None
         if self.fusion is not None:
             fusion = self.fusion(frames.flatten(0, 1)).view(batch, steps, -1)
         return self.combine(parts, clock, fusion)
 
-    def batch_encoder(
-        self, spec: FrameSpec, wall_bases: Tensor | None, mode: Literal["auto", "off"]
-    ) -> "SparseEncoder":
+    def batch_encoder(self, spec: FrameSpec, bases: GroupBases, mode: Literal["auto", "off"]) -> "SparseEncoder":
         """What encodes the batches of a split; see `Model.batch_encoder`."""
         # It knows the parts of this one.
         from jepa_fast.models.sparse_encoder import SparseEncoder
 
-        return SparseEncoder(self, spec, wall_bases, mode)
+        return SparseEncoder(self, spec, bases, mode)
 
     def ops(self, kernels: Kernels, device: Literal["cpu", "cuda"]) -> dict[str, str]:
         """What the blocks run on."""
         asked = self.branches[0].stem.out_channels, CHANNELS
         return {"convnext_block": triton_or_plain(kernels, device, channels=asked)}
-
-
-def _site(number: int) -> int:
-    """Where in the dropout hash the branch of a group draws: after the first two, behind all other places."""
-    return (SITE_AGENT, SITE_WALL)[number] if number < 2 else SITE_FUSION + number - 1

@@ -1,13 +1,12 @@
 """Any module that encodes frames one by one, on whole trajectories and batches."""
 
 from abc import ABC, abstractmethod
-from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from jepa_fast.data.batches import Batch, expand_frames
+from jepa_fast.data.batches import Batch, GroupBases, expand_frames
 from jepa_fast.data.manifest import FrameSpec
 from jepa_fast.models.model import BatchEncoder
 
@@ -23,7 +22,7 @@ class TrajectoryEncoder(nn.Module, ABC):
         """Latents [B, T, D] of frames [B, T, C, H, W]; `clock` int64 [3] is the dropout clock."""
 
     @abstractmethod
-    def batch_encoder(self, spec: FrameSpec, wall_bases: Tensor | None, mode: Literal["auto", "off"]) -> BatchEncoder:
+    def batch_encoder(self, spec: FrameSpec, bases: GroupBases, mode: Literal["auto", "off"]) -> BatchEncoder:
         """What encodes the batches of a split by this encoder; arguments as in `Model.batch_encoder`."""
 
 
@@ -46,27 +45,25 @@ def encode_trajectories(encoder: nn.Module, frames: Tensor, clock: Tensor) -> Te
     return flat
 
 
-def batch_encoder(
-    encoder: nn.Module, spec: FrameSpec, wall_bases: Tensor | None, mode: Literal["auto", "off"]
-) -> BatchEncoder:
+def batch_encoder(encoder: nn.Module, spec: FrameSpec, bases: GroupBases, mode: Literal["auto", "off"]) -> BatchEncoder:
     """What encodes the batches of a split by any encoder; arguments as in `Model.batch_encoder`."""
     if isinstance(encoder, TrajectoryEncoder):
-        return encoder.batch_encoder(spec, wall_bases, mode)
-    return DenseEncoder(encoder, spec)
+        return encoder.batch_encoder(spec, bases, mode)
+    return DenseEncoder(encoder, spec, bases)
 
 
 class DenseEncoder:
     """Encodes every frame of a Batch whole, by a module that is handed frames one by one."""
 
-    def __init__(self, encoder: nn.Module, spec: FrameSpec) -> None:
-        self.encoder, self.spec = encoder, spec
+    def __init__(self, encoder: nn.Module, spec: FrameSpec, bases: GroupBases = ()) -> None:
+        self.encoder, self.spec, self.bases = encoder, spec, bases
         parameters = [parameter for parameter in encoder.parameters() if parameter.is_floating_point()]
         self._dtype = parameters[0].dtype if parameters else torch.float32
 
     def __call__(self, batch: Batch, clock: Tensor) -> Tensor:
         """Latents [B, T, D]; T is the batch's own, so that a rollout can bring frame 0 alone."""
-        spec = replace(self.spec, frames=batch.dots.shape[1])
-        return encode_trajectories(self.encoder, expand_frames(batch, spec).to(self._dtype), clock)
+        frames = expand_frames(batch, self.spec, self.bases)
+        return encode_trajectories(self.encoder, frames.to(self._dtype), clock)
 
     def explain(self, batch: Batch) -> str:
         """One line for the log."""

@@ -4,7 +4,8 @@
                 learned, its columns orthogonal and of one length. Of a `PositionModel` latents are such W p.
     prediction  z' = z + g A a: the mean of two outcomes, to move by A a or to stay
 
-How frames are encoded, what of a room is kept and how likely the agent moves is for each model to say.
+How frames are encoded, what of a room is kept and how likely the agent moves is for each model to say. The family is
+for the two-room world alone: a channel with an agent, a dot on black, one with a wall, and actions of two numbers.
 """
 
 from abc import abstractmethod
@@ -15,8 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa_fast.config import GatedConvNeXtConfig, GatedFeaturesConfig, GatedPixelsConfig, Kernels
-from jepa_fast.data.batches import Batch
+from jepa_fast.data.batches import Batch, GroupBases, expand_group
 from jepa_fast.data.manifest import FrameSpec
+from jepa_fast.data.two_rooms import CHANNEL_GROUPS
+from jepa_fast.data.two_rooms.rooms import solid_images
 from jepa_fast.errors import InputError
 from jepa_fast.models.model import BatchEncoder, Model
 
@@ -159,6 +162,10 @@ class GatedModel(Model):
         """Raise InputError unless frames are of the size that the model is for."""
         if (spec.height, spec.width) != (self.side, self.side):
             raise InputError(f"model.frame: got {self.side}, expected the data's {spec.height} x {spec.width} pixels")
+        groups = tuple((group.name, group.channels) for group in spec.groups)
+        if groups != CHANNEL_GROUPS or spec.action_size != 2:
+            found = f"{', '.join(f'{name}:{channels}' for name, channels in groups)} and actions of {spec.action_size}"
+            raise InputError(f"data: found channels {found}, expected agent:1, wall:1 and actions of 2 numbers")
 
 
 class PositionModel(GatedModel):
@@ -186,7 +193,7 @@ class PositionModel(GatedModel):
     def batch_encoder(
         self,
         spec: FrameSpec,
-        wall_bases: Tensor | None = None,
+        bases: GroupBases = (),
         mode: Literal["auto", "off"] = "auto",
         encoder: nn.Module | None = None,
     ) -> BatchEncoder:
@@ -196,21 +203,35 @@ class PositionModel(GatedModel):
             InputError: its frames are not of the size that the model is for.
         """
         assert encoder is None, "no objective of the gated family has an averaged encoder"
-        return PositionEncoder(self, spec)
+        return PositionEncoder(self, spec, bases)
 
 
 class PositionEncoder:
-    """Encodes a Batch, windows as they are; the room is that of frame 0."""
+    """Encodes a Batch, windows over black as they are; the room is that of frame 0.
 
-    def __init__(self, model: PositionModel, spec: FrameSpec) -> None:
+    Positions are found in windows wherever there are some: there is no mode to choose.
+    """
+
+    def __init__(self, model: PositionModel, spec: FrameSpec, bases: GroupBases = ()) -> None:
         model.check_size(spec)
-        self.model, self.scale = model, spec.scale
+        self.model, self.spec, self.bases = model, spec, bases or (None,) * len(spec.groups)
+        self._agent = spec.index("agent")
 
     def __call__(self, batch: Batch, clock: Tensor) -> Encoded:
         """Encodings of T frames; T is the batch's own, so that a rollout can bring frame 0 alone."""
-        walls = batch.walls if batch.walls.dim() == 3 else batch.walls[:, 0]
-        return self.model.encode_images(batch.dots, batch.corners, walls, self.scale)
+        corners: Tensor | None = None
+        if self._has_windows:
+            dots, corners = batch.groups[self._agent].pixels[:, :, 0], batch.groups[self._agent].corners
+        else:
+            group, base = self.spec.groups[self._agent], self.bases[self._agent]
+            dots = expand_group(batch.groups[self._agent], group, self.spec, batch.length, base)[:, :, 0]
+        walls = solid_images(batch, self.spec, self.bases)
+        return self.model.encode_images(dots, corners, walls, self.spec.scale)
 
     def explain(self, batch: Batch) -> str:
         """One line for the log: what a batch like this is encoded by."""
-        return f"encoder: {self.model.explain()}, on {'whole frames' if batch.corners is None else 'windows'}"
+        return f"encoder: {self.model.explain()}, on {'windows' if self._has_windows else 'whole frames'}"
+
+    @property
+    def _has_windows(self) -> bool:
+        return self.spec.groups[self._agent].base == "black"

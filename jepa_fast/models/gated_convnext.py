@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa_fast.config import GatedConvNeXtConfig, Kernels
-from jepa_fast.data.batches import Batch
+from jepa_fast.data.batches import Batch, GroupBases
 from jepa_fast.data.manifest import FrameSpec
 from jepa_fast.models.convnext import Encoder
 from jepa_fast.models.gated import BlockedFreeMixture, Encoded, GatedModel, Lift, bounded
@@ -104,7 +104,7 @@ class GatedConvNeXt(GatedModel):
         config = config or GatedConvNeXtConfig()
         super().__init__(config, objective, kernels)
         self.encoder = Encoder(
-            config.channels, config.blocks, config.dim, 0.0, kernels, norm_before_add=False, wall="apart"
+            config.channels, config.blocks, config.dim, 0.0, kernels, norm_before_add=False, apart="wall"
         )
         self.predictor = GatedPredictor(config)
 
@@ -131,7 +131,7 @@ class GatedConvNeXt(GatedModel):
     def batch_encoder(
         self,
         spec: FrameSpec,
-        wall_bases: Tensor | None = None,
+        bases: GroupBases = (),
         mode: Literal["auto", "off"] = "auto",
         encoder: nn.Module | None = None,
     ) -> "GatedConvNeXtEncoder":
@@ -142,7 +142,7 @@ class GatedConvNeXt(GatedModel):
         """
         assert encoder is None, "no objective of the gated family has an averaged encoder"
         self.check_size(spec)
-        return GatedConvNeXtEncoder(self, SparseEncoder(self.encoder, spec, wall_bases, mode))
+        return GatedConvNeXtEncoder(self, SparseEncoder(self.encoder, spec, bases, mode))
 
     def ops(self, kernels: Kernels, device: Literal["cpu", "cuda"]) -> dict[str, str]:
         """What the objective's ops and the encoder's blocks run on."""
@@ -157,7 +157,7 @@ class GatedConvNeXtEncoder:
 
     def __call__(self, batch: Batch, clock: Tensor) -> Encoded:
         """Encodings of T frames; T is the batch's own, so that a rollout can bring frame 0 alone."""
-        with torch.autocast(batch.dots.device.type, enabled=False):
+        with torch.autocast(batch.actions.device.type, enabled=False):
             return self.model.split(self.encoder(batch, clock))
 
     def explain(self, batch: Batch) -> str:

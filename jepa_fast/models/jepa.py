@@ -6,6 +6,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from jepa_fast.config import CustomConfig, JEPAConfig, Kernels, ModelConfig
+from jepa_fast.data.batches import GroupBases
 from jepa_fast.data.manifest import FrameSpec
 from jepa_fast.models import explorejepa, frame_encoder
 from jepa_fast.models.backends import ops_of
@@ -73,12 +74,12 @@ class JEPA(Model):
     def batch_encoder(
         self,
         spec: FrameSpec,
-        wall_bases: Tensor | None = None,
+        bases: GroupBases = (),
         mode: Literal["auto", "off"] = "auto",
         encoder: nn.Module | None = None,
     ) -> BatchEncoder:
         """What encodes the batches of a split; see `Model.batch_encoder`."""
-        return frame_encoder.batch_encoder(encoder or self.encoder, spec, wall_bases, mode)
+        return frame_encoder.batch_encoder(encoder or self.encoder, spec, bases, mode)
 
     def ops(self, kernels: Kernels, device: Literal["cpu", "cuda"]) -> dict[str, str]:
         """What the objective's ops, the rollout and the encoder's blocks run on."""

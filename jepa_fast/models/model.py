@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from jepa_fast.config import Kernels, ModelConfig
-from jepa_fast.data.batches import Batch
+from jepa_fast.data.batches import Batch, GroupBases
 from jepa_fast.data.manifest import FrameSpec
 from jepa_fast.kernels.dropout import new_clock
 
@@ -64,7 +64,7 @@ class Model(nn.Module, ABC):
     def batch_encoder(
         self,
         spec: FrameSpec,
-        wall_bases: Tensor | None = None,
+        bases: GroupBases = (),
         mode: Literal["auto", "off"] = "auto",
         encoder: nn.Module | None = None,
     ) -> BatchEncoder:
@@ -72,7 +72,7 @@ class Model(nn.Module, ABC):
 
         Args:
             spec: of the split's frames.
-            wall_bases: uint8 [G, H, W] as the data set stores them, on the device of the batches.
+            bases: the data set's base images, as `group_bases` gives them, on the device of the batches.
             mode: "off" encodes every frame whole, "auto" skips what cannot differ.
             encoder: of the same build as the model's, and in its place: one that averages it, say.
 

@@ -52,12 +52,12 @@ class MLPPredictor(nn.Module):
         self.history_decay = history_decay
         self.kernels = kernels
 
-    def step(self, state: Tensor, action: Tensor, mask: Tensor | None, past: Sequence[Tensor] = ()) -> Tensor:
+    def step(self, latent: Tensor, action: Tensor, mask: Tensor | None, past: Sequence[Tensor] = ()) -> Tensor:
         """Next latent [B, D] from latent [B, D], action [B, A] and a dropout mask [B, 4D] or none.
 
-        `past` are the latents before `state`, the latest first; of them, `history` are read.
+        `past` are the latents before `latent`, the latest first; of them, `history` are read.
         """
-        normed = self.state_norm(state)
+        normed = self.state_norm(latent)
         fused = normed + self.action_norm(self.action(action))
         hidden = self.expand(self._with_past(fused, past) if self.history else fused)
         hidden = F.gelu(self.norm(hidden)) if self.activation == "after_norm" else self.norm(F.gelu(hidden))
@@ -70,8 +70,8 @@ class MLPPredictor(nn.Module):
     def _with_past(self, fused: Tensor, past: Sequence[Tensor]) -> Tensor:
         """What W1 reads, [B, D (1 + k)]."""
         parts = [fused]
-        for age, state in enumerate(past[: self.history], start=1):
-            parts.append(self.state_norm(state) * self.history_decay**age)
+        for age, latent in enumerate(past[: self.history], start=1):
+            parts.append(self.state_norm(latent) * self.history_decay**age)
         missing = self.expand.in_features - len(parts) * fused.shape[1]
         return F.pad(torch.cat(parts, dim=1), (0, missing))
 

@@ -1,47 +1,46 @@
-"""Encode only what can differ: a Batch to states, by the cheapest route that is exact for its data.
+"""Encode only what can differ: a Batch to latents, group by group by the cheapest route that is exact for its data.
 
-    agent   dense    every frame as a whole image
-            windows  one black image, and per frame the window around the dot
-    wall    dense    every frame as a whole image
-            once     one whole image per trajectory, its state shared by all frames
-            windows  the data set's base images, and per trajectory the window in which it differs from its base
-            nested   one image of what all bases share, per base the window in which it differs, then as windows
-    fusion  dense    every frame as a whole image of both channels
-            windows  per trajectory an image of its wall alone, got as the wall's are, and the window around each dot
+    dense    every frame as a whole image
+    once     one whole image per trajectory, its latent shared by all frames
+    windows  base images, and per frame, or per trajectory of a static group, the window that differs from its base
+    nested   one image of what all base images share, per base the window in which it differs, then as windows
+    fusion   the branch of all channels: "dense", or "windows" over one image per trajectory, got as the static group's
 
-Routes are chosen by counted work. Which of them are exact is the packer's word: it stores a dot window only for frames
-that are black outside it, a wall once only if it never changes, a wall group only if the wall equals its base outside
-its window. A Batch that carries none of these goes the dense way.
+Bases are a black image, the data set's base images, or each trajectory's own background. Routes are chosen by counted
+work. Which of them are exact is the packer's word: it stores a window only for frames that equal their base outside it,
+and an image once only if it never changes. A group that is stored dense goes the dense way.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from jepa_fast.data.batches import Batch, expand_dots, expand_frames, expand_walls
-from jepa_fast.data.shards import FrameSpec
+from jepa_fast.data.batches import Batch, GroupBases, GroupBatch, base_images, expand_frames, expand_group, to_values
+from jepa_fast.data.manifest import ChannelGroup, FrameSpec
+from jepa_fast.errors import InputError
 from jepa_fast.models.convnext import Branch, Encoder
 from jepa_fast.models.window_encoder import Bases, WindowEncoder
 from jepa_fast.models.window_grid import REACH
+
+Route = Literal["dense", "once", "windows", "nested"]
 
 
 @dataclass(frozen=True)
 class Rewrites:
     """Which rewrites may be used. All of them are exact; tests and benchmarks switch them one by one."""
 
-    static_wall: bool = True
+    static: bool = True
     windows: bool = True
     stem_collapse: bool = True
     early_pool: bool = True
 
 
 class Plan(NamedTuple):
-    """The route of each branch, and the forward FLOPs of the blocks' convolutions and matrix products."""
+    """The routes of groups and of the fusion branch, and the forward FLOPs of the blocks' convolutions and products."""
 
-    agent: Literal["dense", "windows"]
-    wall: Literal["dense", "once", "windows", "nested"]
+    groups: tuple[Route, ...]
     flops: int
     plain_flops: int
     fusion: Literal["dense", "windows"] | None
@@ -57,80 +56,66 @@ class SparseEncoder:
         self,
         encoder: Encoder,
         spec: FrameSpec,
-        wall_bases: Tensor | None,
+        bases: GroupBases = (),
         mode: Literal["auto", "off"] = "auto",
         rewrites: Rewrites | None = None,
     ) -> None:
-        """`wall_bases` uint8 [G, H, W] as the data set stores them, on the device of the batches; `mode` "off" is the
-        plain encoder on whole frames.
+        """`bases` as `group_bases` gives them, on the device of the batches; `mode` "off" is the plain encoder.
+
+        Raises:
+            InputError: the data's groups of channels are not the encoder's.
         """
         if mode not in ("auto", "off"):
             raise ValueError(f"mode: got {mode!r}, expected 'auto' or 'off'")
+        found = tuple((group.name, group.channels) for group in spec.groups)
+        if found != encoder.groups:
+            raise InputError(f"groups of channels: the model has {_listed(encoder.groups)}, the data {_listed(found)}")
         self.encoder = encoder
         self.spec = spec
         self.mode = mode
         self.rewrites = rewrites or Rewrites()
-        self.wall_bases = wall_bases
-        self.nesting = None if wall_bases is None else _find_nesting(wall_bases)
-        self._agent = self._window_encoder(encoder.agent)
-        self._wall = self._window_encoder(encoder.wall)
-        if encoder.fusion is not None:
-            self._fused_agent, self._fused_wall = (self._window_encoder(encoder.fusion, channel) for channel in (0, 1))
+        self.bases: GroupBases = bases or (None,) * len(spec.groups)
+        self._groups = [
+            _GroupEncoder(branch, group, spec, base, self.rewrites)
+            for branch, group, base in zip(encoder.branches, spec.groups, self.bases, strict=True)
+        ]
+        self._fused = {} if encoder.fusion is None else self._fusion_encoders(encoder.fusion)
 
     def __call__(self, batch: Batch, clock: Tensor) -> Tensor:
         """What `Encoder` gives of a batch; T is the batch's own, so that a rollout can bring frame 0 alone."""
-        count, frames = batch.dots.shape[:2]
-        spec = replace(self.spec, frames=frames)
-        dtype = self.encoder.agent.stem.weight.dtype
         if self.mode == "off":
-            return self.encoder(expand_frames(batch, spec).to(dtype), clock)  # type: ignore[no-any-return]
-        if self.encoder.is_apart and batch.walls.dim() == 4:
-            batch = batch._replace(walls=batch.walls[:, 0])
+            frames = expand_frames(batch, self.spec, self.bases).to(self._dtype)
+            return self.encoder(frames, clock)  # type: ignore[no-any-return]
         plan = self.plan(batch)
-        agent = self._encode_agent(batch, spec, plan)
-        wall = self._encode_wall(batch, spec, plan)
+        latents = [
+            encoder.encode(part, length, route)
+            for encoder, (part, length), route in zip(self._groups, self._parts(batch), plan.groups, strict=True)
+        ]
+        latents = [latent.view(len(batch.indices), -1, latent.shape[-1]) for latent in latents]
         fusion: Tensor | None = None
         if self.encoder.fusion is not None:
-            fusion = self._encode_fusion(self.encoder.fusion, batch, spec, plan).view(count, frames, -1)
-        wall = wall.view(count, -1, wall.shape[-1])
-        return self.encoder.combine([agent.view(count, frames, -1), wall], clock, fusion)
+            fusion = self._encode_fusion(self.encoder.fusion, batch, plan)
+            fusion = fusion.view(len(batch.indices), batch.length, -1)
+        return self.encoder.combine(latents, clock, fusion)
 
     def plan(self, batch: Batch) -> Plan:
         """The cheapest exact routes for a batch: a function of its shapes alone."""
-        count, frames = batch.dots.shape[:2]
-        image = (self.spec.height, self.spec.width)
-        blocks = len(self.encoder.agent.blocks)
-        whole = blocks * image[0] * image[1]
-
-        agent: dict[Literal["dense", "windows"], int] = {"dense": count * frames * whole}
-        if self.rewrites.windows and batch.corners is not None and self.spec.window is not None:
-            window = _window_pixels((self.spec.window, self.spec.window), image, blocks)
-            agent["windows"] = whole + count * frames * window
-
-        wall: dict[Literal["dense", "once", "windows", "nested"], int] = {"dense": count * frames * whole}
-        if self.rewrites.static_wall and batch.walls.dim() == 3:
-            wall = {"once": count * whole}
-            side = self.spec.wall_window
-            grouped = batch.wall_groups is not None and batch.wall_corners is not None
-            if self.rewrites.windows and grouped and side is not None and self.wall_bases is not None:
-                windows = count * _window_pixels((side, side), image, blocks)
-                wall["windows"] = self.wall_bases.shape[0] * whole + windows
-                if self.nesting is not None:
-                    nested = _window_pixels(self.nesting.size, image, blocks)
-                    wall["nested"] = whole + self.wall_bases.shape[0] * nested + windows
-
-        best_agent, best_wall = min(agent, key=agent.__getitem__), min(wall, key=wall.__getitem__)
-        pixels, plain_pixels = agent[best_agent] + wall[best_wall], 2 * count * frames * whole
-        best_fusion: Literal["dense", "windows"] | None = None
+        count, length = len(batch.indices), batch.length
+        work = [
+            encoder.work(count, frames) for encoder, (_, frames) in zip(self._groups, self._parts(batch), strict=True)
+        ]
+        routes = tuple(min(each, key=each.__getitem__) for each in work)
+        dense = count * length * self._groups[0].whole
+        pixels, plain_pixels = sum(each[route] for each, route in zip(work, routes, strict=True)), len(work) * dense
+        fusion: Literal["dense", "windows"] | None = None
         if self.encoder.fusion is not None:
-            dense = count * frames * whole
-            # Of the agent's route all but its base, which here are the walls.
-            windows = agent["windows"] - whole + wall[best_wall] if "windows" in agent else dense
-            best_fusion = "windows" if windows < dense and best_wall != "dense" else "dense"
-            pixels, plain_pixels = pixels + (windows if best_fusion == "windows" else dense), plain_pixels + dense
-        channels = self.encoder.agent.stem.out_channels
+            windows = self._fusion_work(count, length, routes, work)
+            fusion = "windows" if windows is not None and windows < dense else "dense"
+            pixels += windows if windows is not None and fusion == "windows" else dense
+            plain_pixels += dense
+        channels = self.encoder.branches[0].stem.out_channels
         per_pixel = 2 * channels * (49 + 8 * channels)
-        return Plan(best_agent, best_wall, per_pixel * pixels, per_pixel * plain_pixels, best_fusion)
+        return Plan(routes, per_pixel * pixels, per_pixel * plain_pixels, fusion)
 
     def explain(self, batch: Batch) -> str:
         """One line for the log: what a batch like this is encoded by, and why."""
@@ -139,81 +124,200 @@ class SparseEncoder:
         plan = self.plan(batch)
         share = 100 * plan.flops / plan.plain_flops
         reasons = []
-        if batch.corners is None:
-            reasons.append("frames are packed whole")
-        if batch.walls.dim() == 4:
-            reasons.append("walls change over time")
-        elif batch.wall_groups is None or self.wall_bases is None:
-            reasons.append("walls are packed without bases")
+        for group in self.spec.groups:
+            if group.codec == "dense":
+                reasons.append(f"{group.name} is stored frame by frame")
+            elif group.window is None:
+                reasons.append(f"{group.name} is stored without bases")
         because = f" ({'; '.join(reasons)})" if reasons else ""
-        routes = f"agent {plan.agent}, wall {plan.wall}" + (f", fusion {plan.fusion}" if plan.fusion else "")
-        return f"encoder: {routes}{because}: {share:.1f}% of the plain encoder's FLOPs"
+        routes = [f"{group.name} {route}" for group, route in zip(self.spec.groups, plan.groups, strict=True)]
+        if plan.fusion:
+            routes.append(f"fusion {plan.fusion}")
+        return f"encoder: {', '.join(routes)}{because}: {share:.1f}% of the plain encoder's FLOPs"
 
-    def _encode_agent(self, batch: Batch, spec: FrameSpec, plan: Plan) -> Tensor:
-        """Agent states [B * T, D]."""
-        if plan.agent == "dense":
-            return self._dense(self._agent, expand_dots(batch, spec).flatten(0, 1))
-        assert batch.corners is not None
-        black = torch.zeros(1, spec.height, spec.width, dtype=torch.uint8, device=batch.dots.device)
-        bases = self._agent.bases(self._pixels(black))
-        return self._agent(bases, self._pixels(batch.dots.flatten(0, 1)), batch.corners.flatten(0, 1))
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.encoder.branches[0].stem.weight.dtype
 
-    def _encode_wall(self, batch: Batch, spec: FrameSpec, plan: Plan) -> Tensor:
-        """Wall states [B, D], or [B * T, D] where every frame is encoded."""
-        if plan.wall == "dense":
-            return self._dense(self._wall, expand_walls(batch).flatten(0, 1))
-        if plan.wall == "once":
-            return self._dense(self._wall, batch.walls)
-        return self._wall(self._wall_bases(self._wall, plan), *self._wall_windows(batch, spec))
+    def _parts(self, batch: Batch) -> list[tuple[GroupBatch, int]]:
+        """Each group's part of a batch, with its number of frames: that of the group that is kept apart is 1."""
+        return [
+            (part.frames(slice(1)), 1) if number == self.encoder.apart else (part, batch.length)
+            for number, part in enumerate(batch.groups)
+        ]
 
-    def _encode_fusion(self, branch: Branch, batch: Batch, spec: FrameSpec, plan: Plan) -> Tensor:
-        """States [B * T, D] of both channels: every wall is a base of its own, in which the dot is what differs."""
+    def _fusion_encoders(self, branch: Branch) -> dict[str, WindowEncoder]:
+        """Encoders of the branch of all channels, by the group whose windows they take, and "" for whole images."""
+        encoders = {"": self._window_encoder(branch, slice(None))}
+        first = 0
+        for group in self.spec.groups:
+            encoders[group.name] = self._window_encoder(branch, slice(first, first + group.channels))
+            first += group.channels
+        return encoders
+
+    def _window_encoder(self, branch: Branch, channels: slice) -> WindowEncoder:
+        return WindowEncoder(branch, self.rewrites.stem_collapse, self.rewrites.early_pool, channels)
+
+    def _moving(self) -> int | None:
+        """The one group that is stored in windows, where all others are static: what the fusion branch can go by."""
+        moving = [number for number, group in enumerate(self.spec.groups) if group.codec != "static"]
+        others = len(self.spec.groups) - 1
+        is_one = len(moving) == 1 and others > 0 and self.spec.groups[moving[0]].codec == "window"
+        return moving[0] if is_one and self.rewrites.windows else None
+
+    def _lone_static(self, moving: int) -> int | None:
+        """The one static group, where black is all that lies under the windows of the moving one."""
+        others = [number for number in range(len(self.spec.groups)) if number != moving]
+        is_black = self.spec.groups[moving].base == "black" and self.spec.offset == 0
+        return others[0] if len(others) == 1 and is_black else None
+
+    def _fusion_work(
+        self, count: int, length: int, routes: tuple[Route, ...], work: list[dict[Route, int]]
+    ) -> int | None:
+        """Pixels of the fusion branch by windows; None where they are not exact."""
+        moving = self._moving()
+        if moving is None:
+            return None
+        static = self._lone_static(moving)
+        if static is None:
+            return count * self._groups[0].whole + self._groups[moving].window_work(count * length)
+        if routes[static] == "dense":
+            return None
+        return work[static][routes[static]] + self._groups[moving].window_work(count * length)
+
+    def _encode_fusion(self, branch: Branch, batch: Batch, plan: Plan) -> Tensor:
+        """Latents [B * T, D] of all channels: every trajectory's still image is a base, in which windows differ."""
         if plan.fusion == "dense":
-            states: Tensor = branch(expand_frames(batch, spec).to(branch.stem.weight.dtype).flatten(0, 1))
-            return states
-        assert batch.corners is not None
-        count, frames = batch.dots.shape[:2]
-        encoder = self._fused_wall
-        if plan.wall == "once":
-            walls = encoder.bases(self._pixels(batch.walls))
+            frames = expand_frames(batch, self.spec, self.bases).to(self._dtype)
+            latents: Tensor = branch(frames.flatten(0, 1))
+            return latents
+        moving = self._moving()
+        assert moving is not None
+        group, part = self._groups[moving], batch.groups[moving]
+        static = self._lone_static(moving)
+        if static is None:
+            stills = self._stills(batch)
+            channels = self._fused[group.group.name].channels
+            stills = stills._replace(images=stills.images[..., channels])
         else:
-            walls = encoder.derive_bases(self._wall_bases(encoder, plan), *self._wall_windows(batch, spec))
-        bases = walls._replace(images=torch.zeros_like(walls.images))
-        groups = torch.arange(count, device=batch.dots.device).repeat_interleave(frames)
-        return self._fused_agent(bases, self._pixels(batch.dots.flatten(0, 1)), batch.corners.flatten(0, 1), groups)
+            encoder, source = self._fused[self.spec.groups[static].name], self._groups[static]
+            stills = source.stills(encoder, batch.groups[static], plan.groups[static])
+            stills = stills._replace(images=stills.images.new_zeros(*stills.images.shape[:3], group.group.channels))
+        owners = torch.arange(len(batch.indices), device=part.pixels.device).repeat_interleave(batch.length)
+        assert part.corners is not None
+        windows = group.values(part.pixels.flatten(0, 1))
+        return self._fused[group.group.name](stills, windows, part.corners.flatten(0, 1), owners)
 
-    def _wall_windows(self, batch: Batch, spec: FrameSpec) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The windows in which walls differ from their bases, their corners, and the bases."""
-        assert batch.wall_corners is not None
-        assert spec.wall_window is not None
-        windows = self._pixels(_cut(batch.walls, batch.wall_corners, (spec.wall_window, spec.wall_window)))
-        return windows, batch.wall_corners, batch.wall_groups
+    def _stills(self, batch: Batch) -> Bases:
+        """Bases of all channels, one per trajectory: static images, and what windows lie on."""
+        images = []
+        for encoder, part in zip(self._groups, batch.groups, strict=True):
+            if encoder.group.codec == "static":
+                images.append(part.pixels)
+            elif encoder.group.base == "black":
+                image = (len(batch.indices), encoder.group.channels, self.spec.height, self.spec.width)
+                images.append(part.pixels.new_zeros(image))
+            else:
+                images.append(base_images(part, encoder.group, encoder.images))
+        return self._fused[""].bases(self._groups[0].values(torch.cat(images, dim=1)))
 
-    def _wall_bases(self, encoder: WindowEncoder, plan: Plan) -> Bases:
-        """The data set's base images, encoded."""
-        assert self.wall_bases is not None
-        if plan.wall == "windows":
-            return encoder.bases(self._pixels(self.wall_bases))
-        assert self.nesting is not None
-        shared = encoder.bases(self._pixels(self.nesting.shared))
-        return encoder.derive_bases(shared, self._pixels(self.nesting.windows), self.nesting.corners)
 
-    def _dense(self, encoder: WindowEncoder, images: Tensor) -> Tensor:
-        return encoder.dense(self._pixels(images))
+class _GroupEncoder:
+    """A branch on its group of channels."""
 
-    def _pixels(self, images: Tensor) -> Tensor:
+    def __init__(
+        self, branch: Branch, group: ChannelGroup, spec: FrameSpec, images: Tensor | None, rewrites: Rewrites
+    ) -> None:
+        self.group, self.spec, self.images, self.rewrites = group, spec, images, rewrites
+        self.branch = branch
+        self.encoder = WindowEncoder(branch, rewrites.stem_collapse, rewrites.early_pool)
+        self.nesting = None if images is None else _find_nesting(images)
+        self.blocks = len(branch.blocks)
+        # Pixels that a whole image makes the blocks compute.
+        self.whole = self.blocks * spec.height * spec.width
+
+    def work(self, count: int, frames: int) -> dict[Route, int]:
+        """Pixels that each exact route makes the blocks compute for `count` trajectories."""
+        group, is_static = self.group, self.group.codec == "static" and self.rewrites.static
+        work: dict[Route, int] = {"once": count * self.whole} if is_static else {"dense": count * frames * self.whole}
+        if not self.rewrites.windows or group.window is None or (group.codec == "static" and not is_static):
+            return work
+        windows = self.window_work(count if is_static else count * frames)
+        if group.base != "images":
+            work["windows"] = (1 if group.base == "black" else count) * self.whole + windows
+        elif self.images is not None:
+            work["windows"] = len(self.images) * self.whole + windows
+            if self.nesting is not None:
+                nested = _window_pixels(self.nesting.size, self._size, self.blocks)
+                work["nested"] = self.whole + len(self.images) * nested + windows
+        return work
+
+    def window_work(self, count: int) -> int:
+        """Pixels that so many of the group's windows make the blocks compute."""
+        assert self.group.window is not None
+        return count * _window_pixels(self.group.window, self._size, self.blocks)
+
+    def encode(self, batch: GroupBatch, frames: int, route: Route) -> Tensor:
+        """Latents [B * T, D], or [B, D] of images that all frames share."""
+        if route == "dense":
+            pixels = expand_group(batch, self.group, self.spec, frames, self.images)
+            return self.encoder.dense(self.values(pixels.flatten(0, 1)))
+        if route == "once":
+            return self.encoder.dense(self.values(batch.pixels))
+        if self.group.codec == "static":
+            return self.encoder(self._image_bases(self.encoder, route), *self._differences(batch))
+        bases, owners = self._bases(batch, frames, route)
+        assert batch.corners is not None
+        return self.encoder(bases, self.values(batch.pixels.flatten(0, 1)), batch.corners.flatten(0, 1), owners)
+
+    def stills(self, encoder: WindowEncoder, batch: GroupBatch, route: Route) -> Bases:
+        """Bases of this static group's images, one per trajectory, of a branch that has these channels among others."""
+        if route == "once":
+            return encoder.bases(self.values(batch.pixels))
+        return encoder.derive_bases(self._image_bases(encoder, route), *self._differences(batch))
+
+    def values(self, images: Tensor) -> Tensor:
         """uint8 to the values that the model sees, rounded exactly as `expand_frames` rounds them."""
-        return (images.to(torch.float32) * self.spec.scale).to(self.encoder.agent.stem.weight.dtype)
+        return to_values(images, self.spec).to(self.branch.stem.weight.dtype)
 
-    def _window_encoder(self, branch: Branch, channel: int = 0) -> WindowEncoder:
-        return WindowEncoder(branch, self.rewrites.stem_collapse, self.rewrites.early_pool, channel)
+    @property
+    def _size(self) -> tuple[int, int]:
+        return self.spec.height, self.spec.width
+
+    def _bases(self, batch: GroupBatch, frames: int, route: Route) -> tuple[Bases, Tensor | None]:
+        """What the windows of frames lie on, and which of it each of B * T windows."""
+        if self.group.base == "black":
+            shape = (1, self.group.channels, *self._size)
+            black = torch.zeros(shape, dtype=torch.uint8, device=batch.pixels.device)
+            return self.encoder.bases(self.values(black)), None
+        if self.group.base == "images":
+            assert batch.base_index is not None
+            return self._image_bases(self.encoder, route), batch.base_index.repeat_interleave(frames)
+        assert batch.background is not None
+        owners = torch.arange(len(batch.pixels), device=batch.pixels.device).repeat_interleave(frames)
+        return self.encoder.bases(self.values(batch.background)), owners
+
+    def _differences(self, batch: GroupBatch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The windows in which static images differ from their bases, their corners, and the bases."""
+        assert batch.corners is not None
+        assert self.group.window is not None
+        return self.values(_cut(batch.pixels, batch.corners, self.group.window)), batch.corners, batch.base_index
+
+    def _image_bases(self, encoder: WindowEncoder, route: Route) -> Bases:
+        """The data set's base images, encoded."""
+        assert self.images is not None
+        if route == "windows":
+            return encoder.bases(self.values(self.images))
+        assert self.nesting is not None
+        shared = encoder.bases(self.values(self.nesting.shared))
+        return encoder.derive_bases(shared, self.values(self.nesting.windows), self.nesting.corners)
 
 
 class _Nesting(NamedTuple):
     """Base images as windows over the one image they share."""
 
-    shared: Tensor  # uint8 [1, H, W]
-    windows: Tensor  # uint8 [G, h, w]
+    shared: Tensor  # uint8 [1, c, H, W]
+    windows: Tensor  # uint8 [G, c, h, w]
     corners: Tensor  # int64 [G, 2]
     size: tuple[int, int]
 
@@ -224,7 +328,7 @@ def _find_nesting(bases: Tensor) -> _Nesting | None:
     None for a single base, or none that differ.
     """
     shared = bases.mode(dim=0, keepdim=True).values
-    differs = bases != shared
+    differs = (bases != shared).any(dim=1)
     if not differs.any():
         return None
     corners, size = [], []
@@ -242,12 +346,13 @@ def _find_nesting(bases: Tensor) -> _Nesting | None:
 
 
 def _cut(images: Tensor, corners: Tensor, size: tuple[int, int]) -> Tensor:
-    """[N, h, w] out of images [N, H, W], each at its corner."""
+    """[N, c, h, w] out of images [N, c, H, W], each at its corner."""
     rows, columns = (
         corners[:, axis, None].to(torch.int64) + torch.arange(size[axis], device=images.device) for axis in (0, 1)
     )
-    image = torch.arange(images.shape[0], device=images.device)
-    return images[image[:, None, None], rows[:, :, None], columns[:, None, :]]
+    image = torch.arange(images.shape[0], device=images.device)[:, None, None, None]
+    channel = torch.arange(images.shape[1], device=images.device)[:, None, None]
+    return images[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
 def _window_pixels(size: tuple[int, int], image: tuple[int, int], blocks: int) -> int:
@@ -259,3 +364,7 @@ def _window_pixels(size: tuple[int, int], image: tuple[int, int], blocks: int) -
         )
         total += height * width
     return total
+
+
+def _listed(groups: tuple[tuple[str, int], ...]) -> str:
+    return ", ".join(f"{name}:{channels}" for name, channels in groups)

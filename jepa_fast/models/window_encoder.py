@@ -25,7 +25,7 @@ from torch import Tensor
 from jepa_fast.kernels.hidden import hidden_pool, norm_mlp
 from jepa_fast.kernels.window import compute_dtype, depthwise, difference, pool
 from jepa_fast.models.biases import bias_or_zeros
-from jepa_fast.models.convnext import Branch, ConvNeXtBlock
+from jepa_fast.models.convnext import Branch, ConvNeXtBlock, apply_stem
 from jepa_fast.models.window_grid import REACH, WindowGrid
 from jepa_fast.models.window_heads import Pooling, pooling_matrix, window_head, window_pooling
 
@@ -33,7 +33,7 @@ from jepa_fast.models.window_heads import Pooling, pooling_matrix, window_head, 
 class Bases(NamedTuple):
     """Images that others are compared with, and all of their activations that a window can need."""
 
-    images: Tensor  # [G, H, W]
+    images: Tensor  # [G, H, W, c]
     convolved: tuple[Tensor, ...]  # Z_l, one [G, H, W, C] per block
     updates: tuple[Tensor, ...]  # G_l, one [G, H, W, C] per block
     head_cache: Tensor  # what the head's windows need of the last block's output
@@ -51,14 +51,20 @@ class WindowEncoder:
     The caller vouches that image n equals base groups[n] outside its window; nothing here can see the images.
     """
 
-    def __init__(self, branch: Branch, stem_collapse: bool = True, early_pool: bool = True, channel: int = 0) -> None:
-        """`channel` is the one that images, windows and differences are of, for a branch that has several.
+    def __init__(
+        self,
+        branch: Branch,
+        stem_collapse: bool = True,
+        early_pool: bool = True,
+        channels: slice = slice(None),
+    ) -> None:
+        """`channels` are those that images, windows and differences are of: c of the branch's.
 
-        Whole images are black in the others. Bases may have come from elsewhere with anything in the others, which then
-        is the same in all images over them; their own images are those of this channel.
+        Whole images are 0 in the others. Bases may have come from elsewhere with anything in the others, which then is
+        the same in all images over them; their own images are those of these channels.
         """
         self.branch = branch
-        self.channel = channel
+        self.channels = channels
         self.stem_collapse = stem_collapse
         self.head = window_head(branch)
         self.early_pool = early_pool and isinstance(self.head, Pooling)
@@ -67,30 +73,33 @@ class WindowEncoder:
         """States [N, D].
 
         Args:
-            bases: what `bases` or `refine` gave in this forward pass.
-            windows: [N, h, w], the images' content, with the base's values where nothing differs.
+            bases: what `bases` or `derive_bases` gave in this forward pass.
+            windows: [N, c, h, w], the images' content, with the base's values where nothing differs.
             corners: [N, 2], (row, column) of each window's top left pixel; the window lies inside the image.
             groups: [N], which base each image is compared with; none: base 0.
         """
+        windows = _channels_last(windows)
         place = WindowGrid.of(bases.images, windows, corners, groups)
         *_, read = self._encode(bases, windows, place)
         return self.branch.head(read)
 
     def dense(self, images: Tensor) -> Tensor:
-        """States [N, D] of whole images [N, H, W], with the rewrites that need no window."""
-        *_, read = self._encode_whole(images, keep=False)
+        """States [N, D] of whole images [N, c, H, W], with the rewrites that need no window."""
+        *_, read = self._encode_whole(_channels_last(images), keep=False)
         return self.branch.head(read)
 
     def bases(self, images: Tensor) -> Bases:
-        """Bases from whole images [G, H, W]."""
+        """Bases from whole images [G, c, H, W]."""
+        images = _channels_last(images)
         convolved, updates, head_cache = self._encode_whole(images, keep=True)
         return Bases(images, tuple(convolved), tuple(updates), head_cache)
 
     def derive_bases(self, bases: Bases, windows: Tensor, corners: Tensor, groups: Tensor | None = None) -> Bases:
         """Bases that themselves differ from coarser ones in a window only. Arguments as in a call."""
+        windows = _channels_last(windows)
         place = WindowGrid.of(bases.images, windows, corners, groups)
         convolved, updates, head_cache = self._encode(bases, windows, place, keep=True)
-        images = place.paste(windows[..., None], bases.images[..., None], 0)[..., 0]
+        images = place.paste(windows, bases.images, 0)
         layers = zip(convolved, bases.convolved, updates, bases.updates, strict=True)
         pasted = [
             (place.paste(z, base_z, after), place.paste(update, base_update, after))
@@ -99,8 +108,8 @@ class WindowEncoder:
         return Bases(images, tuple(z for z, _ in pasted), tuple(update for _, update in pasted), head_cache)
 
     def _stem(self) -> Tensor:
-        """What a pixel is multiplied by, [C]."""
-        return self.branch.stem.weight[:, self.channel].flatten()
+        """What a pixel's channels are multiplied by, [C, c]."""
+        return self.branch.stem.weight[:, self.channels].flatten(1)
 
     def _blocks(self) -> list[ConvNeXtBlock]:
         return [block for block in self.branch.blocks if isinstance(block, ConvNeXtBlock)]
@@ -108,7 +117,7 @@ class WindowEncoder:
     def _encode_whole(self, images: Tensor, keep: bool) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Convolved activations and updates of each block, then the head cache or what the head reads."""
         stem = self._stem()
-        x = images[..., None] * stem
+        x = apply_stem(images, stem)
         kept_convolved, kept_updates = [], []
         blocks = self._blocks()
         for index, block in enumerate(blocks):
@@ -120,7 +129,7 @@ class WindowEncoder:
             else:
                 z = depthwise(x, block.dwconv.weight, (REACH, REACH))
             if index == len(blocks) - 1 and self.early_pool and not keep:
-                rows, columns = (pooling_matrix(size, images).expand(len(images), -1, -1) for size in images.shape[1:])
+                rows, columns = (pooling_matrix(size, images).expand(len(images), -1, -1) for size in images.shape[1:3])
                 pooled = pool(x, rows, columns) + _project_pooled(z, block, rows, columns)
                 return [], [], pooled.permute(0, 3, 1, 2)
             update = _update(z, block)
@@ -137,8 +146,8 @@ class WindowEncoder:
     ) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """As `_encode_whole`, with activations and updates on the windows."""
         stem = self._stem()
-        pixels = windows - place.crop(bases.images[..., None], 0)[..., 0]
-        delta = pixels[..., None] * stem
+        pixels = windows - place.crop(bases.images, 0)
+        delta = apply_stem(pixels, stem)
         kept_convolved, kept_updates = [], []
         blocks = self._blocks()
         for index, block in enumerate(blocks):
@@ -175,10 +184,15 @@ class WindowEncoder:
 
 
 def _collapsed(images: Tensor, stem: Tensor, block: ConvNeXtBlock, padding: tuple[int, int]) -> Tensor:
-    """Stem and first convolution as one dense convolution 1 -> C of images [N, h, w]: [N, h', w', C]."""
-    kernel = block.dwconv.weight * stem.view(-1, 1, 1, 1)
-    # Permuted, so that the strides say channels last: with one channel every layout is, and NCHW would be taken.
-    return F.conv2d(images[..., None].permute(0, 3, 1, 2), kernel, padding=padding).permute(0, 2, 3, 1)
+    """Stem and first convolution as one dense convolution c -> C of images [N, h, w, c]: [N, h', w', C]."""
+    kernel = block.dwconv.weight * stem[:, :, None, None]
+    return F.conv2d(images.permute(0, 3, 1, 2), kernel, padding=padding).permute(0, 2, 3, 1)
+
+
+def _channels_last(images: Tensor) -> Tensor:
+    """Images [N, c, h, w] as [N, h, w, c], contiguous."""
+    # Of one channel every layout is contiguous; indexed, its strides say channels last, and convolutions go by that.
+    return images[:, 0, ..., None] if images.shape[1] == 1 else images.permute(0, 2, 3, 1).contiguous()
 
 
 def _update(z: Tensor, block: ConvNeXtBlock) -> Tensor:

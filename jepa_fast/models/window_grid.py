@@ -20,8 +20,8 @@ class WindowGrid(NamedTuple):
 
     @staticmethod
     def of(images: Tensor, windows: Tensor, corners: Tensor, groups: Tensor | None) -> "WindowGrid":
-        """Windows [N, h, w] over base images [G, H, W]. Raises ValueError for shapes that do not fit together."""
-        count, height, width = windows.shape
+        """Windows [N, h, w, c] over base images [G, H, W, c]. Raises ValueError for shapes that do not fit together."""
+        count, height, width = windows.shape[:3]
         image = (images.shape[1], images.shape[2])
         if height > image[0] or width > image[1]:
             raise ValueError(f"windows: got {height} x {width}, expected at most the image's {image[0]} x {image[1]}")

@@ -1,1 +1,1 @@
-"""Probing: can the agent be located from the predicted states alone?"""
+"""Probing: can the agent be located from the predicted latents alone?"""

@@ -1,4 +1,4 @@
-"""How far states are from collapse: their spread in every dimension and along every principal axis."""
+"""How far latents are from collapse: their spread in every dimension and along every principal axis."""
 
 from typing import NamedTuple
 
@@ -7,25 +7,25 @@ from torch import Tensor
 
 
 class Spectrum(NamedTuple):
-    """Standard deviations of states in D dimensions, float64, on the CPU; and what they amount to."""
+    """Standard deviations of latents in D dimensions, float64, on the CPU; and what they amount to."""
 
     std: Tensor  # [D], per dimension, ascending
-    singular_values: Tensor  # [D], of the centred states over sqrt(N - 1), descending
+    singular_values: Tensor  # [D], of the centred latents over sqrt(N - 1), descending
     rank: float  # effective rank, 1 to D: exp of the entropy of these singular values' shares
-    rankme: float  # the same of the states as they are, not centred
-    size: float  # root mean square of the states' elements
+    rankme: float  # the same of the latents as they are, not centred
+    size: float  # root mean square of the latents' elements
 
 
-def spectrum(states: Tensor) -> Spectrum:
-    """The spectrum of states [N, D], N >= 2. Collapsed states have an effective rank near 1, whitened ones D.
+def spectrum(latents: Tensor) -> Spectrum:
+    """The spectrum of latents [N, D], N >= 2. Collapsed latents have an effective rank near 1, whitened ones D.
 
     Synchronises with the device. Source: Roy, Vetterli, The effective rank, EUSIPCO 2007; Garrido et al., RankMe,
     arXiv:2210.02885, which does not centre.
     """
-    states = states.detach().to(torch.float64)
-    count, dim = states.shape
-    mean = states.mean(dim=0)
-    centred = states - mean
+    latents = latents.detach().to(torch.float64)
+    count, dim = latents.shape
+    mean = latents.mean(dim=0)
+    centred = latents - mean
     covariance = (centred.T @ centred / (count - 1)).cpu()
     moments = covariance * (count - 1) + count * torch.outer(mean, mean).cpu()
     singular_values = _singular_values(covariance)

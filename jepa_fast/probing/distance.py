@@ -1,11 +1,12 @@
-"""How errors depend on how close the dot is to what could stop it."""
+"""How errors depend on how close the agent is to what could stop it."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from jepa_fast.data.host import evaluation_batches
+from jepa_fast.data.host import evaluation_batches, group_bases
 from jepa_fast.data.shards import Split
+from jepa_fast.data.two_rooms.rooms import solid_images
 from jepa_fast.probing.results import DistanceBin
 
 # Lower ends of the bins, in pixels.
@@ -14,21 +15,21 @@ BATCH = 256  # trajectories
 
 
 def distances_to_solid(split: Split) -> Tensor:
-    """From where the dot really was to the centre of the nearest solid pixel of frame 0, in pixels: [N, T].
+    """From where the agent really was to the centre of the nearest solid pixel of frame 0, in pixels: [N, T].
 
     Infinite where nothing is solid.
     """
-    found = []
+    found, bases = [], group_bases(split)
     for batch in evaluation_batches(split, BATCH):
-        locations = torch.from_numpy(split.locations(batch.indices.numpy()))
-        walls = batch.walls if batch.walls.dim() == 3 else batch.walls[:, 0]
-        found += [_nearest(points, wall) for points, wall in zip(locations, walls, strict=True)]
+        locations = torch.from_numpy(split.targets("locations", batch.indices.numpy()))
+        solid = solid_images(batch, split.spec, bases)
+        found += [_nearest(points, image) for points, image in zip(locations, solid, strict=True)]
     return torch.stack(found)
 
 
-def _nearest(points: Tensor, wall: Tensor) -> Tensor:
+def _nearest(points: Tensor, image: Tensor) -> Tensor:
     """Distances [T] of points [T, 2] to the nearest non-zero pixel of an image [H, W]."""
-    solid = wall.nonzero().flip(-1).to(points.dtype)
+    solid = image.nonzero().flip(-1).to(points.dtype)
     if len(solid) == 0:
         return torch.full((len(points),), torch.inf)
     return (points[:, None] - solid).square().sum(dim=-1).amin(dim=1).sqrt()

@@ -9,9 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jepa_fast.data.host import gather
+from jepa_fast.data.host import gather, group_bases
 from jepa_fast.data.manifest import MANIFEST_NAME
 from jepa_fast.data.shards import Split, open_split
+from jepa_fast.data.two_rooms.rooms import solid_images
 from jepa_fast.errors import InputError
 from jepa_fast.models.model import Model
 from jepa_fast.models.registry import build_model, is_built_here
@@ -136,7 +137,7 @@ def choose_examples(probe: Probe, rollouts: Rollouts, split: Split) -> list[Exam
     for kind, positions in places.items():
         for position in positions:
             row = int(order[position])
-            wall = gather(split, np.array([row])).walls[0].numpy()
+            solid = solid_images(gather(split, np.array([row])), split.spec, group_bases(split))[0].numpy()
             located = probe.locate(rollouts.latents[row])
             example = Example(
                 kind=kind,
@@ -144,7 +145,7 @@ def choose_examples(probe: Probe, rollouts: Rollouts, split: Split) -> list[Exam
                 error=errors[row].item(),
                 true=_rounded(rollouts.locations[row]),
                 located=_rounded(located),
-                solid=rectangles(wall if wall.ndim == 2 else wall[0]),
+                solid=rectangles(solid),
             )
             examples.append(example)
     return examples

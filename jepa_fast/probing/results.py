@@ -8,13 +8,13 @@ from typing import Any
 from jepa_fast.errors import InputError
 
 EVALUATION = "evaluation.json"  # in a run folder
-# The two sets of the wall-to-agent error ratio.
-WALL, AGENT = "probe_wall/val", "probe_normal/val"
+# The two sets of the ratio `Evaluation.wall_to_agent`: much blocked, and mostly free.
+BLOCKED, FREE = "probe_wall/val", "probe_normal/val"
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Errors of one world on one probe set in pixels^2, mean over trajectories, steps and both axes.
+    """Errors of one model on one probe set in pixels^2, mean over trajectories, steps and both axes.
 
     `*_by_step` has one figure for each of the T frames, averaged over trajectories and axes.
     """
@@ -27,7 +27,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class DistanceBin:
-    """Frames in which the dot was at least `low_px` from the nearest solid pixel, and less than the next bin's.
+    """Frames in which the agent was at least `low_px` from the nearest solid pixel, and less than the next bin's.
 
     Errors are squared, in pixels^2, the mean over these frames and both axes.
     """
@@ -40,7 +40,7 @@ class DistanceBin:
 
 @dataclass(frozen=True)
 class Example:
-    """One trajectory: where the agent was, and where the converged probe locates it from predicted states alone.
+    """One trajectory: where the agent was, and where the converged probe locates it from predicted latents alone.
 
     Attributes:
         kind: among the "best", the "median" or the "worst" of its set.
@@ -48,7 +48,7 @@ class Example:
         error: mean squared error over steps and axes in pixels^2.
         true: T locations (x, y) in pixels.
         located: T locations (x, y) in pixels.
-        solid: walls of frame 0 as rectangles (x, y, width, height) of whole pixels.
+        solid: what is solid in frame 0, as rectangles (x, y, width, height) of whole pixels.
     """
 
     kind: str
@@ -61,18 +61,18 @@ class Example:
 
 @dataclass(frozen=True)
 class ProbeSetResult:
-    """One probe set: the trained world beside the floors that anybody reaches.
+    """One probe set: the trained model beside the floors that anybody reaches.
 
     Attributes:
         name: validation split.
         trajectories: of the validation split.
         probe_trajectories: of the split that the probe is trained on.
-        trained: the world's scores.
+        trained: the model's scores.
         untrained: scores of the same architecture before training; None where this floor was left out.
         constant: error of predicting the mean location of the probe's training split.
-        by_distance: errors of the trained world by the distance to the nearest solid pixel, nearest first.
+        by_distance: errors of the trained model by the distance to the nearest solid pixel, nearest first.
         image_size: width and height of the frames in pixels.
-        examples: best, median and worst trajectories of the trained world by the converged probe.
+        examples: best, median and worst trajectories of the trained model by the converged probe.
     """
 
     name: str
@@ -94,22 +94,22 @@ class Evaluation:
     probe_seed: int
     parameters: int
     state_dim: int
-    state_norm: float  # mean Euclidean norm of the predicted states of the first probe set
+    state_norm: float  # mean Euclidean norm of the predicted latents of the first probe set
     probe_sets: list[ProbeSetResult]
 
     @property
     def wall_to_agent(self) -> dict[str, float]:
-        """The wall-to-agent error ratio under each probe: the error on probe_wall/val over that on probe_normal/val.
+        """Under each probe the error on probe_wall/val over that on probe_normal/val.
 
-        On probe_normal the agent mostly walks freely, on probe_wall it walks into the wall or through the door: the
-        ratio tells how much worse what the wall does is known than how the agent moves. Always guessing the middle
-        gives about 0.7, for the walls' agents lie closer together. Empty where one of the two sets is missing.
+        On probe_normal the agent mostly walks freely, on probe_wall it is often blocked: the ratio tells how much worse
+        what blocks it is known than how it moves. Always guessing the middle gives about 0.7, for where agents are
+        blocked they lie closer together. Empty where one of the two sets is missing.
         """
         found = {result.name: result.trained for result in self.probe_sets}
-        if not {WALL, AGENT} <= found.keys():
+        if not {BLOCKED, FREE} <= found.keys():
             return {}
-        wall, agent = found[WALL], found[AGENT]
-        return {"official": wall.official / agent.official, "converged": wall.converged / agent.converged}
+        blocked, free = found[BLOCKED], found[FREE]
+        return {"official": blocked.official / free.official, "converged": blocked.converged / free.converged}
 
     def save(self, path: Path) -> None:
         """Write the evaluation as JSON, with the ratio for who reads it there."""
@@ -133,8 +133,8 @@ class Evaluation:
     def table(self) -> str:
         """The evaluation for people."""
         head = (
-            f"Squared error in pixels^2 of the agent's location, read off predicted states "
-            f"({self.parameters:,} parameters, state of {self.state_dim}, mean norm {self.state_norm:.2f})\n"
+            f"Squared error in pixels^2 of the agent's location, read off predicted latents "
+            f"({self.parameters:,} parameters, latents of {self.state_dim}, mean norm {self.state_norm:.2f})\n"
         )
         columns = (
             f"{'probe set':<22}{'official':>10}{'converged':>11}{'untrained':>11}{'(converged)':>13}{'constant':>10}"

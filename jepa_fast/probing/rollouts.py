@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from jepa_fast.data.host import evaluation_batches, wall_bases
+from jepa_fast.data.host import evaluation_batches, group_bases
 from jepa_fast.data.shards import Split
 from jepa_fast.models.model import Model
 
@@ -21,7 +21,7 @@ class Rollouts(NamedTuple):
 
 def all_locations(split: Split) -> Tensor:
     """Where the agent really was: float32 [N, T, 2]."""
-    return torch.from_numpy(split.locations(np.arange(split.count)))
+    return torch.from_numpy(split.targets("locations", np.arange(split.count)))
 
 
 @torch.no_grad()
@@ -30,7 +30,7 @@ def rollout_split(model: Model, split: Split, name: str, batch_size: int = 256) 
     device = next(model.parameters()).device
     training = model.training
     model.eval()
-    encode = model.batch_encoder(split.spec, wall_bases(split, device))
+    encode = model.batch_encoder(split.spec, group_bases(split, device))
     latents = []
     with tqdm(total=split.count, desc=f"rollout {name}", unit="traj", leave=False, dynamic_ncols=True) as bar:
         for batch in evaluation_batches(split, batch_size):

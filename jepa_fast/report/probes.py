@@ -25,7 +25,7 @@ def evaluation_sections(run: Run) -> list[Section]:
         ),
         Section(
             "Error at every step",
-            ["Frame 0 is seen; every later state is predicted from the one before and the action."],
+            ["Frame 0 is seen; every later latent is predicted from the one before and the action."],
             figures=[_by_step(result) for result in results],
         ),
         Section(
@@ -36,8 +36,8 @@ def evaluation_sections(run: Run) -> list[Section]:
         Section(
             "Paths",
             [
-                "Where the agent was, and where the converged probe locates it from predicted states alone. The dot is "
-                "frame 0. Best, median and worst are by the mean error over a trajectory."
+                "Where the agent was, and where the converged probe locates it from predicted latents alone. The dot "
+                "is frame 0. Best, median and worst are by the mean error over a trajectory."
             ],
             figures=[_paths(result) for result in results],
         ),
@@ -75,10 +75,10 @@ def _verdicts(evaluation: Evaluation) -> list[str]:
 def _protocol(evaluation: Evaluation) -> str:
     """What the errors are."""
     return (
-        f"A small network, the probe, reads the agent's location off predicted states ({evaluation.parameters:,} "
-        f"parameters, states of {evaluation.state_dim} dimensions and mean norm {number(evaluation.state_norm)}). "
+        f"A small network, the probe, reads the agent's location off predicted latents ({evaluation.parameters:,} "
+        f"parameters, latents of {evaluation.state_dim} dimensions and mean norm {number(evaluation.state_norm)}). "
         f"Errors are squared, in px², the mean over trajectories, steps and both axes. The official probe is "
-        f"under-trained on purpose, for comparison between models; the converged one tells what the states hold."
+        f"under-trained on purpose, for comparison between models; the converged one tells what the latents hold."
     )
 
 

@@ -109,7 +109,7 @@ def _table(runs: Sequence[Run], names: list[str]) -> str:
         last = run.metrics[-1] if run.metrics else {}
         shown = [number(last[term]) if term in last else "-" for term in terms]
         rows.append([name, *scores, rank, *shown, f"{run.steps:,}", number(_speed(run)), duration(run.training_s())])
-    note = "<p>Errors are the converged probe's; terms are unweighted, at the last reading.</p>" if sets else ""
+    note = "<p>Errors are the converged probe's; terms are unweighted, at the last log step.</p>" if sets else ""
     return note + table(head, rows)
 
 
@@ -190,12 +190,12 @@ def _curves(runs: Sequence[Run], names: list[str]) -> list[Figure]:
     ranks = [rank_curve(run, name, _style(index)[0]) for index, run, name in measured]
     figures += _overlay("Effective rank", "step", ranks, log=False)
     spectra = [spectrum_curve(run, -1, name, *_style(index)) for index, run, name in measured]
-    figures += _overlay("Singular values", "principal axis", spectra, log=True, what="Smallest, at the last reading")
+    figures += _overlay("Singular values", "principal axis", spectra, log=True, what="Smallest, at the last log step")
     return figures
 
 
 def _overlay(
-    title: str, x_label: str, series: list[Series], log: bool, what: str = "At the last reading"
+    title: str, x_label: str, series: list[Series], log: bool, what: str = "At the last log step"
 ) -> list[Figure]:
     """One chart of all curves; its caption says `what` each ends at. None without curves."""
     if not series:

@@ -25,7 +25,7 @@ class Run:
         folder: where it lies.
         config: what was asked for.
         environment: environment.json; empty where there is none.
-        metrics: readings, in order of steps; may be empty.
+        metrics: of the log steps, in order of steps; may be empty.
         spectra: lines of spectra.jsonl, in order of steps; may be empty.
         evaluation: the probes' results, or none.
         no_evaluation: why there is none, and what to do, in one sentence.
@@ -46,15 +46,15 @@ class Run:
 
     @property
     def steps(self) -> int:
-        """Steps done at the last reading."""
+        """Steps done at the last log step."""
         return int(self.metrics[-1]["step"]) if self.metrics else 0
 
     def column(self, key: str) -> list[float]:
-        """A metric at every reading."""
+        """A metric at every log step."""
         return [line[key] for line in self.metrics]
 
     def training_s(self) -> float:
-        """Seconds spent in steps, from the throughput between readings."""
+        """Seconds spent in steps, from the throughput between log steps."""
         seconds, before = 0.0, 0.0
         for line in self.metrics:
             if line["trajectories_per_s"] > 0:

@@ -1,4 +1,4 @@
-"""Figures of the training itself: terms, rate, gradient, throughput, and how far the states are from collapse."""
+"""Figures of the training: terms, learning rate, gradient, throughput, and how far latents are from collapse."""
 
 import statistics
 from bisect import bisect_left
@@ -11,21 +11,21 @@ from jepa_fast.report.page import Figure, Section, key_of
 from jepa_fast.report.run import Run, thinned
 from jepa_fast.report.words import change, listed, number
 
-# Moments of the run at which the spectrum is drawn, as shares of its readings.
+# Moments of the run at which the spectrum is drawn, as shares of its spectra.
 MOMENTS = (0.0, 0.2, 0.5, 1.0)
 
 
 def training_section(run: Run) -> Section:
     """Loss terms, learning rate, gradient norm, throughput."""
     if not run.metrics:
-        return Section("Training", ["No reading was written yet: the run ended before its tenth step."])
+        return Section("Training", ["Nothing was logged yet: the run ended before its tenth step."])
     figures = [_terms(run), _learning_rate(run), _gradient(run), _throughput(run)]
     return Section("Training", [_stages(run)], figures=figures)
 
 
 def collapse_section(run: Run) -> Section:
     """Per-dimension std over time, singular values at four moments, effective rank over time."""
-    title = "How far the states spread"
+    title = "How far the latents spread"
     if not run.spectra:
         return Section(title, ["This run recorded no spectra: it is older than they are, or ended before the first."])
     words = (
@@ -79,7 +79,7 @@ def _learning_rate(run: Run) -> Figure:
     halved = [step for step, rate in zip(steps, rates, strict=True) if rate < highest / 2]
     if halved and halved[0] > steps[rates.index(highest)]:
         caption += f" It is below half of its highest value, {number(highest)}, from step {halved[0]:,} on."
-    return Figure("Learning rate", line_chart(series, "step", "rate"), caption)
+    return Figure("Learning rate", line_chart(series, "step", "learning rate"), caption)
 
 
 def _gradient(run: Run) -> Figure:
@@ -88,14 +88,14 @@ def _gradient(run: Run) -> Figure:
     series.append(Series("clipped above", [series[0].x[0], series[0].x[-1]], [clip, clip], 0, dashed=True))
     clipped = sum(norm > clip for norm in norms)
     caption = (
-        f"The norm before clipping {change(series[0].y)}; at {clipped} of {len(norms)} readings it was above "
+        f"The norm before clipping {change(series[0].y)}; at {clipped} of {len(norms)} log steps it was above "
         f"{number(clip)} and the step was shortened."
     )
     return Figure("Gradient norm", line_chart(series, "step", "norm", log=True), caption, key_of(series))
 
 
 def _throughput(run: Run) -> Figure:
-    # The first reading may fall on the first step, before anything was measured.
+    # The first log step may fall on the first step, before anything was measured.
     rates = [rate for rate in run.column("trajectories_per_s") if rate > 0]
     if not rates:
         return Figure("Throughput", "", "Too few steps were done to measure a throughput.")
@@ -167,13 +167,13 @@ def _rank(run: Run) -> Figure:
     dim = len(run.spectra[-1]["std"])
     caption = (
         f"The effective rank {change(series[0].y)} of {dim} dimensions. It is the exponential of the entropy of the "
-        f"singular values: 1 where the states lie on a line, {dim} where all axes are used alike."
+        f"singular values: 1 where the latents lie on a line, {dim} where all axes are used alike."
     )
     if all("rankme" in line for line in run.spectra):
         series.append(Series("RankMe", series[0].x, [line["rankme"] for line in run.spectra], 2))
         caption += (
-            f" RankMe is the same of the states as they are, not centred, and {change(series[1].y)}: near 1 all states "
-            "are the same but for little."
+            f" RankMe is the same of the latents as they are, not centred, and {change(series[1].y)}: near 1 all "
+            "latents are the same but for little."
         )
     return Figure("Effective rank", line_chart(series, "step", "rank"), caption, key_of(series))
 

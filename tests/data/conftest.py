@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jepa_fast.data.encoding import Chunk
+from jepa_fast.data.decoding import decoded_group
+from jepa_fast.data.encoding import Chunk, SourceGroup
 from jepa_fast.data.shards import Split
 
 
@@ -22,6 +23,14 @@ class ArraySource:
     scale: float = 0.5
     description: dict[str, Any] = field(default_factory=lambda: {"made": "in memory"})
     asked: list[tuple[int, int]] = field(default_factory=list)
+
+    offset = 0.0
+    groups = (SourceGroup("agent", 1), SourceGroup("wall", 1))
+    action_size = 2
+
+    @property
+    def targets(self) -> tuple[tuple[str, int], ...]:
+        return () if self.locations is None else (("locations", 2),)
 
     @property
     def count(self) -> int:
@@ -42,8 +51,8 @@ class ArraySource:
     def chunk(self, start: int, stop: int) -> Chunk:
         self.asked.append((start, stop))
         rows = slice(start, stop)
-        locations = None if self.locations is None else self.locations[rows]
-        return Chunk(self.dots[rows], self.walls[rows], self.actions[rows], locations)
+        targets = () if self.locations is None else (self.locations[rows],)
+        return Chunk((self.dots[rows][:, :, None], np.expand_dims(self.walls[rows], -3)), self.actions[rows], targets)
 
 
 def draw_source(count=40, frames=5, height=20, width=26, side=4, seed=0) -> ArraySource:
@@ -65,24 +74,145 @@ def draw_source(count=40, frames=5, height=20, width=26, side=4, seed=0) -> Arra
     return ArraySource(dots, walls, actions, locations)
 
 
+@dataclass
+class GroupSource:
+    """Trajectories of any groups of channels, held in memory."""
+
+    arrays: dict[str, np.ndarray]  # [N, T, c, H, W] each
+    actions: np.ndarray
+    square: bool = False
+    scale: float = 0.25
+    offset: float = 0.0
+    targets: tuple[tuple[str, int], ...] = ()
+    description: dict[str, Any] = field(default_factory=lambda: {"made": "in memory"})
+
+    @property
+    def groups(self) -> tuple[SourceGroup, ...]:
+        return tuple(SourceGroup(name, array.shape[2], self.square) for name, array in self.arrays.items())
+
+    @property
+    def action_size(self) -> int:
+        return self.actions.shape[2]
+
+    @property
+    def first(self) -> np.ndarray:
+        return next(iter(self.arrays.values()))
+
+    @property
+    def count(self) -> int:
+        return len(self.first)
+
+    @property
+    def frames(self) -> int:
+        return self.first.shape[1]
+
+    @property
+    def height(self) -> int:
+        return self.first.shape[3]
+
+    @property
+    def width(self) -> int:
+        return self.first.shape[4]
+
+    def chunk(self, start: int, stop: int) -> Chunk:
+        return Chunk(tuple(array[start:stop] for array in self.arrays.values()), self.actions[start:stop])
+
+
+def draw_group(codec, channels=3, count=24, frames=5, size=(20, 26), window=(4, 6), seed=0) -> np.ndarray:
+    """Frames uint8 [N, T, c, H, W] that can be stored by a codec, with windows of at most `window`."""
+    random = np.random.default_rng(seed)
+    height, width = size
+    image = (channels, height, width)
+    if codec == "dense":
+        return random.integers(0, 256, (count, frames, *image)).astype(np.uint8)
+    rooms = random.integers(1, 256, (3, *image)).astype(np.uint8)
+    if codec == "static over images":
+        # Even, but for specks and a bar: what lies in a window moves no median of a row or column.
+        rooms[:] = np.where(random.random(image) < 0.1, rooms[0], 50)
+        for bar, room in enumerate(rooms):
+            room[:, :, 5 * bar : 5 * bar + 3] = 200
+        stills = rooms[random.integers(0, 3, count)]
+        for still in stills:
+            row, column = random.integers(0, [height - window[0] + 1, width - window[1] + 1])
+            still[:, row : row + window[0], column : column + window[1]] = 0
+        return np.repeat(stills[:, None], frames, axis=1)
+    backgrounds = {
+        "static": random.integers(0, 256, (count, *image)),
+        "black": np.zeros((count, *image)),
+        "one image": np.repeat(rooms[:1], count, axis=0),
+        "images": rooms[np.arange(count) % 3],
+        "own": random.integers(0, 256, (count, *image)),
+    }[codec].astype(np.uint8)
+    array = np.repeat(backgrounds[:, None], frames, axis=1)
+    if codec == "static":
+        return array
+    # In distinct places, so that the median of a trajectory's frames is its background.
+    places = [
+        (row, column)
+        for row in range(0, height - window[0] + 1, window[0])
+        for column in range(0, width - window[1] + 1, window[1])
+    ]
+    for trajectory in range(count):
+        for step, place in enumerate(random.permutation(len(places))[:frames]):
+            row, column = places[place]
+            part = random.integers(1, 256, (channels, *window))
+            array[trajectory, step, :, row : row + window[0], column : column + window[1]] = part
+    return array
+
+
+# Codec and base that each kind of frames is to be stored by.
+KINDS = {
+    "static": ("static", None),
+    "static over images": ("static", "images"),
+    "black": ("window", "black"),
+    "one image": ("window", "images"),
+    "images": ("window", "images"),
+    "own": ("window", "own"),
+    "dense": ("dense", None),
+}
+
+
+def draw_kind(kind: str, channels=3, action_size=7, **sizes) -> GroupSource:
+    """Frames of one group called "rgb" of that kind; with a static one a second group moves."""
+    arrays = {"rgb": draw_group(kind, channels, **sizes)}
+    if kind.startswith("static"):
+        arrays["spot"] = draw_group("black", 1, **sizes)
+    count, frames = arrays["rgb"].shape[:2]
+    actions = np.random.default_rng(5).standard_normal((count, frames - 1, action_size)).astype(np.float32)
+    return GroupSource(arrays, actions)
+
+
 def read_frames(split: Split) -> tuple[np.ndarray, np.ndarray]:
     """Dots and walls uint8 [N, T, H, W] of a split, from np.load and the manifest's names."""
     spec = split.spec
-    dots, walls = [], []
-    for shard in split.manifest.shards:
-        stored = {name: np.load(split.folder / file.name) for name, file in shard.files.items()}
-        if spec.window is None:
-            dots.append(stored["dot"])
-        else:
-            images = np.zeros((shard.rows, spec.frames, spec.height, spec.width), np.uint8)
+    found = []
+    for number, group in enumerate(spec.groups):
+        images = []
+        for shard in split.manifest.shards:
+            stored = {
+                name.partition(".")[2]: np.load(split.folder / file.name)
+                for name, file in shard.files.items()
+                if name.startswith(f"{group.name}.")
+            }
+            shape = (shard.rows, spec.frames, group.channels, spec.height, spec.width)
+            if group.codec == "static":
+                images.append(np.broadcast_to(stored["pixels"][:, None], shape))
+                continue
+            if group.codec == "dense":
+                images.append(stored["pixels"])
+                continue
+            whole = np.zeros(shape, np.uint8)
+            if group.base != "black":
+                base = stored["background"] if group.base == "own" else stored["base"][stored["base_index"]]
+                whole[:] = base[:, None]
+            height, width = group.window
             for place in np.ndindex(shard.rows, spec.frames):
                 row, column = stored["corner"][place]
-                images[place][row : row + spec.window, column : column + spec.window] = stored["window"][place]
-            dots.append(images)
-        wall = stored["wall"]
-        shape = (shard.rows, spec.frames, spec.height, spec.width)
-        walls.append(wall if wall.ndim == 4 else np.broadcast_to(wall[:, None], shape))
-    return np.concatenate(dots), np.concatenate(walls)
+                whole[place][:, row : row + height, column : column + width] = stored["pixels"][place]
+            images.append(whole)
+        found.append(np.concatenate(images))
+        np.testing.assert_array_equal(decoded_group(split, number, np.arange(split.count)), found[-1])
+    return tuple(images[:, :, 0] if images.shape[2] == 1 else images for images in found)
 
 
 def folder_bytes(folder: Path) -> dict[str, bytes]:
@@ -103,3 +233,8 @@ def read_frames_fixture():
 @pytest.fixture(name="folder_bytes")
 def folder_bytes_fixture():
     return folder_bytes
+
+
+@pytest.fixture(name="draw_kind", scope="session")
+def draw_kind_fixture():
+    return draw_kind

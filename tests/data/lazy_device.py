@@ -79,12 +79,12 @@ class LazySlot:
     """A Slot on the device."""
 
     def __init__(self, device: "LazyDevice", slot: Slot):
-        self.rows = slot.rows
+        self.rows, self.spec = slot.rows, slot.spec
         self.memory = slot.tensors
         self.tensors = {name: LazyTensor(device, tensor) for name, tensor in slot.tensors.items()}
 
     def batch(self, rows: int):
-        return as_batch({name: tensor[:rows] for name, tensor in self.memory.items()})
+        return as_batch({name: tensor[:rows] for name, tensor in self.memory.items()}, self.spec)
 
 
 class LazyDevice:
@@ -110,6 +110,6 @@ class LazyDevice:
     def current_stream(self, device=None) -> LazyStream:
         return getattr(self._current, "stream", self.consumer)
 
-    def Slot(self, layout, rows, device, pinned=False):
-        slot = Slot(layout, rows, torch.device("cpu"))
+    def Slot(self, spec, rows, device, pinned=False):
+        slot = Slot(spec, rows, torch.device("cpu"))
         return slot if device.type == "cpu" else LazySlot(self, slot)

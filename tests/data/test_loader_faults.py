@@ -223,7 +223,7 @@ def test_reading_a_file_that_was_cut_while_it_was_open_is_not_survived_silently(
         "import os, sys, numpy as np; from pathlib import Path\n"
         "from jepa_fast.data.host import gather; from jepa_fast.data.shards import open_split\n"
         "split = open_split(Path(sys.argv[1]))\n"
-        "os.truncate(Path(sys.argv[1]) / 'wall-00000.npy', 128)\n"
+        "os.truncate(Path(sys.argv[1]) / 'wall.pixels-00000.npy', 128)\n"
         "gather(split, np.arange(40))\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True)
@@ -233,13 +233,14 @@ def test_reading_a_file_that_was_cut_while_it_was_open_is_not_survived_silently(
 FULL_DISK = """
 import os, sys
 from pathlib import Path
-from jepa_fast.data import encoding, packing, two_rooms_source, writing
+from jepa_fast.data import packing, writing
+from jepa_fast.data.two_rooms.source import TwoRoomsSource
 from jepa_fast import cli
 from jepa_fast.verify import Arguments
 writing.SPARE_BYTES = 0
 folder = Path(sys.argv[1])
 
-class Filler(two_rooms_source.TwoRoomsSource):
+class Filler(TwoRoomsSource):
     def chunk(self, start, stop):
         if start >= 1024 and not (folder / "neighbour").exists():
             # Somebody else fills the disk after the packer has looked how much is free.

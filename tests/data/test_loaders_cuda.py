@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from jepa_fast.data import host
+from jepa_fast.data.batches import Batch
 from jepa_fast.data.host import CudaStage, HostLoader, gather
 from jepa_fast.data.loaders import open_loader
 from jepa_fast.data.packing import pack
@@ -23,14 +24,16 @@ LOADERS = [
 ]
 
 
-@pytest.fixture(params=["window", "full"])
+@pytest.fixture(params=["window", "dense"])
 def split(request, tmp_path, draw_source):
     pack(draw_source(), tmp_path, request.param, shard_rows=15)
     return open_split(tmp_path)
 
 
 def assert_same(batch, expected):
-    for name, ours, theirs in zip(batch._fields, batch, expected, strict=True):
+    wanted = expected.tensors()
+    for name, ours in batch.tensors().items():
+        theirs = wanted[name]
         assert (ours is None) == (theirs is None), name
         assert ours is None or (ours.dtype == theirs.dtype and torch.equal(ours.cpu(), theirs)), name
 
@@ -66,12 +69,17 @@ def lazy(monkeypatch):
     return device
 
 
+def copied(batch):
+    """A batch's tensors by name, in memory of their own."""
+    return {name: None if field is None else field.clone() for name, field in batch.tensors().items()}
+
+
 def wrong_batches(split, lazy):
     """How many batches a consumer, whose work runs late, sees with wrong bytes."""
     seen = []
 
     def look(batch, rows):
-        seen.append((rows, [None if field is None else field.clone() for field in batch]))
+        seen.append((rows, copied(batch)))
 
     random = np.random.default_rng(0)
     orders = [np.sort(random.choice(40, size, replace=False)) for size in random.integers(1, 12, 40)]
@@ -81,8 +89,8 @@ def wrong_batches(split, lazy):
     assert len(seen) == len(orders)
     wrong = 0
     for rows, fields in seen:
-        pairs = zip(fields, gather(split, rows), strict=True)
-        wrong += not all(ours is None or torch.equal(ours, theirs) for ours, theirs in pairs)
+        wanted = gather(split, rows).tensors()
+        wrong += not all(ours is None or torch.equal(ours, wanted[name]) for name, ours in fields.items())
     return wrong
 
 
@@ -103,13 +111,13 @@ def test_a_gpus_batches_are_those_of_the_cpu_however_late_they_are_read(split, n
     sampler = Sampler(40, 8, seed=0)
     previous, copies = None, []
     for batch in open_loader(name, split, device).batches(sampler.steps(0, 30)):
-        assert all(field is None or field.device == device for field in batch)
+        assert all(field is None or field.device == device for field in batch.tensors().values())
         torch.cuda._sleep(3_000_000)
         if previous is not None:
-            copies.append([None if field is None else field.clone() for field in previous])
+            copies.append(copied(previous))
         previous = batch
     for fields, indices in zip(copies, sampler.steps(0, 29), strict=True):
-        assert_same(type(previous)(*fields), gather(split, indices))
+        assert_same(Batch.of(fields), gather(split, indices))
 
 
 @on_gpu
@@ -149,7 +157,7 @@ def test_rows_are_selected_by_index_in_every_word_width(tmp_path, draw_source):
     """The gather that a GPU runs, on the CPU: rows of odd, even and word-sized numbers of bytes."""
     for height, width in ((20, 26), (7, 9), (16, 16), (10, 21)):
         folder = tmp_path / f"{height}x{width}"
-        pack(draw_source(height=max(height, 5), width=max(width, 17)), folder, "full", shard_rows=15)
+        pack(draw_source(height=max(height, 5), width=max(width, 17)), folder, "dense", shard_rows=15)
         split = open_split(folder)
         loader = open_loader("resident", split, torch.device("cpu"))
         for rows in ([], [39], [0, 14, 15, 29, 30], range(40)):

@@ -35,13 +35,18 @@ def split(tmp_path_factory, draw_source):
     return open_split(folder)
 
 
+def present(batch):
+    """The tensors that a batch has, its indices first."""
+    return [tensor for tensor in batch.tensors().values() if tensor is not None]
+
+
 def global_batches(name, split, ranks, seed, first, stop):
     """The batches of all ranks put together, step by step: field by field."""
     per_rank = []
     for rank in range(ranks):
         sampler = Sampler(split.count, 12 // ranks, seed, ranks, rank)
         batches = open_loader(name, split, CPU).batches(sampler.steps(first, stop))
-        per_rank.append([[field.clone() for field in batch] for batch in batches])
+        per_rank.append([[field.clone() for field in present(batch)] for batch in batches])
     return [[torch.cat(fields) for fields in zip(*parts, strict=True)] for parts in zip(*per_rank, strict=True)]
 
 
@@ -59,7 +64,7 @@ def test_a_run_goes_on_where_it_was_on_any_number_of_ranks(split, name, ranks, l
     found = global_batches(name, split, ranks, seed, 0, cut) + global_batches(name, split, later, seed, done, 10)
     assert len(found) == len(whole)
     for fields, batch in zip(found, whole, strict=True):
-        assert all(torch.equal(ours, theirs) for ours, theirs in zip(fields, batch, strict=True))
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(fields, present(batch), strict=True))
     for epoch in range(2):
         used = torch.cat([fields[0] for fields in found[4 * epoch : 4 * epoch + 4]]).numpy()
         assert len(np.unique(used)) == len(used) == 48

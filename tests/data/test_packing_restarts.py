@@ -13,11 +13,11 @@ import pytest
 
 from jepa_fast.data.packing import pack
 from jepa_fast.data.shards import open_split
-from jepa_fast.data.two_rooms_source import TwoRoomsSource
+from jepa_fast.data.two_rooms.source import TwoRoomsSource
 from jepa_fast.errors import InputError
 
 ROOT = Path(__file__).parents[2]
-ENCODINGS = ("window", "wall_once", "full")
+ENCODINGS = ("window", "static", "dense")
 
 
 def test_a_finished_split_is_kept_untouched(tmp_path, draw_source, caplog):
@@ -42,7 +42,7 @@ def test_a_finished_split_is_kept_untouched(tmp_path, draw_source, caplog):
         (lambda s: s.description.clear(), "window", r"source\.made"),
         (lambda s: setattr(s, "dots", s.dots[:20]), "window", "trajectories"),
         (lambda s: setattr(s, "scale", 0.25), "window", "scale"),
-        (lambda s: None, "full", "encoding"),
+        (lambda s: None, "dense", "encoding"),
     ],
 )
 def test_a_finished_split_of_another_description_is_not_overwritten(
@@ -76,7 +76,7 @@ def test_an_interrupted_source_goes_on_after_the_finished_shards(tmp_path, draw_
     assert {name for name in names if name.startswith("shard-")} == {f"shard-{index:05d}.json" for index in range(3)}
     assert not any(name.endswith((".tmp", "-00003.npy")) for name in names)
     # One finished shard rots in the meantime: it is noticed and written again.
-    with (tmp_path / "parts" / "wall-00001.npy").open("r+b") as file:
+    with (tmp_path / "parts" / "wall.pixels-00001.npy").open("r+b") as file:
         file.seek(-1, os.SEEK_END)
         file.write(b"\x07")
     del source.chunk
@@ -134,7 +134,7 @@ PACK_TRAIN = """
 import sys
 from pathlib import Path
 from jepa_fast.data.packing import pack
-from jepa_fast.data.two_rooms_source import TwoRoomsSource
+from jepa_fast.data.two_rooms.source import TwoRoomsSource
 pack(TwoRoomsSource("train", 6_000, 5), Path(sys.argv[1]), workers=2, shard_rows=512)
 """
 
@@ -161,7 +161,7 @@ def test_a_killed_packer_leaves_no_worker_and_its_finished_shards_are_kept(tmp_p
     with pytest.raises(InputError, match="packing did not finish"):
         open_split(parts)
 
-    finished = {path: path.stat().st_mtime_ns for path in parts.glob("w*-0000[01].npy")}
+    finished = {path: path.stat().st_mtime_ns for path in parts.glob("*.pixels-0000[01].npy")}
     assert len(finished) == 4
     pack(source, parts, workers=2, shard_rows=512)
     pack(source, whole, workers=1, shard_rows=512)
@@ -202,5 +202,5 @@ def test_a_refused_write_is_one_line_and_leaves_nothing_half_done(tmp_path):
         [sys.executable, "-c", WRITE_LIMITED, str(tmp_path)], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 2
-    assert done.stderr == f"error: File too large: {tmp_path}/train/wall-00000.npy\n"
+    assert done.stderr == f"error: File too large: {tmp_path}/train/wall.pixels-00000.npy\n"
     assert list((tmp_path / "train").iterdir()) == []

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from jepa_fast.config import JEPAConfig, LoopOptions, OptimizerConfig, Recipe, RunConfig, Stage, VICRegConfig
-from jepa_fast.data.host import wall_bases
+from jepa_fast.data.host import group_bases
 from jepa_fast.data.shards import open_split
 from jepa_fast.engine import pace
 from jepa_fast.engine.checkpoint import checkpoint_folder, load_checkpoint
@@ -64,14 +64,14 @@ def test_a_run_that_overflows_stops_and_keeps_the_step_which_then_fails_again(tm
     assert all(torch.equal(value, last["model"][key]) for key, value in failure.state["model"].items())
 
     split = open_split(Path(explosive.data) / "train")
-    trainer = Trainer(explosive, split.spec, wall_bases(split, torch.device("cpu")))
+    trainer = Trainer(explosive, split.spec, group_bases(split, torch.device("cpu")))
     trainer.restore(failure.state)
     again = trainer.step(failure.batch).metrics.tolist()
     torch.testing.assert_close(again, list(failure.metrics.values()), rtol=0, atol=0, equal_nan=True)
 
 
 def test_a_step_gone_wrong_between_readings_is_named_and_no_later_one_is_saved(tmp_path, explosive):
-    """Without a reading in every step: the run goes on to the next reading, its state does not."""
+    """Without a log step at every step: the run goes on to the next one, its state does not."""
     every_step = tmp_path / "every_step"
     create_run(every_step, explosive)
     with pytest.raises(RunError) as exact:

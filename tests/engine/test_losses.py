@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from jepa_fast.config import RunConfig
-from jepa_fast.data.host import gather, wall_bases
+from jepa_fast.data.host import gather, group_bases
 from jepa_fast.data.sampler import Sampler
 from jepa_fast.data.shards import open_split
 from jepa_fast.engine.record import processor
@@ -47,7 +47,7 @@ def test_fifty_steps_have_the_stored_losses(name, two_rooms, one_thread):
         device="cpu", data=str(two_rooms), loader="host", kernels="reference", exact_shortcuts=True,
     )  # fmt: skip
     split = open_split(two_rooms / "train")
-    trainer = Trainer(config, split.spec, wall_bases(split, torch.device("cpu")))
+    trainer = Trainer(config, split.spec, group_bases(split, torch.device("cpu")))
     rows = Sampler(split.count, BATCH_SIZE, SEED).steps(0, STEPS)
     losses = [trainer.step(gather(split, each)).metrics[0].item() for each in rows]
     runs, is_same_machine = stored_run()

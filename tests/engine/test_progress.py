@@ -21,18 +21,18 @@ def test_the_first_steps_count_for_nothing(clock):
     for done in range(1, UNTIMED + 1):
         clock.now += 60.0  # compiling
         meter.tick(done)
-        assert meter.rate(done) == 0.0
+        assert meter.throughput(done) == 0.0
         assert meter.left_s(done) is None
     for done in range(UNTIMED + 1, 11):
         clock.now += 0.5
         meter.tick(done)
-    assert meter.rate(10) == pytest.approx(16.0)
+    assert meter.throughput(10) == pytest.approx(16.0)
     assert meter.left_s(10) == pytest.approx(45.0)
     for done in range(11, 21):
         clock.now += 0.25
         meter.tick(done)
     # The rate is that since the last reading, the time left goes by all timed steps.
-    assert meter.rate(20) == pytest.approx(32.0)
+    assert meter.throughput(20) == pytest.approx(32.0)
     assert meter.left_s(20) == pytest.approx(80 * (5 * 0.5 + 10 * 0.25) / 15)
 
 
@@ -41,7 +41,7 @@ def test_a_resumed_run_counts_from_where_it_goes_on(clock):
     for done in range(901, 911):
         clock.now += 2.0
         meter.tick(done)
-    assert meter.rate(910) == pytest.approx(4.0)
+    assert meter.throughput(910) == pytest.approx(4.0)
     assert meter.left_s(910) == pytest.approx(180.0)
 
 

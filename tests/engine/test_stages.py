@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from jepa_fast.config import JEPAConfig, LoopOptions, Recipe, RunConfig, Stage, VICRegConfig
-from jepa_fast.data.host import gather, wall_bases
+from jepa_fast.data.host import gather, group_bases
 from jepa_fast.data.sampler import Sampler
 from jepa_fast.data.shards import open_split
 from jepa_fast.engine.checkpoint import load_checkpoint
@@ -41,7 +41,7 @@ def configuration(data, recipe, **changes):
 
 def trainer_for(config):
     split = open_split(Path(config.data) / "train")
-    return Trainer(config, split.spec, wall_bases(split, torch.device(config.device)))
+    return Trainer(config, split.spec, group_bases(split, torch.device(config.device)))
 
 
 def batches(config, first=0, stop=STEPS):
@@ -131,11 +131,11 @@ def test_learning_rate_and_sigma_begin_anew_where_a_stage_restarts_them():
 def test_what_is_frozen_does_not_count_in_the_gradient_that_is_clipped(two_rooms):
     config = configuration(two_rooms, staged(Stage(1, weigh(25, 25, 1), frozen=("encoder",))))
     trainer = trainer_for(config)
-    readings = dict(zip(trainer.names, trainer.step(next(batches(config))).metrics.tolist(), strict=True))
+    metrics = dict(zip(trainer.names, trainer.step(next(batches(config))).metrics.tolist(), strict=True))
     norms = {part: module_norm(module) for part, module in trainer.model.named_children()}
     assert norms["encoder"] == 0
     # Clipped to half, or left as it was.
-    assert norms["predictor"] == pytest.approx(min(readings["gradient_norm"], 0.5), rel=1e-4)
+    assert norms["predictor"] == pytest.approx(min(metrics["gradient_norm"], 0.5), rel=1e-4)
 
 
 def module_norm(module):

@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from jepa_fast.config import InfoNCEConfig, JEPAConfig, Recipe, RunConfig, Stage, VICRegConfig
-from jepa_fast.data.host import gather, wall_bases
+from jepa_fast.data.host import gather, group_bases
 from jepa_fast.data.sampler import Sampler
 from jepa_fast.data.shards import open_split
 from jepa_fast.engine.step import Trainer
@@ -33,7 +33,7 @@ def configuration(data, **changes):
 
 def trainer_for(config):
     split = open_split(Path(config.data) / "train")
-    return Trainer(config, split.spec, wall_bases(split, torch.device(config.device)))
+    return Trainer(config, split.spec, group_bases(split, torch.device(config.device)))
 
 
 def batches(config):
@@ -42,7 +42,7 @@ def batches(config):
 
 
 def losses(config):
-    """The readings [STEPS, 5] of a run."""
+    """The metrics [STEPS, 5] of a run."""
     trainer = trainer_for(config)
     return torch.stack([trainer.step(batch).metrics.clone() for batch in batches(config)]).cpu()
 
@@ -100,12 +100,12 @@ def test_a_step_reads_nothing_back_and_leaves_its_result_in_place(two_rooms, rec
     config = configuration(two_rooms, recipe=recipe, kernels=kernels)
     trainer, (first, *others) = trainer_for(config), batches(config)
     place = trainer.step(first).metrics.data_ptr()
-    input_place = trainer._batch.dots.data_ptr()
+    input_place = trainer._batch.groups[0].pixels.data_ptr()
     for batch in others:
         with NoReadBack():
             result = trainer.step(batch)
         assert result.metrics.data_ptr() == place
-        assert trainer._batch.dots.data_ptr() == input_place
+        assert trainer._batch.groups[0].pixels.data_ptr() == input_place
     assert trainer.clock.tolist() == [config.seed, STEPS, 0]
 
 
@@ -116,11 +116,11 @@ def test_a_step_that_is_not_finite_changes_nothing_and_neither_do_those_after_it
         trainer.step(batch)
     before = copy.deepcopy(trainer.state())
     bad = all_batches[3]._replace(actions=torch.full_like(all_batches[3].actions, float("inf")))
-    readings = dict(zip(trainer.names, trainer.step(bad).metrics.tolist(), strict=True))
-    assert not torch.tensor(readings["invariance"]).isfinite()
+    metrics = dict(zip(trainer.names, trainer.step(bad).metrics.tolist(), strict=True))
+    assert not torch.tensor(metrics["invariance"]).isfinite()
     for batch in all_batches[4:6]:
         later = trainer.step(batch)
-    assert later.metrics.isfinite().tolist() == [torch.tensor(value).isfinite() for value in readings.values()]
+    assert later.metrics.isfinite().tolist() == [torch.tensor(value).isfinite() for value in metrics.values()]
     assert float(trainer.failed) == 1
     after = trainer.state()
     for state in (before, after):

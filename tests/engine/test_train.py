@@ -15,7 +15,7 @@ import torch
 
 import jepa_fast
 from jepa_fast.config import JEPAConfig, LoopOptions, Recipe, RunConfig, Stage, VICRegConfig
-from jepa_fast.data.host import HostLoader, gather, wall_bases
+from jepa_fast.data.host import HostLoader, gather, group_bases
 from jepa_fast.data.sampler import Sampler
 from jepa_fast.data.shards import open_split
 from jepa_fast.engine.checkpoint import checkpoint_folder, load_checkpoint, save_checkpoint
@@ -47,7 +47,7 @@ def run(folder, config, resume=False):
 
 def trainer_for(config):
     split = open_split(Path(config.data) / "train")
-    return Trainer(config, split.spec, wall_bases(split, torch.device(config.device)))
+    return Trainer(config, split.spec, group_bases(split, torch.device(config.device)))
 
 
 def command(*arguments):

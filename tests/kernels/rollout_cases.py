@@ -14,7 +14,7 @@ CLOCK = (2**40 + 3, 7, 5)
 
 class Case(NamedTuple):
     first: Tensor  # [B, D]
-    actions: Tensor  # [B, S, 2]
+    actions: Tensor  # [B, S, A]
     weights: RolloutWeights
     clock: Tensor
     gradient: Tensor  # of the states, [B, S, D]
@@ -29,7 +29,7 @@ class Case(NamedTuple):
         return Case(first, actions, RolloutWeights(*weights), clock, self.gradient.to(*target))
 
 
-def draw(dim: int, batch: int, steps: int, dtype: torch.dtype = torch.float32) -> Case:
+def draw(dim: int, batch: int, steps: int, dtype: torch.dtype = torch.float32, action_size: int = 2) -> Case:
     generator = torch.Generator().manual_seed(dim * 10_000 + batch * 100 + steps)
 
     def normal(*shape: int, scale: float = 1.0, mean: float = 0.0) -> Tensor:
@@ -38,13 +38,13 @@ def draw(dim: int, batch: int, steps: int, dtype: torch.dtype = torch.float32) -
 
     hidden = 4 * dim
     weights = RolloutWeights(
-        normal(dim, scale=0.3, mean=1), normal(dim, scale=0.3), normal(dim, 2), normal(dim, scale=0.3),
+        normal(dim, scale=0.3, mean=1), normal(dim, scale=0.3), normal(dim, action_size), normal(dim, scale=0.3),
         normal(dim, scale=0.3, mean=1), normal(dim, scale=0.3), normal(hidden, dim, scale=dim**-0.5),
         normal(hidden, scale=0.3), normal(hidden, scale=0.3, mean=1), normal(hidden, scale=0.3),
         normal(dim, hidden, scale=hidden**-0.5), normal(dim, scale=0.3),
     )  # fmt: skip
     gradient = normal(batch, steps, dim).detach()
-    return Case(normal(batch, dim), normal(batch, steps, 2), weights, torch.tensor(CLOCK), gradient)
+    return Case(normal(batch, dim), normal(batch, steps, action_size), weights, torch.tensor(CLOCK), gradient)
 
 
 def results(function, case: Case, **options) -> dict[str, Tensor]:

@@ -6,11 +6,11 @@ import torch
 
 from jepa_fast.config import JEPAConfig
 from jepa_fast.kernels import dropout
-from jepa_fast.kernels.dropout import SITE_AGENT, SITE_PREDICTOR, SITE_WALL, dropout_mask
+from jepa_fast.kernels.dropout import SITE_FIRST_GROUP, SITE_PREDICTOR, SITE_SECOND_GROUP, dropout_mask
 from jepa_fast.models.jepa import build_jepa
 
 
-def mask(seed=0, step=0, site=SITE_AGENT, shape=(64, 1024), rate=0.1, first_row=0):
+def mask(seed=0, step=0, site=SITE_FIRST_GROUP, shape=(64, 1024), rate=0.1, first_row=0):
     return dropout_mask(shape, rate, torch.tensor([seed, step, first_row]), site)
 
 
@@ -56,7 +56,9 @@ def test_kept_elements_are_scaled_so_that_the_mean_is_kept():
     torch.testing.assert_close(values, torch.tensor([0.0, 1 / 0.75]))
 
 
-@pytest.mark.parametrize("other", [{"seed": 1}, {"step": 1}, {"site": SITE_WALL}, {"seed": 2**32}, {"step": 2**20}])
+@pytest.mark.parametrize(
+    "other", [{"seed": 1}, {"step": 1}, {"site": SITE_SECOND_GROUP}, {"seed": 2**32}, {"step": 2**20}]
+)
 def test_masks_of_another_seed_step_or_site_are_uncorrelated(other):
     dropped = [(m == 0).double().flatten() for m in (mask(rate=0.5), mask(rate=0.5, **other))]
     assert abs(torch.corrcoef(torch.stack(dropped))[0, 1].item()) < 4 / len(dropped[0]) ** 0.5
@@ -83,6 +85,9 @@ def test_every_place_that_draws_has_a_number_of_its_own():
     sites = {name: number for name, number in vars(dropout).items() if name.startswith("SITE_")}
     assert len(sites) >= 5
     assert len(set(sites.values())) == len(sites)
+    groups = [dropout.group_site(number) for number in range(16)]
+    assert len(set(groups)) == len(groups)
+    assert not {dropout.SITE_PREDICTOR, dropout.SITE_FLIPS, dropout.SITE_FUSION} & set(groups)
 
 
 def test_evaluation_drops_nothing():

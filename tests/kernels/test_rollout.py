@@ -23,7 +23,7 @@ def check(function, case, tolerance, **options):
 @pytest.mark.parametrize(("residual", "activation"), FORMS)
 def test_reference_is_the_predictor(residual, activation, dropout):
     case = draw(6, 3, 4, torch.float64)
-    predictor = MLPPredictor(6, dropout, residual, activation).double()
+    predictor = MLPPredictor(6, dropout=dropout, residual=residual, activation=activation).double()
     with torch.no_grad():
         for own, drawn in zip(predictor.weights(), case.weights, strict=True):
             own.copy_(drawn)
@@ -42,6 +42,17 @@ def test_states_and_gradients_match_float64(residual, activation, dropout, dtype
 @pytest.mark.parametrize(("batch", "steps"), [(1, 1), (2, 1), (1, 7), (17, 2), (3, 91)])
 def test_odd_sizes_match_float64(batch, steps):
     check(rollout, draw(3, batch, steps), TOLERANCES[torch.float32], dropout=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("residual", "activation"), FORMS)
+@pytest.mark.parametrize("action_size", [1, 3, 7])
+def test_actions_of_any_size_match_float64(action_size, residual, activation, dtype):
+    case = draw(5, 3, 4, dtype, action_size)
+    check(rollout, case, TOLERANCES[dtype], residual=residual, activation=activation, dropout=0.3)
+    torch.compiler.reset()
+    compiled = torch.compile(rollout, fullgraph=True, backend="aot_eager")
+    check(compiled, case, TOLERANCES[dtype], residual=residual, activation=activation, dropout=0.3)
 
 
 def test_no_trajectories_give_no_states_and_gradients_of_zero():
@@ -159,8 +170,9 @@ def test_evaluation_keeps_nothing():
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("residual", "activation"), FORMS)
 def test_both_forms_of_the_predictor_are_one_function_with_the_same_parameters(residual, activation, training):
-    plain = MLPPredictor(6, 0.3, residual, activation).double().train(training)
-    fused = MLPPredictor(6, 0.3, residual, activation, kernels="triton").double().train(training)
+    options = {"dropout": 0.3, "residual": residual, "activation": activation}
+    plain = MLPPredictor(6, **options).double().train(training)
+    fused = MLPPredictor(6, **options, kernels="triton").double().train(training)
     fused.load_state_dict(plain.state_dict())
     case = draw(6, 3, 4, torch.float64)
     states = [predictor(case.first, case.actions, case.clock) for predictor in (plain, fused)]
@@ -209,8 +221,16 @@ def test_plain_pytorch_on_a_device_is_announced_once(caplog, monkeypatch):
 @pytest.mark.parametrize(("dim", "dtype"), [(100, torch.float32), (128, torch.float64)])
 def test_states_that_the_kernels_do_not_take_run_in_plain_pytorch(monkeypatch, dim, dtype):
     monkeypatch.setattr(module.dispatch, "why_no_triton", lambda device: None)
-    assert module.why_no_triton(torch.zeros(2, 128)) is None
-    assert "the kernels take" in module.why_no_triton(torch.zeros(2, dim, dtype=dtype))
+    actions = torch.zeros(2, 3, 2)
+    assert module.why_no_triton(torch.zeros(2, 128), actions) is None
+    assert "the kernels take" in module.why_no_triton(torch.zeros(2, dim, dtype=dtype), actions)
+
+
+def test_actions_that_the_kernels_do_not_take_run_in_plain_pytorch(monkeypatch):
+    monkeypatch.setattr(module.dispatch, "why_no_triton", lambda device: None)
+    case = draw(16, 2, 3, action_size=7)
+    assert module.why_no_triton(case.first, case.actions) == "actions have 7 numbers, the kernels take 2"
+    assert module.why_no_triton(case.first, case.actions[..., :2]) is None
 
 
 def on_device(autocast):
@@ -314,8 +334,8 @@ def test_compiled_graph_on_a_device_equals_eager():
 def test_the_world_of_kernels_predicts_what_the_plain_one_does():
     torch.manual_seed(0)
     config = JEPAConfig()
-    plain = MLPPredictor(config.dim, config.dropout, config.residual, config.activation).cuda()
-    fused = MLPPredictor(config.dim, config.dropout, config.residual, config.activation, kernels="triton").cuda()
+    plain = MLPPredictor(config.dim, dropout=config.dropout).cuda()
+    fused = MLPPredictor(config.dim, dropout=config.dropout, kernels="triton").cuda()
     fused.load_state_dict(plain.state_dict())
     case = draw(128, 16, 16).to("cuda")
     states = [predictor(case.first, case.actions, case.clock) for predictor in (plain, fused)]

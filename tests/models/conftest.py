@@ -5,22 +5,26 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
-from jepa_fast.data.batches import Batch
+from jepa_fast.data.batches import Batch, GroupBases, GroupBatch
 from jepa_fast.data.host import evaluation_batches
-from jepa_fast.data.shards import FrameSpec, open_split
+from jepa_fast.data.manifest import FrameSpec
+from jepa_fast.data.shards import open_split
+from tests.models.exactness import two_room_groups
 
 SCALE = 0.0942 / 255
 
 
 def draw_batch(
     seed: int, trajectories: int = 2, frames: int = 3, size: tuple[int, int] = (31, 34), window: int = 5
-) -> tuple[Batch, FrameSpec, Tensor]:
-    """A windowed, grouped batch, its spec and the wall bases: frame borders, a bar per base, a gap per wall."""
+) -> tuple[Batch, FrameSpec, GroupBases]:
+    """A batch with agents in windows and walls over base images, its spec and the bases.
+
+    Walls are frame borders, a bar per base, a gap per wall.
+    """
     generator = torch.Generator().manual_seed(seed)
 
-    def draw(high: int, *shape: int) -> Tensor:
+    def draw(high: int, *shape: int) -> torch.Tensor:
         return torch.randint(0, high, shape, generator=generator)
 
     height, width = size
@@ -44,18 +48,18 @@ def draw_batch(
         wall[row : row + side, bars[group] : bars[group] + 3] = 0
     batch = Batch(
         indices=torch.arange(trajectories),
-        dots=dots,
-        corners=corners.to(torch.uint8),
-        walls=walls,
+        groups=(
+            GroupBatch(dots[:, :, None], corners.to(torch.uint8)),
+            GroupBatch(walls[:, None], wall_corners.to(torch.uint8), groups.to(torch.int32)),
+        ),
         actions=torch.randn(trajectories, frames - 1, 2, generator=generator),
-        wall_groups=groups.to(torch.int32),
-        wall_corners=wall_corners.to(torch.uint8),
     )
-    return batch, FrameSpec(frames, height, width, SCALE, window, side), bases
+    spec = FrameSpec(frames, height, width, SCALE, two_room_groups(window, side), 2, (("locations", 2),))
+    return batch, spec, (None, bases[:, None])
 
 
 @pytest.fixture
-def drawn() -> Callable[..., tuple[Batch, FrameSpec, Tensor]]:
+def drawn() -> Callable[..., tuple[Batch, FrameSpec, GroupBases]]:
     return draw_batch
 
 

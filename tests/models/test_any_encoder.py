@@ -20,6 +20,7 @@ from jepa_fast.engine.step import Trainer
 from jepa_fast.errors import InputError
 from jepa_fast.models.jepa import JEPA, build_jepa
 from jepa_fast.models.predictor import MLPPredictor
+from jepa_fast.models.registry import build_model
 from jepa_fast.objectives.infonce import InfoNCE
 from jepa_fast.objectives.vicreg import VICReg
 from jepa_fast.probing.rollouts import rollout_split
@@ -103,10 +104,12 @@ def test_it_is_trained_resumed_and_loaded_into_the_module_that_made_it(tmp_path,
     train(config, cut, LoopOptions(resume=True), model=made(seed=1))
     ours, theirs = (load_checkpoint(folder)["model"] for folder in (cut, whole))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    with pytest.raises(
-        InputError, match=r"model\.kind: got 'custom', which only the code that made the model can build"
-    ):
+    with pytest.raises(InputError, match="its model was made in Python; give one to load"):
         jepa_fast.load(whole)
+    loaded = jepa_fast.load(whole, model=made(seed=1))
+    assert all(torch.equal(value, theirs[name]) for name, value in loaded.state_dict().items())
+    with pytest.raises(InputError, match=r"model\.kind: got 'custom', which only the code that made"):
+        build_model(config.recipe.model)
 
 
 def test_an_averaged_encoder_follows_its_weights_and_its_statistics(two_rooms):

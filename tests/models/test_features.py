@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from jepa_fast.data.batches import expand_dots
+from jepa_fast.data.batches import expand_pixels
 from jepa_fast.data.host import evaluation_batches
 from jepa_fast.data.shards import open_split
 from jepa_fast.data.two_rooms import SPLITS, WORLD, render_dots, render_walls
@@ -18,10 +18,10 @@ ROWS = range(WORLD.borders[0] + 1 + WORLD.door_half_height, WORLD.borders[1] - W
 @pytest.mark.parametrize("name", SPLITS)
 def test_centres_are_where_the_simulator_put_the_dot(two_rooms, name):
     split = open_split(two_rooms / name)
-    locations = torch.from_numpy(split.locations(np.arange(split.count)))
+    locations = torch.from_numpy(split.targets("locations", np.arange(split.count)))
     for batch in evaluation_batches(split, split.count):
-        found = read_centres(batch.dots, batch.corners)
-        whole = read_centres(expand_dots(batch, split.spec))
+        found = read_centres(batch.groups[0].pixels[:, :, 0], batch.groups[0].corners)
+        whole = read_centres(expand_pixels(batch, split.spec)[:, :, 0])
     assert (found - locations).abs().max() < 0.02
     torch.testing.assert_close(whole, found, rtol=0, atol=1e-5)
 

@@ -4,13 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from jepa_fast.data.batches import expand_dots, expand_walls
-from jepa_fast.kernels.dropout import SITE_AGENT, SITE_FUSION, SITE_WALL, dropout_mask, new_clock
+from jepa_fast.data.batches import GroupBatch
+from jepa_fast.kernels.dropout import SITE_FIRST_GROUP, SITE_FUSION, SITE_SECOND_GROUP, dropout_mask, new_clock
 from jepa_fast.models.convnext import Encoder
 from jepa_fast.models.jepa import build_jepa
 from jepa_fast.models.sparse_encoder import Rewrites, SparseEncoder
 from jepa_fast.presets import preset
-from tests.models.exactness import assert_equal_to_plain, relative
+from tests.models.exactness import assert_equal_to_plain, images_of, relative, stored_dense, with_group
 
 
 def make_encoder(blocks=2, kernels="reference", head="pool"):
@@ -54,7 +54,7 @@ def test_it_knows_what_two_branches_that_are_added_cannot():
 def test_each_branch_has_a_dropout_mask_of_its_own():
     encoder, clock = make_encoder(), new_clock(3)
     ones = torch.ones(2, 3, 32)
-    masks = [dropout_mask((2, 3, 32), 0.1, clock, site) for site in (SITE_AGENT, SITE_WALL, SITE_FUSION)]
+    masks = [dropout_mask((2, 3, 32), 0.1, clock, site) for site in (SITE_FIRST_GROUP, SITE_SECOND_GROUP, SITE_FUSION)]
     assert torch.equal(encoder.combine([ones, 10 * ones], clock, 100 * ones), masks[0] + 10 * masks[1] + 100 * masks[2])
     assert not torch.equal(masks[2], masks[0])
     assert not torch.equal(masks[2], masks[1])
@@ -69,7 +69,7 @@ def test_shortcuts_are_exact(drawn, blocks, kernels, head, trajectories, wall):
     batch, spec, bases = drawn(blocks, trajectories=trajectories)
     encoder = make_encoder(blocks, kernels, head)
     plan = SparseEncoder(encoder, spec, bases).plan(batch)
-    assert (plan.wall, plan.fusion) == (wall, "windows")
+    assert (plan.groups[1], plan.fusion) == (wall, "windows")
     assert_equal_to_plain(encoder, batch, spec, bases, Rewrites())
 
 
@@ -77,21 +77,23 @@ def test_every_rewrite_alone_is_exact(drawn):
     batch, spec, bases = drawn(10, trajectories=9, frames=1)
     for rewrites in (Rewrites(stem_collapse=False), Rewrites(early_pool=False), Rewrites(windows=False)):
         assert_equal_to_plain(make_encoder(), batch, spec, bases, rewrites)
-    one = batch._replace(walls=bases[:1].repeat(9, 1, 1), wall_groups=torch.zeros(9, dtype=torch.int32))
-    plan = SparseEncoder(make_encoder(), spec, bases[:1]).plan(one)
-    assert (plan.wall, plan.fusion) == ("windows", "windows")
-    assert_equal_to_plain(make_encoder(), one, spec, bases[:1], Rewrites())
+    base = bases[1][:1]
+    part = GroupBatch(base.repeat(9, 1, 1, 1), batch.groups[1].corners, torch.zeros(9, dtype=torch.int32))
+    one, spec = with_group(batch, spec, "wall", part)
+    plan = SparseEncoder(make_encoder(), spec, (None, base)).plan(one)
+    assert (plan.groups[1], plan.fusion) == ("windows", "windows")
+    assert_equal_to_plain(make_encoder(), one, spec, (None, base), Rewrites())
 
 
 def test_frames_packed_whole_and_walls_that_change_are_encoded_whole(drawn):
     batch, spec, bases = drawn(7)
-    whole = batch._replace(dots=torch.randint_like(expand_dots(batch, spec), 256), corners=None)
-    moving = expand_walls(batch).clone()
+    whole = stored_dense(batch, spec, "agent", torch.randint_like(images_of(batch, spec, "agent"), 256))
+    moving = images_of(batch, spec, "wall").clone()
     moving[:, 1:] = moving[:, 1:].roll(1, dims=-1)
-    changing = batch._replace(walls=moving, wall_groups=None, wall_corners=None)
-    for kind, known in ((whole, bases), (changing, None)):
-        assert SparseEncoder(make_encoder(), spec, known).plan(kind).fusion == "dense"
-        assert_equal_to_plain(make_encoder(), kind, spec, known, Rewrites())
+    changing = stored_dense(batch, spec, "wall", moving)
+    for (kind, stored), known in ((whole, bases), (changing, ())):
+        assert SparseEncoder(make_encoder(), stored, known).plan(kind).fusion == "dense"
+        assert_equal_to_plain(make_encoder(), kind, stored, known, Rewrites())
 
 
 def test_a_rollout_brings_frame_zero_alone(drawn):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from jepa_fast.config import GatedConvNeXtConfig, GatedFeaturesConfig, GatedPixelsConfig
+from jepa_fast.data.batches import Batch
 from jepa_fast.data.host import evaluation_batches
 from jepa_fast.data.shards import open_split
 from jepa_fast.errors import InputError
@@ -20,12 +21,12 @@ CONFIGS = {
     "pixels": GatedPixelsConfig(dim=16, channels=3, hidden=12),
     "apart": GatedConvNeXtConfig(dim=16, channels=3, hidden=12),
 }
-# What the objective takes, and the fields of a batch that the model goes by and that change it when rows are swapped.
+# What the objective takes, and the tensors of a batch that the model goes by and that change it when rows are swapped.
 WEIGHTS = {"features": [1.0, 0.1], "pixels": [1.0, 0.5, 10.0, 1.0], "apart": [1.0, 0.5, 100.0, 0.1]}
 FIELDS = {
-    "features": ("corners", "walls", "actions"),
-    "pixels": ("dots", "corners", "walls", "actions"),
-    "apart": ("dots", "corners", "walls", "actions"),
+    "features": ("0.corners", "1.pixels", "actions"),
+    "pixels": ("0.pixels", "0.corners", "1.pixels", "actions"),
+    "apart": ("0.pixels", "0.corners", "1.pixels", "actions"),
 }
 
 
@@ -54,7 +55,8 @@ def test_evaluation_sees_frame_zero_and_the_actions_alone(model, kind, two_rooms
 
         def changed(split, batch_size, field=field):
             for batch in evaluation_batches(split, batch_size):
-                yield batch._replace(**{field: getattr(batch, field).flip(0)})
+                tensors = batch.tensors()
+                yield Batch.of(tensors | {field: tensors[field].flip(0)})
 
         monkeypatch.setattr(rollouts_module, "evaluation_batches", changed)
         assert not torch.equal(rollout_split(model, split, field).latents, plain.latents)

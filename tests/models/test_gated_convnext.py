@@ -20,7 +20,7 @@ from jepa_fast.models.jepa import build_jepa
 from jepa_fast.models.registry import build_model
 from jepa_fast.models.sparse_encoder import Rewrites, SparseEncoder
 from jepa_fast.presets import preset
-from tests.models.exactness import assert_equal_to_plain
+from tests.models.exactness import assert_equal_to_plain, images_of, stored_dense
 from tests.models.numpy_jepa import branch_states
 from tests.objective_terms import mixture
 from tests.one_step_runs import configuration, run
@@ -122,23 +122,24 @@ def test_states_say_nothing_of_the_wall_and_predictions_do():
 
 def test_the_wall_is_that_of_frame_0_bit_for_bit_in_every_frame(drawn):
     batch, spec, bases = drawn(1, trajectories=3)
-    encoder = Encoder(3, 2, 10, 0.3, wall="apart").double().train()
+    encoder = Encoder(3, 2, 10, 0.3, apart="wall").double().train()
     encoded = SparseEncoder(encoder, spec, bases)(batch, new_clock(2))
     wall = encoded[..., 10:]
     assert torch.equal(wall, wall[:, :1].expand_as(wall))
     assert (wall[0, 0] - wall[1, 0]).abs().max() > 1e-3
     # Walls that come with every frame are looked at in frame 0 alone.
-    changing = batch.walls[:, None].repeat(1, 3, 1, 1)
+    changing = images_of(batch, spec, "wall").clone()
     changing[:, 1:] = 255 - changing[:, 1:]
+    batch, spec = stored_dense(batch, spec, "wall", changing)
     for mode in ("auto", "off"):
-        again = SparseEncoder(encoder, spec, bases, mode)(batch._replace(walls=changing), new_clock(2))
+        again = SparseEncoder(encoder, spec, bases, mode)(batch, new_clock(2))
         torch.testing.assert_close(again, encoded, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_shortcuts_are_exact_with_the_wall_apart(drawn, dropout):
     batch, spec, bases = drawn(4)
-    encoder = Encoder(16, 2, 32, dropout, norm_before_add=False, wall="apart")
+    encoder = Encoder(16, 2, 32, dropout, norm_before_add=False, apart="wall")
     with torch.no_grad():
         for parameter in encoder.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -148,7 +149,7 @@ def test_shortcuts_are_exact_with_the_wall_apart(drawn, dropout):
 def test_batches_and_frames_are_encoded_alike(batch_and_spec):
     batch, spec = batch_and_spec
     model = scrambled(replace(SMALL, frame=65))
-    shortcut, plain = (model.batch_encoder(spec, None, mode)(batch, new_clock()) for mode in ("auto", "off"))
+    shortcut, plain = (model.batch_encoder(spec, (), mode)(batch, new_clock()) for mode in ("auto", "off"))
     torch.testing.assert_close(shortcut.latents, plain.latents, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(shortcut.room, plain.room, rtol=1e-9, atol=1e-9)
 

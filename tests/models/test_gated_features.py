@@ -11,6 +11,7 @@ from jepa_fast.models.gated import SUREST, BlockedFreeMixture
 from jepa_fast.models.gated_features import GatedFeatures
 from jepa_fast.objectives.mixture import mixture_nll
 from jepa_fast.presets import preset
+from tests.models.exactness import stored_dense
 
 SMALL = GatedFeaturesConfig(dim=16, border_hidden=8, wall_hidden=12)
 
@@ -50,8 +51,9 @@ def test_a_batch_is_encoded_as_its_frames_are(model, batch_and_spec):
     predicted, following = model(frames, batch.actions)
     torch.testing.assert_close(encoded.latents[:, 1:], following, rtol=0, atol=1e-5)
     torch.testing.assert_close(model.rollout(frames[:, 0], batch.actions)[:, 1:], predicted, rtol=0, atol=1e-5)
-    whole = batch._replace(dots=frames[:, :, 0], corners=None, walls=frames[:, :, 1])
-    found = model.batch_encoder(spec)(whole, model.dropout_clock)
+    for number, name in enumerate(("agent", "wall")):
+        batch, spec = stored_dense(batch, spec, name, frames[:, :, number : number + 1])
+    found = model.batch_encoder(spec)(batch, model.dropout_clock)
     torch.testing.assert_close(tuple(found), tuple(encoded), rtol=0, atol=1e-5)
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from jepa_fast.config import GatedPixelsConfig, VICRegConfig
-from jepa_fast.data.batches import expand_dots, expand_frames
+from jepa_fast.data.batches import expand_frames
 from jepa_fast.data.two_rooms import render_walls
 from jepa_fast.errors import InputError
 from jepa_fast.models.gated_pixels import GatedPixels
@@ -16,6 +16,7 @@ from jepa_fast.models.softargmax import soft_argmax
 from jepa_fast.objectives.mixture import mixture_nll
 from jepa_fast.objectives.vicreg import regularisers
 from jepa_fast.presets import preset
+from tests.models.exactness import images_of, stored_dense
 from tests.objective_terms import mixture
 
 SMALL = GatedPixelsConfig(dim=16, channels=3, hidden=12)
@@ -72,12 +73,15 @@ def test_windows_give_what_two_convolutions_and_a_softmax_of_whole_frames_give(b
     with torch.no_grad():
         # Logits far from flat, positive and negative.
         encoder.spread.weight *= 8
-    weights = torch.randn(*batch.dots.shape[:2], 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    weights = torch.randn(
+        *batch.groups[0].pixels.shape[:2], 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
 
     def dense():
         """Written out anew: black all around, both convolutions without any padding of their own, the frame cut out."""
         frames = F.pad(
-            expand_dots(batch, spec).flatten(0, 1).double() * spec.scale / SMALL.white, (2 * kernel - 2,) * 4
+            images_of(batch, spec, "agent")[:, :, 0].flatten(0, 1).double() * spec.scale / SMALL.white,
+            (2 * kernel - 2,) * 4,
         )
         hidden = F.relu(F.conv2d(frames[:, None], encoder.look.weight))
         logits = F.conv2d(hidden, encoder.spread.weight.flip(-1, -2).transpose(0, 1))[:, 0]
@@ -107,9 +111,9 @@ def test_a_batch_is_encoded_as_its_frames_are(model, batch_and_spec):
     predicted, following = model(frames, batch.actions)
     torch.testing.assert_close(encoded.latents[:, 1:], following, rtol=0, atol=1e-4)
     torch.testing.assert_close(model.rollout(frames[:, 0], batch.actions)[:, 1:], predicted, rtol=0, atol=1e-4)
-    walls = batch.walls[:, None].expand(-1, frames.shape[1], -1, -1)
-    whole = batch._replace(dots=expand_dots(batch, spec), corners=None, walls=walls)
-    found = model.batch_encoder(spec)(whole, model.dropout_clock)
+    for name in ("agent", "wall"):
+        batch, spec = stored_dense(batch, spec, name)
+    found = model.batch_encoder(spec)(batch, model.dropout_clock)
     torch.testing.assert_close(tuple(found), tuple(encoded), rtol=0, atol=1e-4)
 
 
@@ -126,8 +130,9 @@ def test_an_untrained_encoder_hardly_tells_frames_apart(batch_and_spec):
 def test_light_draws_positions_from_the_start(batch_and_spec):
     """Were they pushed away, the variance term would have to pass through a collapse first."""
     batch, spec = batch_and_spec
-    lit = batch.dots.flatten(2).float().argmax(dim=2)
-    brightest = torch.stack([lit % 10, lit // 10], dim=-1) + batch.corners.flip(-1)
+    agent = batch.groups[0]
+    lit = agent.pixels.flatten(2).float().argmax(dim=2)
+    brightest = torch.stack([lit % 10, lit // 10], dim=-1) + agent.corners.flip(-1)
     for seed in range(10):
         torch.manual_seed(seed)
         model = GatedPixels(preset("pixels300k").model)

@@ -5,11 +5,19 @@ import torch
 from torch import Tensor
 
 from jepa_fast.config import VICRegConfig
-from jepa_fast.data.batches import Batch, expand_dots, expand_walls
+from jepa_fast.data.batches import Batch, GroupBatch
 from jepa_fast.kernels.dropout import new_clock
 from jepa_fast.models.convnext import Encoder
 from jepa_fast.models.sparse_encoder import Rewrites, SparseEncoder
-from tests.models.exactness import assert_equal_to_plain, relative, states_and_gradients
+from tests.models.exactness import (
+    assert_equal_to_plain,
+    images_of,
+    relative,
+    states_and_gradients,
+    stored_dense,
+    with_group,
+    without_bases,
+)
 from tests.objective_terms import energy
 
 ROUTES = {
@@ -18,8 +26,8 @@ ROUTES = {
     "windows, no stem collapse": Rewrites(stem_collapse=False),
     "windows, no early pooling": Rewrites(early_pool=False),
     "no windows": Rewrites(windows=False),
-    "stem collapse and early pooling alone": Rewrites(static_wall=False, windows=False),
-    "none": Rewrites(static_wall=False, windows=False, stem_collapse=False, early_pool=False),
+    "stem collapse and early pooling alone": Rewrites(static=False, windows=False),
+    "none": Rewrites(static=False, windows=False, stem_collapse=False, early_pool=False),
 }
 
 
@@ -44,7 +52,7 @@ def test_all_rewrites_are_exact_at_any_depth_and_width(drawn, channels, blocks):
     batch, spec, bases = drawn(blocks)
     encoder = make_encoder(channels, blocks)
     plan = SparseEncoder(encoder, spec, bases).plan(batch)
-    assert plan.agent == "windows"
+    assert plan.groups[0] == "windows"
     assert_equal_to_plain(encoder, batch, spec, bases, Rewrites())
 
 
@@ -62,9 +70,11 @@ def test_evaluation_mode_is_exact(drawn):
 def test_masks_differ_from_frame_to_frame_on_a_wall_encoded_once(drawn):
     batch, spec, bases = drawn(4)
     encoder = make_encoder()
-    states = SparseEncoder(encoder, spec, bases)(batch._replace(dots=torch.zeros_like(batch.dots)), new_clock(1))
+    agent, wall = batch.groups
+    batch = batch._replace(groups=(agent._replace(pixels=torch.zeros_like(agent.pixels)), wall))
+    states = SparseEncoder(encoder, spec, bases)(batch, new_clock(1))
     assert not torch.equal(states[:, 0], states[:, 1])
-    states = SparseEncoder(encoder.eval(), spec, bases)(batch._replace(dots=torch.zeros_like(batch.dots)), new_clock(1))
+    states = SparseEncoder(encoder.eval(), spec, bases)(batch, new_clock(1))
     assert torch.allclose(states[:, 0], states[:, 1], atol=1e-6)
 
 
@@ -73,7 +83,7 @@ def test_a_rollout_brings_frame_zero_alone(drawn):
     encoder = make_encoder().double().eval()
     batch_encoder = SparseEncoder(encoder, spec, bases)
     encoder.requires_grad_(False)
-    first = batch._replace(dots=batch.dots[:, :1].contiguous(), corners=batch.corners[:, :1].contiguous())
+    first = batch.frames(slice(1))
     states = batch_encoder(first, new_clock())
     assert states.shape[1] == 1
     assert relative(states[:, 0], batch_encoder(batch, new_clock())[:, 0]) < 1e-12
@@ -82,41 +92,45 @@ def test_a_rollout_brings_frame_zero_alone(drawn):
 
 def test_frames_packed_whole_are_encoded_whole(drawn):
     batch, spec, bases = drawn(7)
-    whole = batch._replace(dots=expand_dots(batch, spec), corners=None)
+    whole, spec = stored_dense(batch, spec, "agent")
     batch_encoder = SparseEncoder(make_encoder(), spec, bases)
-    assert batch_encoder.plan(whole).agent == "dense"
-    assert "packed whole" in batch_encoder.explain(whole)
-    noisy = whole._replace(dots=torch.randint_like(whole.dots, 256))
+    assert batch_encoder.plan(whole).groups[0] == "dense"
+    assert "agent is stored frame by frame" in batch_encoder.explain(whole)
+    noisy, spec = stored_dense(whole, spec, "agent", torch.randint_like(whole.groups[0].pixels, 256))
     assert_equal_to_plain(make_encoder(), noisy, spec, bases, Rewrites())
 
 
 def test_walls_that_change_over_time_are_encoded_per_frame(drawn):
     batch, spec, bases = drawn(8)
-    moving = expand_walls(batch).clone()
+    moving = images_of(batch, spec, "wall").clone()
     moving[:, 1:] = moving[:, 1:].roll(1, dims=-1)
-    moving_batch = batch._replace(walls=moving, wall_groups=None, wall_corners=None)
-    batch_encoder = SparseEncoder(make_encoder(), spec, None)
-    assert batch_encoder.plan(moving_batch).wall == "dense"
-    assert "change over time" in batch_encoder.explain(moving_batch)
+    moving_batch, spec = stored_dense(batch, spec, "wall", moving)
+    batch_encoder = SparseEncoder(make_encoder(), spec)
+    assert batch_encoder.plan(moving_batch).groups[1] == "dense"
+    assert "wall is stored frame by frame" in batch_encoder.explain(moving_batch)
     assert_equal_to_plain(make_encoder(), moving_batch, spec, bases, Rewrites())
 
 
 def test_walls_without_bases_are_encoded_once_each(drawn):
     batch, spec, _ = drawn(9)
-    plain = batch._replace(wall_groups=None, wall_corners=None)
-    assert SparseEncoder(make_encoder(), spec, None).plan(plain).wall == "once"
-    assert_equal_to_plain(make_encoder(), plain, spec, None, Rewrites())
+    plain, spec = without_bases(batch, spec, "wall")
+    batch_encoder = SparseEncoder(make_encoder(), spec)
+    assert batch_encoder.plan(plain).groups[1] == "once"
+    assert "wall is stored without bases" in batch_encoder.explain(plain)
+    assert_equal_to_plain(make_encoder(), plain, spec, (), Rewrites())
 
 
 def test_every_wall_route_is_exact(drawn):
     batch, spec, bases = drawn(10, trajectories=9, frames=1)
     batch_encoder = SparseEncoder(make_encoder(), spec, bases)
-    assert batch_encoder.plan(batch).wall == "nested"
+    assert batch_encoder.plan(batch).groups[1] == "nested"
     assert_equal_to_plain(make_encoder(), batch, spec, bases, Rewrites())
     # One base: nothing to nest, and from there on windows over it.
-    one = batch._replace(walls=bases[:1].repeat(9, 1, 1), wall_groups=torch.zeros(9, dtype=torch.int32))
-    assert SparseEncoder(make_encoder(), spec, bases[:1]).plan(one).wall == "windows"
-    assert_equal_to_plain(make_encoder(), one, spec, bases[:1], Rewrites())
+    base = bases[1][:1]
+    part = GroupBatch(base.repeat(9, 1, 1, 1), batch.groups[1].corners, torch.zeros(9, dtype=torch.int32))
+    one, spec = with_group(batch, spec, "wall", part)
+    assert SparseEncoder(make_encoder(), spec, (None, base)).plan(one).groups[1] == "windows"
+    assert_equal_to_plain(make_encoder(), one, spec, (None, base), Rewrites())
 
 
 def energies_and_gradients(
@@ -188,7 +202,7 @@ def test_windows_as_large_as_the_image_cost_more_than_whole_images_and_are_not_c
     batch, spec, bases = drawn(11, size=(24, 24), window=16)
     batch_encoder = SparseEncoder(make_encoder(blocks=2), spec, bases)
     plan = batch_encoder.plan(batch)
-    assert (plan.agent, plan.wall) == ("dense", "once")
+    assert plan.groups == ("dense", "once")
     assert plan.flops < plan.plain_flops
 
 

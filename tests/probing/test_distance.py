@@ -14,8 +14,8 @@ def test_distances_are_those_to_the_nearest_solid_pixel(two_rooms, monkeypatch):
     split = open_split(two_rooms / "probe_wall" / "val")
     monkeypatch.setattr(distance, "BATCH", 32)
     found = distances_to_solid(split)
-    locations = split.locations(np.arange(split.count)).astype(np.float64)
-    walls = gather(split, np.arange(split.count)).walls.numpy()
+    locations = split.targets("locations", np.arange(split.count)).astype(np.float64)
+    walls = gather(split, np.arange(split.count)).groups[1].pixels[:, 0].numpy()
     rows, columns = np.mgrid[:65, :65]
     for trajectory, frame in ((0, 0), (7, 16), (79, 3)):
         x, y = locations[trajectory, frame]

@@ -86,7 +86,7 @@ def test_the_wall_to_agent_ratio_is_wall_over_normal_and_is_stored(tmp_path, eva
 
 
 def test_the_model_cannot_see_later_frames(model, two_rooms, monkeypatch):
-    """With every frame after the first replaced by noise, the predicted states are the same to the bit."""
+    """With every frame after the first replaced by noise, the predicted latents are the same to the bit."""
     split = open_split(two_rooms / "probe_normal" / "val")
     plain = rollout_split(model, split, "plain")
 
@@ -97,7 +97,10 @@ def test_the_model_cannot_see_later_frames(model, two_rooms, monkeypatch):
     monkeypatch.setattr(
         rollouts_module,
         "evaluation_batches",
-        lambda split, size: (b._replace(corners=b.corners.flip(0)) for b in evaluation_batches(split, size)),
+        lambda split, size: (
+            b._replace(groups=(b.groups[0]._replace(corners=b.groups[0].corners.flip(0)), *b.groups[1:]))
+            for b in evaluation_batches(split, size)
+        ),
     )
     assert not torch.equal(rollout_split(model, split, "moved").latents, plain.latents)
 
@@ -113,7 +116,7 @@ def test_rollouts_equal_the_models_own_rollout_from_whole_frames(model, two_room
             frames = expand_frames(batch, split.spec)
             expected = model.rollout(frames[:, 0], batch.actions)
     model.train()
-    torch.testing.assert_close(rolled.states, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(rolled.latents, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_rolling_out_leaves_the_world_in_its_mode(model, two_rooms):
@@ -181,7 +184,7 @@ def test_examples_are_the_best_the_median_and_the_worst_trajectories(model, two_
         wall = torch.zeros(65, 65, dtype=torch.bool)
         for x, y, width, height in example.solid:
             wall[y : y + height, x : x + width] = True
-        stored = next(evaluation_batches(split, 80)).walls[example.trajectory]
+        stored = next(evaluation_batches(split, 80)).groups[1].pixels[example.trajectory, 0]
         assert torch.equal(wall, stored > 0)
 
 

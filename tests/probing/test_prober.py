@@ -13,7 +13,7 @@ from jepa_fast.probing.rollouts import Rollouts
 
 
 def rollouts(count=512, steps=5, dim=12, scale=1.0, offset=0.0, seed=0):
-    """Locations uniform in the model, states a random linear lift of them."""
+    """Locations uniform in the room, latents a random linear lift of them."""
     generator = torch.Generator().manual_seed(seed)
     locations = 4 + 56 * torch.rand(count, steps, 2, generator=generator)
     normalised = (locations - torch.tensor(LOCATION_MEAN)) / torch.tensor(LOCATION_STD)
@@ -38,9 +38,9 @@ def test_official_probe_is_the_published_under_trained_one():
     assert errors[1] > 0.95 * floor
 
 
-def test_states_without_information_score_no_better_than_the_constant():
+def test_latents_without_information_score_no_better_than_the_constant():
     train, val = rollouts(), rollouts(seed=1)
-    train, val = (r._replace(states=torch.randn(r.states.shape)) for r in (train, val))
+    train, val = (r._replace(latents=torch.randn(r.latents.shape)) for r in (train, val))
     floor = constant_error(train.locations, val.locations)
     for probe in (official_probe(train, 0), converged_probe(train, 0)):
         assert probe.squared_errors(val).mean() > 0.97 * floor

@@ -192,7 +192,7 @@ def test_a_sentence_names_what_the_spectrum_says(page, runs):
 
 
 def test_configuration_and_environment_are_there(page):
-    for text in ("recipe.stages.1.invariance", "recipe.objective.gamma", torch.__version__, "30 of 30 steps"):
+    for text in ("recipe.stages.1.weights.invariance", "recipe.objective.gamma", torch.__version__, "30 of 30 steps"):
         assert text in page.text
     assert "25 invariance + 25 variance + 1 covariance up to step 15, then 30 invariance" in page.text
 
@@ -211,10 +211,10 @@ def test_a_run_that_ended_at_once_still_has_a_report(tmp_path, two_rooms):
     (tmp_path / "cut" / "evaluation.json").write_text("{}")
     report.main(report.Arguments((tmp_path / "cut",)))
     text = Page(tmp_path / "cut" / "report.html").text
-    assert "No reading was written yet" in text
+    assert "Nothing was logged yet" in text
     assert "This run recorded no spectra" in text
     assert "evaluation.json is damaged or was written by another version." in text
-    # One step is one reading, which has no throughput.
+    # One step is one log step, which has no throughput.
     report.main(report.Arguments((tmp_path / "whole",)))
     assert "Too few steps were done to measure a throughput." in Page(tmp_path / "whole" / "report.html").text
 
@@ -242,7 +242,7 @@ def test_comparison_lists_what_differs_and_overlays_every_curve(runs, tmp_path, 
         "Throughput, trajectories / s", "Effective rank", "Singular values",
     ]  # fmt: skip
     last = [json.loads((run / "metrics.jsonl").read_text().splitlines()[-1]) for run in runs]
-    shown = re.fullmatch(r"At the last reading: first (\S+) and second (\S+)\.", captions["Variance term"])
+    shown = re.fullmatch(r"At the last log step: first (\S+) and second (\S+)\.", captions["Variance term"])
     for text, metrics in zip(shown.groups(), last, strict=True):
         assert float(text) == pytest.approx(metrics["variance"], rel=5e-3)
 

@@ -17,33 +17,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from jepa_fast.data.two_rooms_world import (
-    WORLD,
-    Bool,
-    Float32,
-    Float64,
-    Int64,
-    is_solid,
-    render_dots,
-    render_walls,
-    step,
-)
+from jepa_fast.data.two_rooms.world import WORLD, Bool, Float32, Float64, Int64, is_solid, step
 from jepa_fast.errors import InputError
-
-__all__ = [
-    "SPLITS",
-    "WORLD",
-    "Plans",
-    "Split",
-    "Trajectories",
-    "draw_block",
-    "expert_actions",
-    "is_solid",
-    "render_dots",
-    "render_walls",
-    "simulate",
-    "step",
-]
 
 
 @dataclass(frozen=True)

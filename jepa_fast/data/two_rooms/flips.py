@@ -2,7 +2,7 @@
 
 The two-room world is its own mirror image along both axes: borders, a dot, a wall with a door and the rules of moving
 stay what they are, so that a flipped trajectory is one that the simulator makes of the flipped start and actions. Of
-crops, shifts, and flips of the frames or of the actions alone this is not true; tests/models/test_flips.py checks both.
+crops, shifts, and flips of the frames or of the actions alone this is not true; tests/data/test_flips.py checks both.
 
 Two coins are tossed for every trajectory in every step, by the hash that dropout masks are made of: a step stays a
 function of state and batch, and any number of processes draws the flips of one.
@@ -11,25 +11,26 @@ function of state and batch, and any number of processes draws the flips of one.
 import torch
 from torch import Tensor
 
-from jepa_fast.data.batches import Batch
-from jepa_fast.data.manifest import FrameSpec
+from jepa_fast.data.batches import Batch, GroupBases, GroupBatch
+from jepa_fast.data.manifest import ChannelGroup, FrameSpec
 from jepa_fast.kernels.dropout import SITE_FLIPS, dropout_mask
 
 
 class Flips:
-    """Flips the trajectories of a Batch, whole frames or windows, and keeps what its exact shortcuts rely on.
+    """Flips the trajectories of a Batch, whole frames or windows, and keeps what their exact encoding relies on.
 
-    A flipped wall differs from its flipped base, in the flipped window. So the encoder's bases are `wall_bases`: those
-    of the data set under their old numbers, then their mirror images that are not among them. In the two-room world
-    20 bases become 25: mirrored upside down they stay the same, and most columns are another's mirror image.
+    A flipped image differs from its flipped base, in the flipped window. So the encoder's bases are `bases`: of each
+    group those of the data set under their old numbers, then their mirror images that are not among them. In the
+    two-room world the walls' 20 bases become 25: mirrored upside down they stay the same, and most columns are
+    another's mirror image.
     """
 
-    def __init__(self, spec: FrameSpec, wall_bases: Tensor | None) -> None:
-        """`spec` and `wall_bases` uint8 [G, H, W] are those of the split (waits for the device, once)."""
+    def __init__(self, spec: FrameSpec, bases: GroupBases = ()) -> None:
+        """`spec` and `bases` are those of the split (waits for the device, once)."""
         self.spec = spec
-        self.wall_bases: Tensor | None = None
-        if wall_bases is not None:
-            self.wall_bases, self._groups = _with_mirror_images(wall_bases)
+        mirrored = [None if base is None else _with_mirror_images(base) for base in bases or (None,) * len(spec.groups)]
+        self.bases: GroupBases = tuple(None if each is None else each[0] for each in mirrored)
+        self._numbers = tuple(None if each is None else each[1] for each in mirrored)
 
     def __call__(self, batch: Batch, clock: Tensor) -> Batch:
         """The batch with each trajectory as it is or flipped along one axis or both; `clock` is the dropout clock."""
@@ -37,26 +38,24 @@ class Flips:
 
     def flip(self, batch: Batch, axes: Tensor) -> Batch:
         """The batch flipped along the axes bool [B, 2] = (x, y) of each trajectory."""
-        height, width = self.spec.height, self.spec.width
-        corners, wall_corners, wall_groups = batch.corners, batch.wall_corners, batch.wall_groups
-        if corners is not None:
-            assert self.spec.window is not None
-            corners = _mirror_corners(corners, axes, (height - self.spec.window, width - self.spec.window))
-        if wall_corners is not None:
-            assert self.spec.wall_window is not None
-            side = self.spec.wall_window
-            wall_corners = _mirror_corners(wall_corners, axes, (height - side, width - side))
-        if wall_groups is not None and self.wall_bases is not None:
-            image = axes[:, 0] + 2 * axes[:, 1].to(torch.int64)
-            wall_groups = self._groups.flatten().index_select(0, image * self._groups.shape[1] + wall_groups)
+        groups = zip(batch.groups, self.spec.groups, self._numbers, strict=True)
         return batch._replace(
-            dots=_mirror(batch.dots, axes),
-            corners=corners,
-            walls=_mirror(batch.walls, axes),
+            groups=tuple(self._flip_group(part, group, numbers, axes) for part, group, numbers in groups),
             actions=torch.where(axes[:, None], -batch.actions, batch.actions),
-            wall_groups=wall_groups,
-            wall_corners=wall_corners,
         )
+
+    def _flip_group(self, part: GroupBatch, group: ChannelGroup, numbers: Tensor | None, axes: Tensor) -> GroupBatch:
+        corners, base_index, background = part.corners, part.base_index, part.background
+        if corners is not None:
+            assert group.window is not None
+            last = (self.spec.height - group.window[0], self.spec.width - group.window[1])
+            corners = _mirror_corners(corners, axes, last)
+        if base_index is not None and numbers is not None:
+            image = axes[:, 0] + 2 * axes[:, 1].to(torch.int64)
+            base_index = numbers.flatten().index_select(0, image * numbers.shape[1] + base_index)
+        if background is not None:
+            background = _mirror(background, axes)
+        return GroupBatch(_mirror(part.pixels, axes), corners, base_index, background)
 
 
 def _mirror(images: Tensor, axes: Tensor) -> Tensor:
@@ -67,13 +66,13 @@ def _mirror(images: Tensor, axes: Tensor) -> Tensor:
 
 
 def _mirror_corners(corners: Tensor, axes: Tensor, last: tuple[int, int]) -> Tensor:
-    """Top left pixels uint8 [B, ..., 2] = (row, column) of mirrored windows, the last of which begins at `last`."""
+    """Top left pixels [B, ..., 2] = (row, column) of mirrored windows, the last of which begins at `last`."""
     mirrored = torch.stack([end - corners[..., axis] for axis, end in enumerate(last)], dim=-1)
     return torch.where(axes.flip(-1).view(-1, *[1] * (corners.dim() - 2), 2), mirrored, corners)
 
 
 def _with_mirror_images(bases: Tensor) -> tuple[Tensor, Tensor]:
-    """Bases [G', H, W] that begin with `bases` [G, H, W], and int32 [4, G]: where each one's mirror images are.
+    """Bases [G', c, H, W] that begin with `bases` [G, c, H, W], and int32 [4, G]: where each one's mirror images are.
 
     Rows: as it is, mirrored left-right, upside down, both.
     """

@@ -3,8 +3,11 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from jepa_fast.data.encoding import Chunk
-from jepa_fast.data.two_rooms import SPLITS, WORLD, render_dots, render_walls, simulate
+from jepa_fast.data.encoding import Chunk, SourceGroup
+from jepa_fast.data.two_rooms import CHANNEL_GROUPS, SPLITS, WORLD, render_dots, render_walls, simulate
+
+# Square windows, as data sets of this world have had them from the beginning.
+GROUPS = tuple(SourceGroup(name, channels, square=True) for name, channels in CHANNEL_GROUPS)
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,26 @@ class TwoRoomsSource:
         return WORLD.scale
 
     @property
+    def offset(self) -> float:
+        """Value of byte 0."""
+        return 0.0
+
+    @property
+    def groups(self) -> tuple[SourceGroup, ...]:
+        """The agent's channel and the wall's."""
+        return GROUPS
+
+    @property
+    def action_size(self) -> int:
+        """(x, y) in pixels per step."""
+        return 2
+
+    @property
+    def targets(self) -> tuple[tuple[str, int], ...]:
+        """Where the agent is, (x, y) in pixels."""
+        return (("locations", 2),)
+
+    @property
     def description(self) -> dict[str, Any]:
         """The simulator's constants, the split's and the seed."""
         # The standard size decides how many there are, not what they are.
@@ -52,8 +75,10 @@ class TwoRoomsSource:
         """Trajectories `start` to `stop - 1`."""
         trajectories = simulate(self.split, start, stop, self.seed)
         return Chunk(
-            dots=render_dots(trajectories.locations),
-            walls=render_walls(trajectories.wall_x, trajectories.door_y),
+            groups=(
+                render_dots(trajectories.locations)[:, :, None],
+                render_walls(trajectories.wall_x, trajectories.door_y)[:, None],
+            ),
             actions=trajectories.actions,
-            locations=trajectories.locations,
+            targets=(trajectories.locations,),
         )

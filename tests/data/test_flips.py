@@ -5,20 +5,27 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from jepa_fast.data.batches import Batch, expand_dots
-from jepa_fast.data.host import gather
+from jepa_fast.data.batches import Batch, GroupBatch
+from jepa_fast.data.host import gather, group_bases
+from jepa_fast.data.manifest import FrameSpec
 from jepa_fast.data.packing import pack
-from jepa_fast.data.shards import FrameSpec, open_split
+from jepa_fast.data.shards import open_split
 from jepa_fast.data.two_rooms import WORLD, render_dots, render_walls, simulate, step
-from jepa_fast.data.two_rooms_source import TwoRoomsSource
+from jepa_fast.data.two_rooms.flips import Flips
+from jepa_fast.data.two_rooms.source import TwoRoomsSource
 from jepa_fast.models.convnext import Encoder
 from jepa_fast.models.features import read_centres, read_layout
-from jepa_fast.models.flips import Flips
 from jepa_fast.models.sparse_encoder import Rewrites
-from tests.models.exactness import assert_equal_to_plain
+from tests.models.conftest import draw_batch
+from tests.models.exactness import assert_equal_to_plain, images_of, stored_dense, two_room_groups
 
 AXES = torch.tensor([[False, False], [True, False], [False, True], [True, True]])
 LAST = WORLD.size - 1
+
+
+@pytest.fixture
+def drawn():
+    return draw_batch
 
 
 def flipped_images(images, axes):
@@ -56,14 +63,14 @@ def test_flipped_trajectories_are_those_that_the_simulator_makes_bit_for_bit(axe
     there, *_ = follow(mirrored(locations[:, 0]), actions * signs, *walls)
     np.testing.assert_array_equal(there, mirrored(locations))
 
-    batch = Batch(
-        torch.arange(len(actions)), torch.from_numpy(render_dots(locations)), None,
-        torch.from_numpy(render_walls(wall_x, door_y)), torch.from_numpy(actions), None, None,
-    )  # fmt: skip
-    spec = FrameSpec(locations.shape[1], WORLD.size, WORLD.size, WORLD.scale, None, None)
-    flipped = Flips(spec, None).flip(batch, torch.tensor(axes).expand(len(actions), 2))
-    assert torch.equal(flipped.dots, torch.from_numpy(render_dots(there)))
-    assert torch.equal(flipped.walls, torch.from_numpy(render_walls(*walls)))
+    images = torch.from_numpy(render_dots(locations)), torch.from_numpy(render_walls(wall_x, door_y))
+    groups = GroupBatch(images[0][:, :, None]), GroupBatch(images[1][:, None])
+    batch = Batch(torch.arange(len(actions)), groups, torch.from_numpy(actions))
+    size = (locations.shape[1], WORLD.size, WORLD.size)
+    spec = FrameSpec(*size, WORLD.scale, two_room_groups(None, None), 2, (("locations", 2),))
+    flipped = Flips(spec).flip(batch, torch.tensor(axes).expand(len(actions), 2))
+    assert torch.equal(flipped.groups[0].pixels[:, :, 0], torch.from_numpy(render_dots(there)))
+    assert torch.equal(flipped.groups[1].pixels[:, 0], torch.from_numpy(render_walls(*walls)))
     assert torch.equal(flipped.actions, torch.from_numpy(actions * signs))
 
 
@@ -106,40 +113,50 @@ def test_a_flipped_batch_is_its_flipped_images_and_keeps_windows_and_bases_exact
     batch, spec, bases = drawn(seed, trajectories=4, frames=3)
     flips = Flips(spec, bases)
     flipped = flips.flip(batch, AXES)
-    assert torch.equal(expand_dots(flipped, spec), flipped_images(expand_dots(batch, spec), AXES))
-    assert torch.equal(flipped.walls, flipped_images(batch.walls, AXES))
+    agents = images_of(batch, spec, "agent")
+    assert torch.equal(images_of(flipped, spec, "agent"), flipped_images(agents, AXES))
+    wall, spec_of_wall = flipped.groups[1], spec.groups[1]
+    assert torch.equal(wall.pixels, flipped_images(batch.groups[1].pixels, AXES))
     signs = 1 - 2 * AXES[:, None].to(torch.float32)
     assert torch.equal(flipped.actions, batch.actions * signs)
     # Outside its window a flipped wall is its base still.
-    differs = flipped.walls != flips.wall_bases[flipped.wall_groups.long()]
-    for image, (row, column) in zip(differs, flipped.wall_corners.tolist(), strict=True):
-        image[row : row + spec.wall_window, column : column + spec.wall_window] = False
+    differs = wall.pixels != flips.bases[1][wall.base_index.long()]
+    height, width = spec_of_wall.window
+    for image, (row, column) in zip(differs, wall.corners.tolist(), strict=True):
+        image[:, row : row + height, column : column + width] = False
     assert not differs.any()
     # What nobody flips keeps its numbers.
-    assert torch.equal(flips.wall_bases[: len(bases)], bases)
-    assert {field.dtype for field in flipped} == {field.dtype for field in batch}
+    assert torch.equal(flips.bases[1][: len(bases[1])], bases[1])
+    types = [
+        {name: tensor.dtype for name, tensor in each.tensors().items() if tensor is not None}
+        for each in (batch, flipped)
+    ]
+    assert types[0] == types[1]
     torch.manual_seed(0)
-    assert_equal_to_plain(Encoder(4, 2, 8, dropout=0.1), flipped, spec, flips.wall_bases, Rewrites())
+    assert_equal_to_plain(Encoder(4, 2, 8, dropout=0.1), flipped, spec, flips.bases, Rewrites())
 
 
 def test_walls_that_change_over_time_are_flipped_in_every_frame(drawn):
     batch, spec, _ = drawn(0, trajectories=4, frames=3)
-    walls = torch.stack([batch.walls, batch.walls.roll(1, dims=0), batch.walls], dim=1)
-    flipped = Flips(spec, None).flip(batch._replace(walls=walls, wall_groups=None, wall_corners=None), AXES)
-    assert torch.equal(flipped.walls, flipped_images(walls, AXES))
+    once = batch.groups[1].pixels
+    walls = torch.stack([once, once.roll(1, dims=0), once], dim=1)
+    batch, spec = stored_dense(batch, spec, "wall", walls)
+    flipped = Flips(spec).flip(batch, AXES)
+    assert torch.equal(flipped.groups[1].pixels, flipped_images(walls, AXES))
 
 
 def test_the_twenty_bases_of_two_rooms_become_twenty_five(tmp_path):
     pack(TwoRoomsSource("train", 1024, seed=0), tmp_path)
     split = open_split(tmp_path)
-    bases = torch.from_numpy(split.wall_bases)
+    bases = group_bases(split)
     flips = Flips(split.spec, bases)
-    assert (len(bases), len(flips.wall_bases)) == (20, 25)
+    assert (len(bases[1]), len(flips.bases[1])) == (20, 25)
     batch = gather(split, np.arange(64))
     for axes in AXES:
         flipped = flips.flip(batch, axes.expand(64, 2))
-        assert torch.equal(flipped.walls, flipped_images(batch.walls, axes.expand(64, 2)))
-        differs = flipped.walls != flips.wall_bases[flipped.wall_groups.long()]
+        wall = flipped.groups[1]
+        assert torch.equal(wall.pixels, flipped_images(batch.groups[1].pixels, axes.expand(64, 2)))
+        differs = wall.pixels != flips.bases[1][wall.base_index.long()]
         assert differs.flatten(1).sum(dim=1).max() == 27  # the door: three columns of nine
 
 
@@ -148,7 +165,8 @@ def test_flips_are_fresh_in_every_step_fair_and_the_same_for_any_number_of_proce
     flips = Flips(spec, bases)
 
     def signs(step, first_row=0, rows=600):
-        part = Batch(*(field[first_row : first_row + rows] for field in batch))
+        rows = slice(first_row, first_row + rows)
+        part = Batch.of({name: None if field is None else field[rows] for name, field in batch.tensors().items()})
         return (flips(part, torch.tensor([7, step, first_row])).actions / part.actions)[:, 0]
 
     whole = signs(3)
