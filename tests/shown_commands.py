@@ -36,8 +36,8 @@ class MyEncoder(nn.Module):
         return self.layers(frames)
 
 episodes = [(np.zeros((17, 3, 16, 16), np.uint8), np.zeros((16, 7), np.float32))] * 64
-branch, base_images = Branch(channels=4, blocks=1, dim=8), torch.zeros(1, 65, 65)
-windows, corners, groups = torch.rand(2, 10, 10), torch.tensor([[0, 0], [20, 30]]), torch.zeros(2, dtype=torch.long)
+branch, base_images = Branch(channels=4, blocks=1, dim=8), torch.zeros(1, 1, 65, 65)
+windows, corners, groups = torch.rand(2, 1, 10, 10), torch.tensor([[0, 0], [20, 30]]), torch.zeros(2, dtype=torch.long)
 """
 
 
