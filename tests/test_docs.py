@@ -1,6 +1,6 @@
 """What pages and docstrings show is true: links lead somewhere, commands run, Python blocks run.
 
-Commands and blocks run in a copy of the project, on a data set of 16 trajectories and for a few steps
+Commands and blocks run in a copy of the project, on a data set of 80 trajectories and for a few steps
 (tests/shown_commands.py tells how each is made small). They are forked off a process that has imported torch already.
 """
 
