@@ -2,22 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from jepa_fast import train
 from jepa_fast.config import Kernels, OptimizerConfig, Recipe, Stage
-from jepa_fast.data.shards import Split
+from jepa_fast.data.dataset import TrajectoryDataset
 from jepa_fast.engine.record import Metrics, read_metrics
 from jepa_fast.models.model import Model
 
 # The baseline's.
 OPTIMIZER = OptimizerConfig(learning_rate=3e-3)
-
-
-class Packed(Protocol):
-    """Trajectories in a packed split, such as a TrajectoryDataset."""
-
-    split: Split
 
 
 @dataclass(frozen=True)
@@ -42,7 +36,7 @@ class Run:
 
 def fit(
     model: Model,
-    data: Packed | str | Path,
+    data: TrajectoryDataset | str | Path,
     *,
     steps: int | None = None,
     epochs: float | None = None,
@@ -86,7 +80,7 @@ def fit(
         RunError: a loss that is not finite, latents that collapsed (on_collapse "stop"), a disk that is full.
         SystemExit: stopped by SIGINT or SIGTERM, with a checkpoint to resume from.
     """
-    path = Path(data) if isinstance(data, str | Path) else data.split.folder
+    path = data.split.folder if isinstance(data, TrajectoryDataset) else Path(data)
     recipe = Recipe(model.config, model.objective.config, optimizer, batch_size, flips, stages)
     arguments = train.Arguments(
         out=None if out is None else Path(out),

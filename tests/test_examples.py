@@ -25,6 +25,12 @@ def test_an_encoder_of_ones_own_trains_and_does_not_collapse(tmp_path, capsys):
     assert capsys.readouterr().out == f"loss {first['total']:.2f} at step 10, {last['total']:.2f} at step 60\n"
 
 
+def test_data_of_ones_own_are_packed_trained_on_and_known_from_predicted_latents(tmp_path, capsys):
+    found = example("own_data").main(tmp_path, count=256, steps=100, dim=32)
+    assert found["place"] > 0.5
+    assert capsys.readouterr().out == f"R^2 of place: {found['place']:.2f}, R^2 of colour: {found['colour']:.2f}\n"
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
 def test_an_example_is_short_and_says_how_it_is_run(path):
     text = path.read_text()

@@ -5,8 +5,10 @@ import sys
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
 
+import numpy as np
 import pytest
 
+import jepa_fast as jf
 from jepa_fast import cli, train
 from jepa_fast.config import RunConfig, Stage
 from jepa_fast.engine.checkpoint import load_checkpoint
@@ -237,3 +239,17 @@ def test_help_of_a_stored_run_shows_its_settings(started, capsys):
     out = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert re.search(r"--model\.dim INT .*?\(default: 16\)", out)
     assert re.search(r"--objective\.gamma FLOAT .*?\(default: 0\.5\)", out)
+
+
+def test_a_model_takes_its_groups_and_its_action_size_from_the_data(tmp_path):
+    def episodes():
+        for shade in range(8):
+            yield np.full((4, 3, 20, 24), shade, np.uint8), np.zeros((3, 7), np.float32)
+
+    jf.pack(episodes(), tmp_path / "mine", workers=1)
+    config = train.resolve(parse("--data.path", tmp_path / "mine", "--data.batch-size", 4), "cpu", tmp_path / "mine")
+    model = config.recipe.model
+    assert sum(group.channels for group in model.groups) == 3
+    assert model.action_size == 7
+    train.main(parse("--data.path", tmp_path / "mine", "--steps", 2, "--out", tmp_path / "run", *SMALL))
+    assert jf.load(tmp_path / "run").action_size == 7

@@ -11,7 +11,6 @@ from torch import nn
 
 import jepa_fast as jf
 from jepa_fast.config import RunConfig
-from jepa_fast.data.shards import open_split
 from jepa_fast.engine import calibration, loop
 from jepa_fast.engine.checkpoint import load_checkpoint
 from jepa_fast.errors import InputError
@@ -199,13 +198,10 @@ def test_a_model_that_is_built_from_a_configuration_is_stored_as_such(tmp_path, 
     assert tensors_equal(loaded.state_dict(), run.model.state_dict())
 
 
-def test_data_may_be_a_split_a_folder_of_splits_or_what_has_opened_one(tmp_path, two_rooms):
-    class Opened:
-        split = open_split(two_rooms / "train")
-
+def test_data_may_be_a_split_a_folder_of_splits_or_an_open_data_set(tmp_path, two_rooms):
     trained = [
         jf.fit(model(), data, out=tmp_path / str(number), steps=3, batch_size=8, device="cpu").model.state_dict()
-        for number, data in enumerate((two_rooms, str(two_rooms / "train"), Opened()))
+        for number, data in enumerate((two_rooms, str(two_rooms / "train"), jf.TrajectoryDataset(two_rooms / "train")))
     ]
     assert tensors_equal(trained[0], trained[1])
     assert tensors_equal(trained[0], trained[2])
