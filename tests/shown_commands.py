@@ -30,12 +30,12 @@ from jepa_fast.objectives.vicreg import VICReg
 class MyEncoder(nn.Module):
     def __init__(self):
         super().__init__()
-        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 128))
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(3 * 24 * 24, 128))
 
     def forward(self, frames):
         return self.layers(frames)
 
-episodes = [(np.zeros((17, 3, 16, 16), np.uint8), np.zeros((16, 7), np.float32))] * 64
+episodes = [(np.zeros((17, 3, 24, 24), np.uint8), np.zeros((16, 7), np.float32))] * 64
 branch, base_images = Branch(channels=4, blocks=1, dim=8), torch.zeros(1, 1, 65, 65)
 windows, corners, groups = torch.rand(2, 1, 10, 10), torch.tensor([[0, 0], [20, 30]]), torch.zeros(2, dtype=torch.long)
 """
