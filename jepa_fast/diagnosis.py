@@ -112,7 +112,9 @@ def operators() -> list[Finding]:
     devices_used: list[Literal["cpu", "cuda"]] = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     for module in pkgutil.iter_modules(jepa_fast.kernels.__path__):
         loaded = importlib.import_module(f"jepa_fast.kernels.{module.name}")
-        operator = loaded.OPERATOR
+        operator = getattr(loaded, "OPERATOR", None)
+        if operator is None:  # ops of plain PyTorch alone, and modules without any
+            continue
         is_triton = (Path(str(loaded.__file__)).parent / "triton" / f"{module.name}.py").exists()
         for device in devices_used:
             topic = f"{operator} on {device}"
