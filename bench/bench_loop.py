@@ -1,12 +1,12 @@
-"""The training loop beside the bare step that it runs: what loading, log steps, the collapse watch and the bar cost.
+"""The training loop beside the bare step that it runs: what loading, logging, the collapse watch and the bar cost.
 
 Both in one process, a step of one, a step of the other, from the same weights; a round is the mean of 20 such steps,
 two log steps and one look of the collapse watch among them, as in a run of 400 steps. Checkpoints are minutes apart and
-left out. The bare step must have the energy of the loop's before anything is timed.
+left out. The bare step must have the loss of the loop's before anything is timed.
 
     python -m pytest bench/bench_loop.py            # in the record of make bench: bare ms / loop ms
     python -m bench.bench_loop                      # percent, from medians of each kind of step
-    python -m bench.bench_loop --processor-time     # the same where other jobs hold the processor meanwhile
+    python -m bench.bench_loop --cpu-time           # the same where other jobs hold the cores meanwhile
 """
 
 import statistics
@@ -147,7 +147,7 @@ def bench_loop(benchmark, taken, device, candidate):
 def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     # Of all threads, the loader's too.
-    clock, unit = (time.process_time, "processor ms") if "--processor-time" in sys.argv else (device_clock, "ms")
+    clock, unit = (time.process_time, "ms of CPU time") if "--cpu-time" in sys.argv else (device_clock, "ms")
     with tempfile.TemporaryDirectory() as name:
         taken = take_turns(Path(name), device, clock)
     bare_ms = 1e3 * statistics.median(taken["bare step"])

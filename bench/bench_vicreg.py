@@ -1,10 +1,13 @@
-"""One step of the energy, forward and backward: x and target in, the gradients of both out.
+"""One step of the VICReg loss, forward and backward: x and target in, the gradients of both out.
 
-On a GPU every candidate is captured in a CUDA graph first: what is timed is the kernels, not the launching.
-`python bench/bench_vicreg.py` has the candidates take turns instead, step by step: the fair form on a machine that
-others use as well.
+On a GPU every candidate is captured in a CUDA graph first: what is timed is the kernels, not the launching. Beside the
+benchmark there is a form for busy machines, in which the candidates take turns, step by step:
+
+    python -m bench.bench_vicreg                 # [2048, 128] and [131072, 128]
+    python -m bench.bench_vicreg 512 64          # rows and columns of your own
 """
 
+import sys
 import time
 from collections.abc import Callable
 
@@ -92,10 +95,13 @@ def bench_vicreg(benchmark, report, device: str, shape: tuple[int, int], dtype: 
     report(7 * rows * columns * x.element_size())
 
 
-def take_turns() -> None:
-    """Print median and best step of every candidate, from steps that alternate; the first two are left out."""
+def take_turns(sizes: dict[tuple[int, int], int]) -> None:
+    """Print median and best step of every candidate, from steps that alternate; the first two are left out.
+
+    `sizes` has the number of steps by rows and columns.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    for shape, rounds in (((2048, 128), 300), ((131072, 128), 9)):
+    for shape, rounds in sizes.items():
         for dtype in DTYPES:
             pair = [(0.8 * torch.randn(1, *shape, device=device)).to(dtype).requires_grad_() for _ in range(2)]
             names = [name for name in CANDIDATES if name != "jepa_fast" or extension.has_kernel("vicreg", device)]
@@ -115,5 +121,12 @@ def take_turns() -> None:
             print(f"{shape} {dtype}, {torch.get_num_threads()} threads, median (best) ms: {', '.join(figures)}")
 
 
+def main() -> None:
+    given = tuple(map(int, sys.argv[1:]))
+    if len(given) not in (0, 2):
+        raise SystemExit(f"usage: python -m bench.bench_vicreg [ROWS COLUMNS]; got {sys.argv[1:]}")
+    take_turns({given: 20} if given else {(2048, 128): 300, (131072, 128): 9})
+
+
 if __name__ == "__main__":
-    take_turns()
+    main()

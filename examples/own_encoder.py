@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 import jepa_fast as jf
@@ -28,6 +29,7 @@ class Encoder(nn.Module):
 def main(folder: Path = Path("runs/own_encoder"), trajectories: int = 2560, steps: int = 200, dim: int = 64) -> jf.Run:
     """Make trajectories of two rooms, train, and say how the loss fell."""
     generate(folder / "data", trajectories=trajectories, splits=("train",), workers=1)
+    torch.manual_seed(0)
     model = jf.JEPA(encoder=Encoder(dim), predictor=jf.MLPPredictor(dim=dim, action_dim=2), objective=jf.VICReg())
     run = jf.fit(model, folder / "data", steps=steps, out=folder / "run")
     first, last = run.metrics[0], run.metrics[-1]

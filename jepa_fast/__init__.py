@@ -2,8 +2,8 @@
 
     import jepa_fast as jf
 
-    jf.pack(episodes, "data/mine")                    # any iterable of (frames, actions) or (frames, actions, targets)
-    data = jf.TrajectoryDataset("data/mine")
+    jf.pack(episodes, "data/mine/train")              # any iterable of (frames, actions) or (frames, actions, targets)
+    data = jf.TrajectoryDataset("data/mine/train")
     model = jf.JEPA(encoder=MyEncoder(), predictor=jf.MLPPredictor(dim=128, action_dim=7), objective=jf.VICReg())
     run = jf.fit(model, data, steps=5000, out="runs/mine")
     model = jf.load("runs/mine", model=model)
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from jepa_fast.config import OptimizerConfig as OptimizerConfig
     from jepa_fast.config import Stage as Stage
     from jepa_fast.config import VICRegConfig as VICRegConfig
+    from jepa_fast.data.dataset import TrajectoryDataset as TrajectoryDataset
+    from jepa_fast.data.dataset import pack as pack
     from jepa_fast.fitting import Run as Run
     from jepa_fast.fitting import fit as fit
     from jepa_fast.models.jepa import JEPA as JEPA
@@ -41,8 +43,8 @@ _PLACES = {
     "OptimizerConfig": "jepa_fast.config",
     "Run": "jepa_fast.fitting",
     "Stage": "jepa_fast.config",
-    "TrajectoryDataset": "jepa_fast.data.dataset",
     "VICRegConfig": "jepa_fast.config",
+    "TrajectoryDataset": "jepa_fast.data.dataset",
     "VICReg": "jepa_fast.objectives.vicreg",
     "fit": "jepa_fast.fitting",
     "load": "jepa_fast.runs",

@@ -6,6 +6,7 @@ from typing import Literal
 
 from jepa_fast import train
 from jepa_fast.config import Kernels, OptimizerConfig, Recipe, Stage
+from jepa_fast.data.dataset import TrajectoryDataset
 from jepa_fast.engine.record import Metrics, read_metrics
 from jepa_fast.models.model import Model
 
@@ -35,7 +36,7 @@ class Run:
 
 def fit(
     model: Model,
-    data: str | Path,
+    data: TrajectoryDataset | str | Path,
     *,
     steps: int | None = None,
     epochs: float | None = None,
@@ -60,7 +61,8 @@ def fit(
 
     Args:
         model: such as `JEPA(encoder=..., predictor=..., objective=...)`; its weights are trained in place.
-        data: a `TrajectoryDataset`, or the folder of a packed split or of several, among them train.
+        data: a `TrajectoryDataset`, or the folder of a packed split or of several, one of them called
+            train.
         steps, epochs, minutes: how long, at most one of them; by default the epochs of the stages. Minutes are turned
             into a number of steps once, by timing some on a copy of the model.
         out: run folder to create. Default: runs/<date>-<time>.
@@ -78,6 +80,7 @@ def fit(
         RunError: a loss that is not finite, latents that collapsed (on_collapse "stop"), a disk that is full.
         SystemExit: stopped by SIGINT or SIGTERM, with a checkpoint to resume from.
     """
+    path = data.split.folder if isinstance(data, TrajectoryDataset) else Path(data)
     recipe = Recipe(model.config, model.objective.config, optimizer, batch_size, flips, stages)
     arguments = train.Arguments(
         out=None if out is None else Path(out),
@@ -93,7 +96,7 @@ def fit(
         kernels=kernels,
         checkpoint_minutes=checkpoint_minutes,
         on_collapse=on_collapse,
-        data=train.DataArguments(Path(data), batch_size, flips, loader),
+        data=train.DataArguments(path, batch_size, flips, loader),
         model=recipe.model,
         objective=recipe.objective,
         optimizer=optimizer,

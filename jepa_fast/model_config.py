@@ -6,8 +6,8 @@ objectives train it, which `--amp` it honours, whether its latents can collapse,
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, cast
 
 from jepa_fast.errors import require
 
@@ -32,6 +32,10 @@ class ModelTraits:
         """Whether latents with these standard deviations, root mean square and RankMe have collapsed."""
         return sum(std) / len(std) < LEAST_SPREAD * size or rankme < max(2.0, LEAST_RANKME * len(std))
 
+    def for_data(self, groups: "Sequence[tuple[str, int]]", action_size: int) -> "ModelConfig":
+        """The configuration for frames of these groups, names and channels, and actions of this size."""
+        return cast("ModelConfig", self)
+
 
 @dataclass(frozen=True)
 class Group:
@@ -51,6 +55,7 @@ class Group:
 
 
 TWO_ROOMS = (Group("agent"), Group("wall"))
+TWO_ROOMS_ACTION = 2
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ class JEPAConfig(ModelTraits):
     history: int = 0
     history_decay: float = 0.5
     groups: tuple[Group, ...] = TWO_ROOMS
-    action_size: int = 2
+    action_size: int = TWO_ROOMS_ACTION
 
     def __post_init__(self) -> None:
         check_kind(self, "jepa")
@@ -106,6 +111,15 @@ class JEPAConfig(ModelTraits):
         require(0 < self.history_decay <= 1, "model.history_decay", self.history_decay, "a factor in (0, 1]")
         names = [group.name for group in self.groups]
         require(len(names) == len(set(names)) > 0, "model.groups", names, "at least one group, each name once")
+
+    def for_data(self, groups: Sequence[tuple[str, int]], action_size: int) -> "JEPAConfig":
+        """The data's groups and size where there are the defaults, two rooms'; others are taken to be meant."""
+        found = tuple(Group(name, channels) for name, channels in groups)
+        return replace(
+            self,
+            groups=found if self.groups == TWO_ROOMS else self.groups,
+            action_size=action_size if self.action_size == TWO_ROOMS_ACTION else self.action_size,
+        )
 
 
 class GatedTraits(ModelTraits):

@@ -106,7 +106,7 @@ def short_rollouts() -> Recipe:
 
 
 def gated_convnext() -> Recipe:
-    """The wall beside the state: carried, read by the predictor, not predicted (docs/wall_apart.md).
+    """The wall beside the state: carried, read by the predictor, not predicted (docs/models.md).
 
     2.4 epochs of the full set of 147,008 trajectories are meant, 2,755 steps: a sixth of them with a constant gate, the
     others, at half the price, with states that stand still.
@@ -127,7 +127,7 @@ def gated_convnext() -> Recipe:
 
 
 def gated_features() -> Recipe:
-    """5,056 parameters on features read from pixels, one step at a time (docs/features20k.md).
+    """5,056 parameters on features read from pixels, one step at a time (docs/models.md).
 
     Four epochs of the full set of 147,008 trajectories are meant, 4,592 steps.
     """
@@ -141,7 +141,7 @@ def gated_features() -> Recipe:
 
 
 def gated_pixels() -> Recipe:
-    """24,082 parameters that learn from pixels where the dot is and what stops it (docs/pixels300k.md).
+    """24,082 parameters that learn from pixels where the dot is and what stops it (docs/models.md).
 
     Four epochs of the full set of 147,008 trajectories are meant, 4,592 steps, an eighth of them to find the dot.
     """

@@ -22,7 +22,7 @@ from jepa_fast.config import (
     Stage,
     require,
 )
-from jepa_fast.data.shards import open_split
+from jepa_fast.data.shards import open_split, training_split
 from jepa_fast.errors import InputError
 from jepa_fast.generate import generate
 from jepa_fast.presets import DEFAULT_PRESET, canonical, preset
@@ -44,7 +44,7 @@ class DataArguments:
     """Where trajectories come from, and how they reach the device."""
 
     path: cli.Chosen[Path] = None
-    """Folder of packed splits. Default: data/two_rooms, generated there if absent."""
+    """Packed split, or folder of splits with one called train. Default: data/two_rooms, generated there if absent."""
     batch_size: cli.Chosen[int] = None
     """Trajectories per step, over all processes. Default: the preset's."""
     flips: cli.Chosen[bool] = None
@@ -122,10 +122,16 @@ def changed(base: Recipe, arguments: Arguments) -> Recipe:
     """`base` with what the arguments change of it.
 
     Raises:
-        InputError: the result contradicts itself.
+        InputError: the result contradicts itself, or a weight is changed that no stage takes.
     """
     given = {name: value_of(arguments) for name, (_, value_of) in RECIPE_FLAGS.items()}
-    return replace(base, **{name: value for name, value in given.items() if value is not None})
+    recipe = replace(base, **{name: value for name, value in given.items() if value is not None})
+    before = base.objective.weights({})
+    for name, weight in recipe.objective.weights({}).items():
+        is_unused = all(name in stage.weights for stage in recipe.stages)
+        expected = f"--stages.0.weights.{name} and so on: every stage has a weight of its own"
+        require(weight == before.get(name) or not is_unused, f"--objective.{name}", weight, expected)
+    return recipe
 
 
 def defaults(words: Sequence[str]) -> Arguments:
@@ -193,7 +199,7 @@ def prepare(
     if arguments.resume is not None:
         folder = arguments.resume
         config = without_what_is_missing(resumed(RunConfig.load(folder / CONFIG), arguments, device), keep_amp=True)
-        split = open_split(Path(config.data) / "train", verify=arguments.data.verify)
+        split = open_split(training_split(Path(config.data)), verify=arguments.data.verify)
         choose_loader(config.loader, split, torch.device(config.device))
     else:
         folder = arguments.out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
@@ -247,11 +253,13 @@ def resolve(
     from jepa_fast.backends import choose_kernels
     from jepa_fast.data.loaders import choose_loader
 
-    name = CUSTOM if recipe is not None else canonical(arguments.preset or DEFAULT_PRESET)
+    name = CUSTOM if recipe is not None else arguments.preset or DEFAULT_PRESET
     recipe = changed(recipe or preset(name), arguments)
     batch_size = recipe.batch_size if arguments.data.batch_size is None else arguments.data.batch_size
-    split = open_split(data / "train", verify=arguments.data.verify)
+    split = open_split(training_split(data), verify=arguments.data.verify)
     count, loader = split.count, arguments.data.loader or "auto"
+    groups = [(group.name, group.channels) for group in split.spec.groups]
+    recipe = replace(recipe, model=recipe.model.for_data(groups, split.spec.action_size))
     choose_loader(loader, split, torch.device(device))
     require(2 <= batch_size <= count, "--data.batch-size", batch_size, f"from 2 to the {count} trajectories in {data}")
     lengths = {"--steps": arguments.steps, "--epochs": arguments.epochs, "--minutes": arguments.minutes}

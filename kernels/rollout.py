@@ -18,7 +18,7 @@ Bytes moved, s per element of h: forward B S (8 D s + 4 D), kept for the backwar
 B S (12 D s + 16 D) and all behind it about twice that. The weights, 8 D^2 s, pass from the L2 cache, or half of them
 from shared memory, in every step of every 8 trajectories.
 FLOPs: 16 B S D^2 forward, 32 B S D^2 backward.
-Source: the predictor of docs/model.md.
+Source: the predictor of docs/models.md.
 """
 
 import functools

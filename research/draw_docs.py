@@ -78,7 +78,7 @@ def trajectories() -> str:
         content += f'<g transform="translate({x},{y}) scale({scale:.4f})">{rooms.room_content(solid, [path])}</g>'
         content += text(x + ROOM / 2, y + ROOM + 17, name, "quiet")
     width, height = GAP + 3 * (ROOM + GAP), GAP + 2 * (ROOM + GAP + CAPTION)
-    return picture(width, height, content, "Six trajectories of a dot in two rooms")
+    return picture(width, height, content, "Six trajectories of an agent in two rooms")
 
 
 def find(drawn: Trajectories, behaviour: str) -> int:
@@ -92,14 +92,14 @@ def find(drawn: Trajectories, behaviour: str) -> int:
 def architecture() -> str:
     """Encoder and predictor of the default model, with the sizes of what flows."""
     content = text(190, 30, "encoder") + text(590, 30, "predictor")
-    for y, channel, color in ((50, "agent", "var(--series-2)"), (190, "walls", "var(--series-1)")):
+    for y, channel, color in ((50, "agent", "var(--series-2)"), (190, "wall", "var(--series-1)")):
         content += box(20, y + 25, 76, 50, (channel, "65 x 65"), color)
         content += arrow((96, y + 50), (122, y + 50))
         lines = ("branch", "1x1 convolution, 1 to 16", "2 ConvNeXt blocks, 7x7", "pool to 6x6", "linear, LayerNorm")
         content += box(124, y, 160, 100, lines, color)
     content += arrow((284, 100), (322, 100), (322, 156)) + arrow((284, 240), (322, 240), (322, 184))
     content += box(308, 158, 28, 24, ("+",)) + arrow((336, 170), (372, 170))
-    content += box(374, 145, 66, 50, ("state", "128"), "var(--series-3)")
+    content += box(374, 145, 66, 50, ("latent", "128"), "var(--series-3)")
     content += arrow((440, 170), (466, 170))
     content += box(468, 145, 92, 50, ("LayerNorm", "128"))
     content += box(374, 240, 66, 50, ("action", "x, y"), "var(--series-4)")
@@ -110,10 +110,10 @@ def architecture() -> str:
     content += box(626, 42, 120, 80, ("MLP", "linear to 512", "LayerNorm, GELU", "linear to 128"))
     content += arrow((614, 170), (672, 170)) + arrow((686, 122), (686, 156))
     content += box(674, 158, 28, 24, ("+",)) + arrow((702, 170), (730, 170))
-    content += box(732, 145, 84, 50, ("next state", "128"), "var(--series-3)")
+    content += box(732, 145, 84, 50, ("next latent", "128"), "var(--series-3)")
     content += arrow((774, 195), (774, 215), (640, 215), (407, 215), (407, 197), dashed=True)
     content += text(676, 231, "fed back for the next step", "quiet small")
-    return picture(836, 310, content, "The encoder adds two branches; the predictor moves a state by an action")
+    return picture(836, 310, content, "The encoder adds two branches; the predictor moves a latent by an action")
 
 
 def rollout() -> str:
@@ -125,7 +125,7 @@ def rollout() -> str:
         x = left + t * step
         content += box(x, 35, 90, 44, (f"frame {t}",))
         content += arrow((x + 45, 79), (x + 45, 123)) + text(x + 84, 106, "encoder", "quiet small")
-        content += box(x, 125, 90, 44, (f"s{t}",), "var(--series-1)")
+        content += box(x, 125, 90, 44, (f"z{t}",), "var(--series-1)")
         if t > 0:
             content += box(x, 215, 90, 44, (f"p{t}",), "var(--series-2)")
             ends = f"M{x + 45} 171 V213"
@@ -136,7 +136,7 @@ def rollout() -> str:
             content += box(x + 112, 295, 46, 40, (f"a{t}",), "var(--series-4)")
             content += arrow((x + 135, 295), (x + 135, 241))
     content += f'<path class="arrow" style="marker-end:none" d="M{left + 45} 169 V237 H{left + 92}"/>'
-    return picture(left + 3 * step + 130, 355, content, "A rollout: frame 0 and the actions give every later state")
+    return picture(left + 3 * step + 130, 355, content, "A rollout: frame 0 and the actions give every later latent")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The tables of docs/loaders.md, out of the newest stored results that hold loaders.
+"""The loaders' tables of docs/results.md, out of the newest stored results that hold loaders.
 
     make bench
     python scripts/bench_table.py bench/run.json --keep
@@ -15,8 +15,8 @@ from jepa_fast.report.marks import between
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
-PAGE = ROOT / "docs" / "loaders.md"
-BEGIN, END = "<!-- tables: python -m research.loader_table -->", "<!-- end of tables -->"
+PAGE = ROOT / "docs" / "results.md"
+BEGIN, END = "<!-- tables: python -m research.loader_table -->", "<!-- end of loader tables -->"
 GROUP = "loader, "
 
 
@@ -42,7 +42,7 @@ def tables(rows: list[dict[str, Any]]) -> str:
         shown = [row for row in rows if row["what"] == what and (number == 0 or row["is_ours"])]
         batch_mb, memcpy_gb_s = shown[-1]["batch_bytes"] / 1e6, shown[-1]["memcpy_gb_s"]
         lines = [
-            f"### {what[0].upper()}{what[1:]}: {batch_mb:.2f} MB a batch, one thread copies {memcpy_gb_s:.1f} GB/s\n",
+            f"#### {what[0].upper()}{what[1:]}: {batch_mb:.2f} MB a batch, one thread copies {memcpy_gb_s:.1f} GB/s\n",
             "| loader | trajectories/s | GB/s | of memcpy | private MB | resident MB |",
             "|---|---:|---:|---:|---:|---:|",
         ]

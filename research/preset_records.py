@@ -2,10 +2,10 @@
 
     python -m research.preset_records PRESET [--seeds 0 1 2] [--data data/full] [--out runs/PRESET]
 
-PRESET is features20k or pixels300k. Each seed is trained in a process of its own, whose wall-clock and CPU time
+PRESET is gated_features or gated_pixels. Each seed is trained in a process of its own, whose wall-clock and CPU time
 are noted, and evaluated with a probe seed that was used for nothing else. The floor of both probes is measured on the
 true locations, embedded by the same layer. Results go to research/records/PRESET.jsonl, a line per seed, and from there
-into docs/PRESET.md and its figure:
+into docs/results.md and its figure:
 
     python -m research.preset_records PRESET --draw       # only that
     python -m research.preset_records PRESET --curve      # trains seed 0 once more and scores it on the way
@@ -45,8 +45,8 @@ from research.process import Command, Cost
 from research.run_record import record_of, rounded
 
 ROOT = Path(__file__).resolve().parent.parent
-PRESETS = ("features20k", "pixels300k")
-BEGIN, END = "<!-- results: python -m research.preset_records -->\n", "<!-- end of results -->\n"
+PRESETS = ("gated_features", "gated_pixels")
+PAGE = ROOT / "docs" / "results.md"
 PROBE_SEED = 1000  # plus the training seed
 # Steps after which the learning curve scores its run, and trajectories that its read-out is fitted to.
 CURVE_STEPS = (25, 50, 100, 200, 400, 800, 1600, 3200)
@@ -77,9 +77,8 @@ def main() -> None:
             succeed("jepa_fast.generate", "--out", arguments.data)
         for seed in missing:
             jsonl.append(path_of(preset), rounded(measure(preset, seed, arguments.data, out / f"seed-{seed}")))
-    page = page_of(preset)
     print(results(preset))
-    page.write_text(between(page.read_text(), BEGIN, END, results(preset)))
+    PAGE.write_text(between(PAGE.read_text(), *marks(preset), results(preset)))
     draw(records(preset), ROOT / "docs" / "images" / f"{preset}.png")
 
 
@@ -88,9 +87,9 @@ def path_of(name: str) -> Path:
     return ROOT / "research" / "records" / f"{name}.jsonl"
 
 
-def page_of(preset: str) -> Path:
-    """The page that shows them."""
-    return ROOT / "docs" / f"{preset}.md"
+def marks(preset: str) -> tuple[str, str]:
+    """What stands before and after a preset's tables in the page."""
+    return f"<!-- results: python -m research.preset_records {preset} -->\n", f"<!-- end of results {preset} -->\n"
 
 
 def records(preset: str) -> list[dict[str, Any]]:
@@ -99,7 +98,7 @@ def records(preset: str) -> list[dict[str, Any]]:
 
 
 def results(preset: str) -> str:
-    """What a preset's page shows of its records, in Markdown."""
+    """What the page shows of a preset's records, in Markdown."""
     points = jsonl.read(path_of(f"{preset}_curve"))
     return tables(records(preset)) + (curve_table(points) if points else "")
 
@@ -194,7 +193,7 @@ def curve_table(points: list[dict[str, Any]]) -> str:
 
 
 def tables(results: list[dict[str, Any]]) -> str:
-    """The page's tables in Markdown."""
+    """A preset's tables in Markdown."""
     lines = ["| probe set | probe | trained: mean (each seed) | true locations | untrained | constant |"]
     lines += ["|---|---|---:|---:|---:|---:|"]
     for name in PROBE_SETS:

@@ -10,6 +10,7 @@ from typing import Any
 from jepa_fast.config import RunConfig
 from jepa_fast.engine.record import Metrics, read_environment, read_metrics, read_spectra
 from jepa_fast.errors import InputError
+from jepa_fast.presets import canonical
 from jepa_fast.probing.results import EVALUATION, Evaluation, Scores
 from jepa_fast.runs import CONFIG
 from research import jsonl
@@ -56,7 +57,7 @@ class RunRecord:
     """A run, measured. The fields' names are those of the stored records.
 
     Attributes:
-        preset, seed: of the run.
+        preset, seed: of the run; the preset by the name that it has now.
         probe_seed: of the probes that scored it.
         parameters: of the model; 0 where it was not evaluated.
         steps: that were done.
@@ -104,7 +105,7 @@ class RunRecord:
             InputError: not a record; names `where`.
         """
         try:
-            fields = dict(fields)
+            fields = fields | {"preset": canonical(fields["preset"])}
             fields["probe_sets"] = {name: _set_scores(found) for name, found in fields["probe_sets"].items()}
             fields["collapse"] = Collapse(**fields["collapse"]) if fields["collapse"] is not None else None
             return RunRecord(**fields)

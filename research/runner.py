@@ -17,7 +17,7 @@ from jepa_fast.engine.checkpoint import newest_step
 from jepa_fast.engine.pace import StopSignal
 from jepa_fast.engine.progress import duration
 from jepa_fast.errors import InputError, RunError
-from jepa_fast.presets import preset
+from jepa_fast.presets import canonical, preset
 from jepa_fast.probing.results import BLOCKED, FREE
 from jepa_fast.runs import CONFIG
 from research import jsonl
@@ -62,7 +62,8 @@ def load_records(study: Study, path: Path) -> list[RunRecord]:
     wanted = list(jobs_of(study))
     for number, fields in enumerate(jsonl.read(path), 1):
         where = f"{path}, line {number}"
-        job = Job(fields.get("preset", ""), fields.get("seed", -1))
+        name = fields.get("preset")
+        job = Job(canonical(name) if isinstance(name, str) else "", fields.get("seed", -1))
         if job in wanted:
             require(job not in found, where, str(job), "one record of each run; remove one of the lines")
             found[job] = RunRecord.parse(fields, where)

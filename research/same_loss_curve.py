@@ -48,7 +48,7 @@ def main() -> None:
     figure, (curves, gaps) = plt.subplots(1, 2, figsize=(10.5, 3.6), layout="constrained")
     curves.plot(without, label="plain encoder", lw=3, color="#bbbbbb")
     curves.plot(sparse, label="sparse encoding", lw=1, color="#d95f02")
-    curves.set(xlabel="step", ylabel="energy", yscale="log", title=f"batch {BATCH}, float32, same seed and masks")
+    curves.set(xlabel="step", ylabel="loss", yscale="log", title=f"batch {BATCH}, float32, same seed and masks")
     curves.legend()
     gaps.plot(np.maximum(gap, 1e-9), lw=1, color="#7570b3")
     gaps.set(xlabel="step", ylabel="relative difference", yscale="log", title="difference between the two")

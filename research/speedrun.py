@@ -10,13 +10,14 @@ import logging
 import re
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from jepa_fast import cli, train
 from jepa_fast.config import Kernels, RunConfig, require
 from jepa_fast.errors import InputError, RunError
+from jepa_fast.presets import canonical
 from research.targets import (
     CHECKS,
     PROBES,
@@ -35,10 +36,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Steps, and trajectories per step, that were found to do, by preset and target (docs/speedrun.md tells how); other
+# Steps, and trajectories per step, that were found to do, by preset and target (docs/results.md tells how); other
 # presets need --steps.
 BUDGETS: dict[str, dict[str, tuple[int, int]]] = {
-    "features20k": {"r1": (45, 16), "r2": (200, 16), "r3": (330, 16), "r4": (4592, 128)},
+    "gated_features": {"r1": (45, 16), "r2": (200, 16), "r3": (330, 16), "r4": (4592, 128)},
 }
 # A record keeps the weights of a model with at most so many parameters.
 MOST_KEPT = 100_000
@@ -59,8 +60,8 @@ class Arguments:
     """Train to a target's thresholds, once for each seed, and keep the record; or check records."""
 
     target: Literal["r1", "r2", "r3", "r4"] | None = None
-    """Errors to reach; docs/speedrun.md lists them."""
-    preset: str = "features20k"
+    """Errors to reach; docs/results.md lists them."""
+    preset: str = "gated_features"
     """Named recipe."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of the trainings, one after the other. All count."""
@@ -91,7 +92,7 @@ def main(arguments: Arguments) -> None:
     if arguments.check is not None:
         verify(arguments.check, arguments.name, arguments.data.path if arguments.rescore else None)
     else:
-        run(arguments)
+        run(replace(arguments, preset=canonical(arguments.preset)))
 
 
 def run(arguments: Arguments) -> None:

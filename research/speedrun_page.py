@@ -1,4 +1,4 @@
-"""Write what the time-to-target records say into docs/speedrun.md and README.md, and draw the figure.
+"""Write what the time-to-target records say into docs/results.md, and draw the figure.
 
     python -m research.speedrun_page
 
@@ -19,9 +19,12 @@ from research.targets import PROBES, SETS, TARGETS, Event, Record, problems, rea
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "research" / "records" / "speedrun"
-PAGE, README = ROOT / "docs" / "speedrun.md", ROOT / "README.md"
+PAGE = ROOT / "docs" / "results.md"
 FIGURE = ROOT / "docs" / "images" / "speedrun.png"
-BEGIN, END = "<!-- records: python -m research.speedrun_page -->\n", "<!-- end of records -->\n"
+MARKS = {
+    name: (f"<!-- {name}: python -m research.speedrun_page -->\n", f"<!-- end of {name} -->\n")
+    for name in ("targets", "records")
+}
 COLUMNS = 3  # of the figure
 COLORS = dict(zip(SETS, ("#1b9e77", "#d95f02", "#7570b3"), strict=True))
 
@@ -32,10 +35,16 @@ def main() -> None:
     for name, record in shown.items():
         if found := problems(record):
             raise SystemExit(f"{RECORDS / record.target}.jsonl: {name}: {'; '.join(found)}")
-    for page, text in ((PAGE, table(shown)), (README, short_table(shown))):
-        page.write_text(between(page.read_text(), BEGIN, END, text))
+    PAGE.write_text(drawn(PAGE.read_text(), shown))
     print(table(shown))
     draw(shown)
+
+
+def drawn(text: str, shown: dict[str, Record]) -> str:
+    """The page with both tables between their marks."""
+    for name, content in (("targets", short_table(shown)), ("records", table(shown))):
+        text = between(text, *MARKS[name], content)
+    return text
 
 
 def records() -> dict[str, Record]:
@@ -85,7 +94,7 @@ def table(shown: dict[str, Record]) -> str:
 
 
 def short_table(shown: dict[str, Record]) -> str:
-    """The README's table: of every target the fastest record that all seeds met, or else the one that is there."""
+    """The targets: of each its thresholds, and the fastest record that all seeds met, or the one that is there."""
     lines = ["| target | normal | wall | wall_other | CPU time, s | wall-clock s |", "|---|---:|---:|---:|---:|---:|"]
     for target, thresholds in TARGETS.items():
         record = next((one for one in shown.values() if one.target == target), None)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from jepa_fast.config import require
-from jepa_fast.presets import ALIASES, PRESETS
+from jepa_fast.presets import PRESETS
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Study:
     def __post_init__(self) -> None:
         require(len(self.presets) > 0, "study.presets", self.presets, "at least one preset")
         for name in self.presets:
-            require(ALIASES.get(name, name) in PRESETS, "study.presets", name, f"one of {', '.join(sorted(PRESETS))}")
+            require(name in PRESETS, "study.presets", name, f"one of {', '.join(sorted(PRESETS))}")
         require(len(set(self.presets)) == len(self.presets), "study.presets", self.presets, "each preset once")
         seeds = self.seeds
         require(len(seeds) > 0 and len(set(seeds)) == len(seeds), "--seeds", seeds, "at least one, each once")
@@ -53,18 +53,18 @@ STUDIES: dict[str, Study] = {
             "flips",
             "infonce",
             "staged",
-            "wall_apart",
+            "gated_convnext",
         ),
         steps=400,
         batch_size=32,
     ),
     "pareto": Study(
         "Models of different sizes, each trained by its own full recipe: what does an error cost in parameters?",
-        ("features20k", "pixels300k", "short_rollouts", "wall_apart", "baseline"),
+        ("gated_features", "gated_pixels", "short_rollouts", "gated_convnext", "baseline"),
     ),
     "quick": Study(
         "Two presets for forty steps: whether the study commands work, within minutes. Its errors say nothing.",
-        ("baseline", "features20k"),
+        ("baseline", "gated_features"),
         seeds=(0, 1),
         steps=40,
         batch_size=8,

@@ -11,6 +11,7 @@ import tyro
 from jepa_fast import cli
 from jepa_fast.config import require
 from jepa_fast.generate import generate
+from jepa_fast.presets import canonical
 from research.studies import Study, study
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Arguments:
     """Where run folders go: OUT/NAME/PRESET/seed-SEED."""
     records: Path = Path("research/records/study")
     """Where records go: RECORDS/NAME.jsonl, a line per finished run. Remove a line to measure that run again."""
-    page: Path = Path("docs/study.md")
+    page: Path = Path("docs/results.md")
     """Page whose tables are drawn anew; plots go into the folder images beside it."""
 
 
@@ -54,9 +55,10 @@ def main(arguments: Arguments) -> None:
         chosen = replace(chosen, seeds=arguments.seeds)
     measured = chosen
     if arguments.presets is not None:
-        for name in arguments.presets:
+        names = tuple(map(canonical, arguments.presets))
+        for name in names:
             require(name in chosen.presets, "--presets", name, f"some of {', '.join(chosen.presets)}")
-        measured = replace(chosen, presets=arguments.presets)
+        measured = replace(chosen, presets=names)
     require(arguments.jobs >= 1, "--jobs", arguments.jobs, "at least 1")
     path = arguments.records / f"{arguments.name}.jsonl"
     images = arguments.page.parent / "images"

@@ -25,8 +25,18 @@ from jepa_fast.report.marks import between
 ROOT = Path(__file__).resolve().parent.parent
 LATEST = ROOT / "bench" / "latest.json"
 RESULTS = ROOT / "bench" / "results"
-DOCS = ROOT / "docs" / "benchmarks.md"
+DOCS, README, SPARSE = ROOT / "docs" / "results.md", ROOT / "README.md", ROOT / "docs" / "sparse-encoding.md"
 BEGIN, END = "<!-- tables: made by scripts/bench_table.py -->", "<!-- end of tables -->"
+STEP_BEGIN, STEP_END = "<!-- step: made by scripts/bench_table.py -->\n", "<!-- end of step -->\n"
+STEP = "step, batch 32"
+# What the candidates of a step are called in the README, in the order of its table.
+STEP_NAMES = {
+    "ours": "**jepa_fast**",
+    "ours_compiled": "jepa_fast, torch.compile'd",
+    "plain": "well-tuned PyTorch: one encoder call, static channels once, channels last, fused Adam",
+    "compiled": "the same, torch.compile'd",
+    "published": "the loop as published: eager, one encoder call per time step",
+}
 # A speed-up may shrink to this share of the stored one.
 LEAST_SHARE = 0.7
 
@@ -38,7 +48,7 @@ class Arguments:
     run: tyro.conf.Positional[Path]
     """JSON of pytest --benchmark-json."""
     keep: bool = False
-    """Store it under bench/results/<device>/ and draw the tables of docs/benchmarks.md anew."""
+    """Store it under bench/results/<device>/ and draw the tables of README.md and docs/ anew."""
     check: Path | None = None
     """Folder of stored results: exit status 1 if a speed-up fell below 0.7 times the newest one there."""
 
@@ -176,12 +186,15 @@ def slug(device: str) -> str:
 
 
 def with_tables(text: str, results: Path) -> str:
-    """A page of the docs with the tables between its markers: of every device, each group as it was measured last."""
+    """A page of the docs with the tables between its markers: of every device, each group as it was measured last.
+
+    Loaders are left out: research/loader_table.py shows them in more detail.
+    """
     parts = []
     for folder in sorted(path for path in results.iterdir() if path.is_dir()):
         shown: set[str] = set()
         for path in sorted(folder.glob("*.json"), reverse=True):
-            rows = [row for row in rows_of(read_record(path)) if row.name not in shown]
+            rows = [row for row in rows_of(read_record(path)) if row.name not in shown and "loader" not in row.name]
             if not rows:
                 continue
             if not shown:
@@ -189,6 +202,55 @@ def with_tables(text: str, results: Path) -> str:
             shown |= {row.name for row in rows}
             parts.append(f"From `{path.relative_to(results.parent.parent)}`.\n\n{table(rows)}\n")
     return between(text, BEGIN, END, "\n\n" + "\n".join(parts) + "\n")
+
+
+def newest_step(results: Path) -> Path:
+    """The newest stored record, of any device, that times whole steps.
+
+    Raises:
+        InputError: there is none.
+    """
+    for path in sorted(results.glob("*/*.json"), key=lambda path: path.name, reverse=True):
+        if any(benchmark["group"] == STEP for benchmark in read_record(path)["benchmarks"]):
+            return path
+    raise InputError(f"{results}: found no stored results of {STEP!r}")
+
+
+def step_table(results: Path) -> str:
+    """The newest times of a whole step, each beside how many times slower it is than our fastest."""
+    path = newest_step(results)
+    steps = {
+        benchmark["extra_info"]["candidate"]: (benchmark["stats"]["median"] * 1e3, benchmark["extra_info"])
+        for benchmark in read_record(path)["benchmarks"]
+        if benchmark["group"] == STEP
+    }
+    ours_ms = min(step_ms for step_ms, info in steps.values() if info["is_ours"])
+    lines = ["| step | ms | times slower | peak memory |", "|---|---:|---:|---:|"]
+    for candidate in (name for name in STEP_NAMES if name in steps):
+        step_ms, info = steps[candidate]
+        slower = "" if step_ms == ours_ms else f"{step_ms / ours_ms:.1f}"
+        lines.append(f"| {STEP_NAMES[candidate]} | {_ms(step_ms)} | {slower} | {info['peak_mb']:,} MB |")
+    info = next(iter(steps.values()))[1]
+    where = f"{info['device']}, torch {info['torch']}; median of one run in `{path.relative_to(results.parent.parent)}`"
+    return "\n".join([*lines, "", f"{where}.", ""])
+
+
+def claim(results: Path) -> str:
+    """What the README says first: how many times faster our step is than the fastest baseline of the newest record."""
+    rows = [row for row in rows_of(read_record(newest_step(results))) if row.name == STEP]
+    ratio = min(row.ratio for row in rows)
+    return (
+        f"Trains JEPA world models {ratio:.1f} times faster than well-tuned PyTorch on the same CPU cores, "
+        "with the same losses and gradients up to rounding.\n"
+    )
+
+
+def draw_pages() -> None:
+    """Put the stored results into README.md and the docs."""
+    DOCS.write_text(with_tables(DOCS.read_text(), RESULTS))
+    SPARSE.write_text(between(SPARSE.read_text(), STEP_BEGIN, STEP_END, step_table(RESULTS)))
+    readme = f"{claim(RESULTS)}\n{step_table(RESULTS)}"
+    README.write_text(between(README.read_text(), STEP_BEGIN, STEP_END, readme))
 
 
 def main(arguments: Arguments) -> None:
@@ -203,7 +265,7 @@ def main(arguments: Arguments) -> None:
     LATEST.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     if arguments.keep:
         print(f"\n{keep(record, RESULTS)}")
-        DOCS.write_text(with_tables(DOCS.read_text(), RESULTS))
+        draw_pages()
     if arguments.check is not None:
         path = newest(arguments.check)
         losses = lost(record, read_record(path))

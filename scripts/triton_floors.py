@@ -1,4 +1,4 @@
-"""What the gates of the ConvNeXt kernels mean in time: the table of kernels/README.md, from kernels/gates.json.
+"""What the gates of the ConvNeXt kernels mean in time: the table of docs/kernels.md, from kernels/gates.json.
 
 A pass cannot be faster than its bytes take at the memory's bandwidth, nor than its instructions take to be issued, one
 per clock and scheduler. Counted are the instructions of the main loops in SASS; what a program does once, and the first
@@ -13,7 +13,7 @@ from typing import NamedTuple
 from jepa_fast.report.marks import between
 from scripts.triton_gates import ROWS, Row, read_rows
 
-README = ROWS.parent / "README.md"
+PAGE = ROWS.parent.parent / "docs" / "kernels.md"
 BEGIN, END = "<!-- floors: `make gates` writes this -->\n", "<!-- end of floors -->\n"
 CHANNELS = (16, 32, 64, 96, 128)
 PIXELS = 4352 * 65 * 65  # frames of 128 trajectories of 17 steps, two channels
@@ -99,14 +99,14 @@ def make_table() -> str:
 
 
 def main() -> None:
-    """Print the table, or put it into the README."""
+    """Print the table, or put it into the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="put the table into kernels/README.md")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/kernels.md")
     table = make_table()
     if not parser.parse_args().write:
         print(table)
         return
-    README.write_text(between(README.read_text(), BEGIN, END, f"\n{table}\n"))
+    PAGE.write_text(between(PAGE.read_text(), BEGIN, END, f"\n{table}\n"))
 
 
 if __name__ == "__main__":

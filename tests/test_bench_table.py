@@ -7,7 +7,22 @@ import pytest
 
 from jepa_fast.errors import InputError, RunError
 from scripts import bench_table
-from scripts.bench_table import DOCS, RESULTS, Arguments, keep, lost, main, read_record, rows_of, slug, with_tables
+from scripts.bench_table import (
+    README,
+    RESULTS,
+    STEP,
+    Arguments,
+    claim,
+    draw_pages,
+    keep,
+    lost,
+    main,
+    read_record,
+    rows_of,
+    slug,
+    step_table,
+    with_tables,
+)
 
 
 def benchmark(group, candidate, seconds, is_ours=False, **extra):
@@ -138,9 +153,30 @@ def test_a_record_of_some_groups_leaves_the_rows_of_others_from_before(tmp_path)
     assert drawn.count("###") == 1
 
 
-def test_the_docs_show_the_stored_results():
+def test_the_pages_show_the_stored_results(tmp_path, monkeypatch):
     assert any(RESULTS.glob("*/*.json"))
-    assert with_tables(DOCS.read_text(), RESULTS) == DOCS.read_text()
+    for name in ("DOCS", "SPARSE", "README"):
+        page = getattr(bench_table, name)
+        monkeypatch.setattr(bench_table, name, tmp_path / page.name)
+        (tmp_path / page.name).write_text(page.read_text())
+    draw_pages()
+    for page in (bench_table.ROOT / "docs" / "results.md", bench_table.ROOT / "docs" / "sparse-encoding.md", README):
+        assert (tmp_path / page.name).read_text() == page.read_text(), "scripts/bench_table.py draws them"
+
+
+def test_the_claim_is_the_newest_step_against_its_fastest_baseline(tmp_path):
+    results = tmp_path / "bench" / "results"
+    steps = record()
+    for benchmark in steps["benchmarks"]:
+        benchmark["group"] = STEP if benchmark["group"] == "step" else benchmark["group"]
+    keep(steps, results)
+    keep(record() | {"datetime": "2027-01-01"}, results)  # newer, without a step
+    assert "4.0 times faster" in claim(results)
+    shown = step_table(results)
+    assert "| **jepa_fast** | 200 | 2.0 | 300 MB |" in shown
+    assert "| jepa_fast, torch.compile'd | 100 |  | 200 MB |" in shown
+    assert shown.index("| 400 | 4.0 | 1,000 MB |") < shown.index("| 2,000 | 20.0 | 3,000 MB |")
+    assert "`bench/results/some-cpu-2-ghz/2026-01-02-012345678.json`" in shown
 
 
 def test_files_of_another_kind_are_refused(tmp_path):

@@ -5,8 +5,10 @@ import sys
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
 
+import numpy as np
 import pytest
 
+import jepa_fast as jf
 from jepa_fast import cli, train
 from jepa_fast.config import RunConfig, Stage
 from jepa_fast.engine.checkpoint import load_checkpoint
@@ -79,6 +81,16 @@ def test_flags_change_what_they_name_and_nothing_else():
     )
 
 
+def test_a_weight_that_no_stage_would_take_is_refused():
+    base = preset("staged")
+    weights = [{**stage.weights, "variance": 2.0} for stage in base.stages]
+    base = replace(base, stages=tuple(replace(one, weights=two) for one, two in zip(base.stages, weights, strict=True)))
+    flag = train.Arguments(objective=replace(base.objective, variance=7.0))
+    with pytest.raises(InputError, match=r"--objective\.variance: got 7\.0, expected --stages\.0\.weights\.variance"):
+        train.changed(base, flag)
+    assert train.changed(base, train.Arguments(objective=replace(base.objective, invariance=7.0)))
+
+
 def test_a_preset_decides_which_fields_there_are():
     assert recipe_of("--preset=wall_apart", "--model.spread", 10).model.spread == 10
     with pytest.raises(InputError, match=r"--model\.spread"):
@@ -149,7 +161,7 @@ def started(tmp_path_factory, two_rooms):
 
 def test_flags_reach_the_trained_model_and_its_stored_configuration(started):
     stored = RunConfig.load(started / "config.json")
-    assert stored.preset == "baseline"
+    assert stored.preset == "demo"
     assert (stored.recipe.model.dim, stored.recipe.objective.gamma, stored.batch_size) == (16, 0.5, 4)
     weights = load_checkpoint(started)["model"]
     assert any(tensor.shape == (16,) for tensor in weights.values())
@@ -227,3 +239,17 @@ def test_help_of_a_stored_run_shows_its_settings(started, capsys):
     out = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert re.search(r"--model\.dim INT .*?\(default: 16\)", out)
     assert re.search(r"--objective\.gamma FLOAT .*?\(default: 0\.5\)", out)
+
+
+def test_a_model_takes_its_groups_and_its_action_size_from_the_data(tmp_path):
+    def episodes():
+        for shade in range(8):
+            yield np.full((4, 3, 20, 24), shade, np.uint8), np.zeros((3, 7), np.float32)
+
+    jf.pack(episodes(), tmp_path / "mine", workers=1)
+    config = train.resolve(parse("--data.path", tmp_path / "mine", "--data.batch-size", 4), "cpu", tmp_path / "mine")
+    model = config.recipe.model
+    assert sum(group.channels for group in model.groups) == 3
+    assert model.action_size == 7
+    train.main(parse("--data.path", tmp_path / "mine", "--steps", 2, "--out", tmp_path / "run", *SMALL))
+    assert jf.load(tmp_path / "run").action_size == 7

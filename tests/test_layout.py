@@ -24,6 +24,7 @@ TOP_LEVEL = [
     ".github/workflows/ci.yml",
     "bench",
     "csrc",
+    "examples",
     "jepa_fast",
     "kernels",
     "research",
@@ -31,7 +32,7 @@ TOP_LEVEL = [
 ]
 SOURCES = [
     path
-    for folder in ("jepa_fast", "kernels", "csrc", "bench", "research", "tests", "scripts")
+    for folder in ("jepa_fast", "kernels", "csrc", "bench", "examples", "research", "tests", "scripts")
     for path in sorted((ROOT / folder).rglob("*"))
     if path.suffix in {".py", ".cpp", ".cu", ".h", ".sh"}
 ]
@@ -69,9 +70,7 @@ def test_kernels_are_one_folder_under_two_names() -> None:
 def test_every_op_has_a_test_a_benchmark_and_a_row_in_the_table(op: str) -> None:
     assert (ROOT / "tests" / "kernels" / f"test_{op}.py").exists()
     assert (ROOT / "bench" / f"bench_{op}.py").exists()
-    rows = [
-        line for line in (ROOT / "kernels" / "README.md").read_text().splitlines() if line.startswith(f"| `{op}` |")
-    ]
+    rows = [line for line in (ROOT / "docs" / "kernels.md").read_text().splitlines() if line.startswith(f"| `{op}` |")]
     assert len(rows) == 1
     # op | formula | bytes moved | FLOPs | test | bench
     assert len(re.split(r"(?<!\\)\|", rows[0])) - 2 == 6

@@ -9,7 +9,7 @@ import torch
 
 import jepa_fast
 from jepa_fast.config import RunConfig
-from jepa_fast.data.host import gather, wall_bases
+from jepa_fast.data.host import gather, group_bases
 from jepa_fast.data.sampler import Sampler
 from jepa_fast.data.shards import open_split
 from jepa_fast.engine.checkpoint import checkpoint_folder, load_checkpoint
@@ -33,7 +33,7 @@ def resumed(name, folder):
 def test_a_checkpoint_goes_on_to_the_losses_of_then(tmp_path, two_rooms, name):
     folder = resumed(name, tmp_path / "run")
     split, threads = open_split(two_rooms / "train"), torch.get_num_threads()
-    trainer = Trainer(RunConfig.load(folder / "config.json"), split.spec, wall_bases(split, torch.device("cpu")))
+    trainer = Trainer(RunConfig.load(folder / "config.json"), split.spec, group_bases(split, torch.device("cpu")))
     trainer.restore(load_checkpoint(folder))
     torch.set_num_threads(1)
     rows = Sampler(split.count, BATCH_SIZE, SEED).steps(DONE, STEPS)

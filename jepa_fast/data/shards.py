@@ -159,6 +159,11 @@ def open_split(folder: Path, verify: bool = False) -> Split:
     return Split(folder, manifest, hashlib.sha256(text).hexdigest(), starts, arrays, tuple(bases))
 
 
+def training_split(folder: Path) -> Path:
+    """The split that is trained on in a folder of splits, called train; a folder that is itself a split is that one."""
+    return folder if (folder / MANIFEST_NAME).is_file() else folder / "train"
+
+
 def verify_shard(folder: Path, shard: Shard) -> None:
     """Hash every file of a shard and look for values that are not finite.
 

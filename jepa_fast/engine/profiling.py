@@ -1,6 +1,6 @@
 """Where a step's time goes: named spans, and a window of steps that a profiler records.
 
-    data  encode  rollout  energy  backward  optimiser
+    data  encode  rollout  loss  backward  optimiser
 
 "nsys" marks them as NVTX ranges and tells `nsys profile --capture-range=cudaProfilerApi` which steps to record.
 "torch" needs no tool: it writes a Chrome trace, the spans and the ten dearest operators into the run folder.
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "profile"
 TRACE, SPANS, OPERATORS = "trace.json", "spans.txt", "operators.txt"
-NAMES = ("data", "encode", "rollout", "energy", "backward", "optimiser")
+NAMES = ("data", "encode", "rollout", "loss", "backward", "optimiser")
 DEAREST = 10
 
 

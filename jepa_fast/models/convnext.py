@@ -184,7 +184,7 @@ class Encoder(TrajectoryEncoder):
         branch = functools.partial(Branch, channels, blocks, dim, kernels, bias=bias, norm=norm_before_add, head=head)
         self.groups = tuple(groups)
         for name, inputs in self.groups:
-            taken = hasattr(self, name) or name in ("fusion", "norm", "dropout", "channels", "branches", "apart")
+            taken = name in ("fusion", "norm", "dropout", "channels", "branches", "apart") or hasattr(self, name)
             require(not taken, "model.groups.name", name, "a name that the encoder does not use itself")
             self.add_module(name, branch(inputs=inputs))
         self.fusion = branch(inputs=sum(inputs for _, inputs in self.groups)) if fusion else None

@@ -58,7 +58,7 @@ class BoundMixture:
         with self.span("rollout"):
             predicted = self.transition(encoded.frames(slice(-1)), actions)
         following = encoded.latents[:, 1:]
-        with self.span("energy"):
+        with self.span("loss"):
             nll = mixture_nll(predicted, following, weights["sigma"] * self.model.pixel).mean()
             with torch.no_grad():
                 latents = predicted.mean

@@ -141,7 +141,7 @@ class BoundRollout:
         """
         with self.span("rollout"):
             predicted = self._predict(encoded, actions, clock)
-        with self.span("energy"):
+        with self.span("loss"):
             return self.loss(predicted, encoded[:, 1:], weights, targets), predicted.detach()
 
     def _predict(self, encoded: Tensor, actions: Tensor, clock: Tensor) -> Tensor:

@@ -129,5 +129,5 @@ def test_episodes_that_do_not_fit_are_refused_by_number(tmp_path, episodes, mess
 def test_the_names_are_public():
     assert jepa_fast.TrajectoryDataset is TrajectoryDataset
     assert jepa_fast.pack is pack
-    with pytest.raises(AttributeError, match="jepa_fast has no attribute 'nothing'"):
+    with pytest.raises(AttributeError, match="module 'jepa_fast' has no attribute 'nothing'"):
         _ = jepa_fast.nothing

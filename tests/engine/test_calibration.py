@@ -1,5 +1,6 @@
 """A time budget fixes the number of steps once, and leaves no trace in what they compute."""
 
+import re
 import time
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from jepa_fast.config import JEPAConfig, RunConfig, Stage
 from jepa_fast.engine import calibration
 from jepa_fast.engine.checkpoint import load_checkpoint
 from jepa_fast.engine.loop import training
+from jepa_fast.engine.progress import rough
 from jepa_fast.errors import InputError
 from jepa_fast.presets import preset
 from jepa_fast.runs import CONFIG
@@ -124,3 +126,22 @@ def test_a_recipe_of_one_stage_is_timed_once(two_rooms, monkeypatch):
     assert config.recipe.stages == (Stage(1),) == preset("baseline").stages
     monkeypatch.setattr(calibration, "_time_stage", lambda config, number, ranks, model: (1.0, number))
     assert calibration.measure(config) == (1.0, 0)
+
+
+def test_a_run_says_once_how_long_it_will_take(tmp_path, two_rooms, caplog):
+    with caplog.at_level("INFO"):
+        train.main(arguments(two_rooms, steps=30, out=tmp_path / "run"))
+    said = [line for line in caplog.messages if "on this machine" in line]
+    assert len(said) == 1
+    number, unit, step_s = re.fullmatch(r"about (\d+) (s|min) on this machine: (\S+) s a step", said[0]).groups()
+    # Of the 20 steps after the first ten.
+    left_s = 20 * float(step_s)
+    assert unit == "min" or int(number) == max(1, round(left_s))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0.2, "1 s"), (89, "89 s"), (91, "2 min"), (150, "2 min"), (3600, "60 min"), (7800, "2 h 10 min")],
+)
+def test_a_duration_is_told_roughly(seconds, said):
+    assert rough(seconds) == said

@@ -11,7 +11,7 @@ from torch import nn
 import jepa_fast
 from jepa_fast.config import CustomConfig, InfoNCEConfig, LoopOptions, OptimizerConfig, Recipe, Stage, VICRegConfig
 from jepa_fast.data.batches import expand_frames
-from jepa_fast.data.host import gather, wall_bases
+from jepa_fast.data.host import gather, group_bases
 from jepa_fast.data.sampler import Sampler
 from jepa_fast.data.shards import open_split
 from jepa_fast.engine.checkpoint import load_checkpoint
@@ -59,7 +59,7 @@ def config_for(model, data, **changes):
 
 def losses(model, config):
     split = open_split(Path(config.data) / "train")
-    trainer = Trainer(config, split.spec, wall_bases(split, torch.device("cpu")), model=model)
+    trainer = Trainer(config, split.spec, group_bases(split, torch.device("cpu")), model=model)
     rows = Sampler(split.count, config.batch_size, config.seed).steps(0, config.steps)
     return [trainer.step(gather(split, each)).metrics[0].item() for each in rows], trainer
 

@@ -151,7 +151,10 @@ def test_data_with_other_groups_than_the_models_are_refused(tmp_path):
         SparseEncoder(Encoder(8, 1, 16, 0.0), split.spec, group_bases(split))
 
 
-@pytest.mark.parametrize("groups", [[], [("a", 1), ("a", 2)], [("forward", 1)], [("fusion", 3)]])
+@pytest.mark.parametrize("groups", [[("a", 1), ("a", 2)], [("forward", 1)], [("fusion", 3)], [("branches", 3)]])
 def test_groups_are_told_apart_by_names_of_their_own(groups):
-    with pytest.raises(ValueError, match=r"groups: got .*, expected names that differ"):
+    name = groups[-1][0]
+    with pytest.raises(
+        InputError, match=rf"model\.groups\.name: got '{name}', expected a name that the encoder does not"
+    ):
         Encoder(8, 1, 16, 0.0, groups=groups)

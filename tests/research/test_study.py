@@ -30,8 +30,8 @@ from research.study_page import insert, spread, tables
 ROOT = Path(study.__file__).parents[1]
 SETS = ["probe_normal/val", "probe_wall/val", "probe_wall_other/val", "probe_expert/val"]
 # Models that train and are probed in seconds, on steps enough for an interruption to come in between.
-SMALL = Study("Does it work?", ("features20k", "pixels300k"), seeds=(0, 1), steps=240, batch_size=4)
-TINY = Study("Does it work?", ("features20k",), seeds=(0,), steps=12, batch_size=8)
+SMALL = Study("Does it work?", ("gated_features", "gated_pixels"), seeds=(0, 1), steps=240, batch_size=4)
+TINY = Study("Does it work?", ("gated_features",), seeds=(0,), steps=12, batch_size=8)
 AS_A_USER = f"""
 from jepa_fast import cli
 from research import studies, study
@@ -62,7 +62,7 @@ def whole(data, tmp_path_factory):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"features20k seed 0: .* px², trained in .*; \d of 2 runs, [\d:]+ left", done.stderr)
+    assert re.search(r"gated_features seed 0: .* px², trained in .*; \d of 2 runs, [\d:]+ left", done.stderr)
     return place
 
 
@@ -80,8 +80,8 @@ def interrupt_when(condition):
 
 def test_a_study_that_was_interrupted_ends_with_the_numbers_of_one_left_alone(whole, data, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    alone, records = replace(SMALL, presets=("features20k",), seeds=(0,)), tmp_path / "records.jsonl"
-    run = tmp_path / "runs" / "features20k" / "seed-0"
+    alone, records = replace(SMALL, presets=("gated_features",), seeds=(0,)), tmp_path / "records.jsonl"
+    run = tmp_path / "runs" / "gated_features" / "seed-0"
     interrupt_when((run / "metrics.jsonl").exists)
     with pytest.raises(SystemExit) as stopped:
         Runner(replace(alone, seeds=(0, 1)), data, tmp_path / "runs", records, 1).run()
@@ -123,7 +123,7 @@ def test_tables_hold_the_means_and_spreads_of_the_records_and_plots_are_drawn(wh
     path = tmp_path / "small.jsonl"
     shutil.copy(whole / "records" / "small.jsonl", path)
     first = jsonl.read(path)[0]
-    assert (first["preset"], first["seed"]) == ("features20k", 0)
+    assert (first["preset"], first["seed"]) == ("gated_features", 0)
     assert not re.search(r"/(tmp|root|home|work)/", path.read_text())
     # A second seed whose errors are half as large again.
     second = json.loads(json.dumps(first)) | {"seed": 1, "train_wall_s": first["train_wall_s"] * 3}
@@ -133,7 +133,9 @@ def test_tables_hold_the_means_and_spreads_of_the_records_and_plots_are_drawn(wh
     jsonl.append(path, second)
     study.main(study.Arguments("small", draw=True, records=tmp_path, page=tmp_path / "page.md"))
     page = (tmp_path / "page.md").read_text()
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if "| features20k |" in line]
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if "| gated_features |" in line
+    ]
     for row, probe in zip(rows, ("converged", "official"), strict=False):
         assert row[1] == "2"
         for cell, name in zip(row[2:6], SETS, strict=True):
@@ -162,16 +164,16 @@ def test_a_study_says_what_it_will_do_and_does_nothing_where_nothing_is_missing(
     study.main(arguments)
     assert "small: 2 presets x 1 seeds, 240 steps of 4 trajectories each\n2 of 2 runs are in " in caplog.text
     assert "nothing to run" in caplog.text
-    assert "| features20k | 1 |" in capsys.readouterr().out
+    assert "| gated_features | 1 |" in capsys.readouterr().out
     assert sorted(one.name for one in tmp_path.iterdir()) == ["images", "page.md"]
 
     done = []
     monkeypatch.setattr(study, "generate", lambda *_, **__: done.append("generated"))
     monkeypatch.setattr(Runner, "run", lambda self: done.append("run"))
     caplog.clear()
-    study.main(replace(arguments, seeds=(0, 1), presets=("pixels300k",)))
+    study.main(replace(arguments, seeds=(0, 1), presets=("gated_pixels",)))
     assert "1 of 2 runs are in " in caplog.text
-    assert "to run, 1 at a time: pixels300k (seed 1)" in caplog.text
+    assert "to run, 1 at a time: gated_pixels (seed 1)" in caplog.text
     assert "generated, which is generated where it is not there yet; run folders: " in caplog.text
     assert done == ["generated", "run"]
 
@@ -179,8 +181,8 @@ def test_a_study_says_what_it_will_do_and_does_nothing_where_nothing_is_missing(
 def test_a_record_that_was_cut_short_is_measured_again(whole, tmp_path):
     path, alone = tmp_path / "small.jsonl", replace(SMALL, seeds=(0,))
     path.write_bytes((whole / "records" / "small.jsonl").read_bytes()[:-100])
-    assert [record.preset for record in load_records(alone, path)] == ["features20k"]
-    assert [str(job) for job in missing_jobs(alone, path)] == ["pixels300k seed 0"]
+    assert [record.preset for record in load_records(alone, path)] == ["gated_features"]
+    assert [str(job) for job in missing_jobs(alone, path)] == ["gated_pixels seed 0"]
 
 
 def test_a_spread_has_two_digits_and_no_exponent():
@@ -202,12 +204,12 @@ def test_a_run_that_fails_is_a_row_that_says_so(data, tmp_path, monkeypatch):
     assert re.fullmatch(r"step \d+: \w+ is (nan|inf)", found[0].failure)
     shown = tables(TINY, found)
     assert f"seed 0 failed: {found[0].failure}" in shown
-    assert "| features20k | 0 of 1 | - | - | - | - | - |" in shown
+    assert "| gated_features | 0 of 1 | - | - | - | - | - |" in shown
 
 
 def test_a_run_that_says_nothing_about_its_preset_is_left_for_the_next_start(tmp_path):
     runner = Runner(TINY, tmp_path / "absent", tmp_path / "runs", tmp_path / "records.jsonl", 1)
-    with pytest.raises(RunError, match="not finished, and tried again at the next start: features20k seed 0"):
+    with pytest.raises(RunError, match="not finished, and tried again at the next start: gated_features seed 0"):
         runner.run()
     assert not (tmp_path / "records.jsonl").exists()
 
@@ -224,18 +226,24 @@ def test_records_of_a_recipe_that_has_changed_since_are_refused(whole, tmp_path,
     fields = jsonl.read(whole / "records" / "small.jsonl")[1]
     fields["config"]["recipe"]["stages"][0] |= changed
     jsonl.append(tmp_path / "small.jsonl", fields)
-    with pytest.raises(InputError, match=r"line 1: its recipe is not what pixels300k is now; remove the line"):
+    with pytest.raises(InputError, match=r"line 1: its recipe is not what gated_pixels is now; remove the line"):
         load_records(SMALL, tmp_path / "small.jsonl")
+
+
+def test_a_preset_s_old_name_in_a_record_is_its_present_one(whole, tmp_path):
+    fields = jsonl.read(whole / "records" / "small.jsonl")[0]
+    jsonl.append(tmp_path / "small.jsonl", fields | {"preset": "features20k"})
+    assert [record.preset for record in load_records(SMALL, tmp_path / "small.jsonl")] == ["gated_features"]
 
 
 def test_a_run_that_is_recorded_twice_is_refused_and_those_of_others_are_left_alone(whole, tmp_path):
     path = tmp_path / "small.jsonl"
     first = jsonl.read(whole / "records" / "small.jsonl")[0]
-    for fields in (first, {"preset": "baseline", "seed": 0}, {"preset": ["features20k"]}):
+    for fields in (first, {"preset": "baseline", "seed": 0}, {"preset": ["gated_features"]}):
         jsonl.append(path, fields)
-    assert [record.preset for record in load_records(SMALL, path)] == ["features20k"]
+    assert [record.preset for record in load_records(SMALL, path)] == ["gated_features"]
     jsonl.append(path, first)
-    with pytest.raises(InputError, match=r"line 4: got 'features20k seed 0', expected one record of each run"):
+    with pytest.raises(InputError, match=r"line 4: got 'gated_features seed 0', expected one record of each run"):
         load_records(SMALL, path)
 
 
@@ -244,7 +252,7 @@ def test_unknown_names_are_refused_and_told_which_there_are(tmp_path):
         study.main(study.Arguments("idea"))
     with pytest.raises(InputError, match=r"study\.presets: got 'lager', expected one of baseline, .*larger"):
         replace(TINY, presets=("lager",))
-    with pytest.raises(InputError, match="--presets: got 'larger', expected some of baseline, features20k"):
+    with pytest.raises(InputError, match="--presets: got 'larger', expected some of baseline, gated_features"):
         study.main(study.Arguments("quick", presets=("larger",)))
     with pytest.raises(InputError, match="--seeds"):
         study.main(study.Arguments("quick", seeds=(1, 1)))

@@ -23,8 +23,8 @@ from research.time_to_target import Clock, run_to_target, stopped_at_once, warm_
 @pytest.fixture
 def config(two_rooms):
     return RunConfig(
-        preset="features20k", recipe=preset("features20k"), seed=3, steps=12, batch_size=8, amp="off", compile=False,
-        device="cpu", data=str(two_rooms), loader="auto", kernels="reference", exact_shortcuts=True,
+        preset="gated_features", recipe=preset("gated_features"), seed=3, steps=12, batch_size=8, amp="off",
+        compile=False, device="cpu", data=str(two_rooms), loader="auto", kernels="reference", exact_shortcuts=True,
     )  # fmt: skip
 
 
@@ -58,7 +58,7 @@ def test_a_run_stops_at_the_first_check_that_is_met_and_its_record_holds(tmp_pat
     main(arguments(two_rooms, out))
     path = out / "r1.jsonl"
     (record,) = read_records(path)
-    assert record.name == "r1-features20k"
+    assert record.name == "r1-gated_features"
     assert [event["event"] for event in record.log] == ["check", "confirmation"]
     assert record.results[0]["step"] == 4
     assert record.config["steps"] == 12
@@ -66,7 +66,7 @@ def test_a_run_stops_at_the_first_check_that_is_met_and_its_record_holds(tmp_pat
     assert sorted(one.name for one in out.iterdir()) == ["r1.jsonl", "weights"]
 
     main(Arguments(check=path, rescore=True, data=DataArguments(two_rooms)))
-    assert capsys.readouterr().out.count("r1 with features20k: 1 of 1 seeds") == 2
+    assert capsys.readouterr().out.count("r1 with gated_features: 1 of 1 seeds") == 2
     # Weights that never met it are found out, with a log that is in order.
     within_reach(monkeypatch, 1.0)
     for event in record.log:
@@ -74,7 +74,7 @@ def test_a_run_stops_at_the_first_check_that_is_met_and_its_record_holds(tmp_pat
     path.unlink()
     replace(record, thresholds=targets.thresholds_of("r1")).append(path)
     main(Arguments(check=path))
-    world = load_weights(out / "weights" / "r1-features20k" / "seed-3")
+    world = load_weights(out / "weights" / "r1-gated_features" / "seed-3")
     assert sum(parameter.numel() for parameter in world.parameters()) == record.parameters
     with pytest.raises(RunError, match="seed 3: its weights score"):
         main(Arguments(check=path, rescore=True, data=DataArguments(two_rooms)))
@@ -83,12 +83,12 @@ def test_a_run_stops_at_the_first_check_that_is_met_and_its_record_holds(tmp_pat
 def test_a_second_record_is_a_second_line_and_names_are_given_once(tmp_path, two_rooms, monkeypatch):
     within_reach(monkeypatch, 1000.0)
     # What a killed process left of weights without a record is in nobody's way.
-    (tmp_path / "weights" / "r1-features20k" / "seed-9").mkdir(parents=True)
+    (tmp_path / "weights" / "r1-gated_features" / "seed-9").mkdir(parents=True)
     main(arguments(two_rooms, tmp_path))
     main(arguments(two_rooms, tmp_path, name="again"))
-    assert [record.name for record in read_records(tmp_path / "r1.jsonl")] == ["r1-features20k", "again"]
+    assert [record.name for record in read_records(tmp_path / "r1.jsonl")] == ["r1-gated_features", "again"]
     weights = {str(path.relative_to(tmp_path / "weights")) for path in (tmp_path / "weights").glob("*/*")}
-    assert weights == {"r1-features20k/seed-3", "again/seed-3"}
+    assert weights == {"r1-gated_features/seed-3", "again/seed-3"}
     before = (tmp_path / "r1.jsonl").read_bytes()
     for target in ("r1", "r2"):
         with pytest.raises(InputError, match=r"--name: got 'again', expected one that no record in .* has"):
@@ -158,5 +158,5 @@ def test_bad_input_is_named(tmp_path, two_rooms):
         main(Arguments())
     with pytest.raises(InputError, match=r"--seeds: got \(1, 1\)"):
         main(arguments(two_rooms, tmp_path / "out", seeds=(1, 1)))
-    with pytest.raises(InputError, match="--steps: not given, and none is known for r1 with demo"):
+    with pytest.raises(InputError, match="--steps: not given, and none is known for r1 with baseline"):
         main(arguments(two_rooms, tmp_path / "out", preset="demo", steps=None))
