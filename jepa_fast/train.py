@@ -59,7 +59,7 @@ class DataArguments:
 class EncoderArguments:
     """How frames are encoded."""
 
-    exact_shortcuts: cli.Chosen[bool] = None
+    sparse: cli.Chosen[bool] = None
     """Skip what cannot differ: same function, same gradients, a fraction of the work. Default: on."""
 
 
@@ -282,7 +282,7 @@ def resolve(
         data=str(data.absolute()),
         loader=loader,
         kernels=choose_kernels(arguments.kernels, device, recipe.model.dim),
-        exact_shortcuts=arguments.encoder.exact_shortcuts is not False,
+        sparse=arguments.encoder.sparse is not False,
         capture=device == "cuda" if arguments.capture is None else arguments.capture,
     )
 
@@ -314,7 +314,7 @@ def resumed(stored: RunConfig, arguments: Arguments, device: Literal["cpu", "cud
     asked: dict[str, Any] = {
         "compile": arguments.compile,
         "capture": arguments.capture,
-        "exact_shortcuts": arguments.encoder.exact_shortcuts,
+        "sparse": arguments.encoder.sparse,
         "loader": arguments.data.loader,
         "data": None if arguments.data.path is None else str(arguments.data.path.absolute()),
         "kernels": None

@@ -14,7 +14,7 @@ def configuration(name: str, data: Path, **changes: Any) -> RunConfig:
     """Twelve steps of the preset `name` on `data`, but for the changes."""
     config = RunConfig(
         preset=name, recipe=preset(name), seed=3, steps=12, batch_size=8, amp="off", compile=False,
-        device="cpu", data=str(data), loader="host", kernels="reference", exact_shortcuts=True,
+        device="cpu", data=str(data), loader="host", kernels="reference", sparse=True,
     )  # fmt: skip
     return replace(config, **changes)
 

@@ -150,7 +150,7 @@ class GatedConvNeXt(GatedModel):
 
 
 class GatedConvNeXtEncoder:
-    """Encodes a Batch by the exact shortcuts."""
+    """Encodes a Batch by sparse encoding."""
 
     def __init__(self, model: GatedConvNeXt, encoder: SparseEncoder) -> None:
         self.model, self.encoder = model, encoder
