@@ -1,7 +1,7 @@
 """Which ops a run takes on this machine.
 
 reference   plain PyTorch everywhere
-fused       the ops of the compiled extension
+fused       the ops of the compiled extension: the objective's, and on a CPU the encoder's ConvNeXt blocks
 triton      these, and the Triton kernels of encoder and predictor: CUDA alone
 """
 

@@ -113,15 +113,16 @@ def operators() -> list[Finding]:
     for module in pkgutil.iter_modules(jepa_fast.kernels.__path__):
         loaded = importlib.import_module(f"jepa_fast.kernels.{module.name}")
         operator = getattr(loaded, "OPERATOR", None)
-        if operator is None:  # ops of plain PyTorch alone, and modules without any
+        if operator is None:
             continue
+        name = operator.split("::")[1]
         is_triton = (Path(str(loaded.__file__)).parent / "triton" / f"{module.name}.py").exists()
         for device in devices_used:
             topic = f"{operator} on {device}"
-            if is_triton:
-                found.append(_triton_operator(topic, device))
-            elif extension.has_kernel(operator.split("::")[1], device):
+            if extension.has_kernel(name, device) or (device == "cpu" and extension.has_kernel(f"{name}_cpu", device)):
                 found.append(Finding(topic, "compiled kernel"))
+            elif is_triton:
+                found.append(_triton_operator(topic, device))
             elif missing is not None or device == "cpu":
                 found.append(Finding(topic, "plain PyTorch: no compiled kernel is loaded for it"))
             else:

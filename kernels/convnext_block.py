@@ -13,8 +13,9 @@ derivative.
 Saved for the backward pass: x and z. The rest is computed anew.
 
 CUDA: Triton kernels, deterministic: parts of the parameters' gradients are added up in a fixed order. Up to 64 channels
-the forward pass is one kernel, beyond two. Compiled for sm_80 and sm_90, not run on a device yet. Elsewhere plain
-PyTorch.
+the forward pass is one kernel, beyond two. Compiled for sm_80 and sm_90, not run on a device yet.
+CPU: compiled kernels (csrc/cpu/convnext/images.h) for C a multiple of 8 up to 128, in float32 or float64, over bands of
+eight rows; deterministic too, sums beyond a band in float64. Elsewhere plain PyTorch.
 
 Bytes moved, in sizes A of an activation: forward 3 A (x; z, y; 4 A with an addend), backward 8 A (dy, z -> dz;
 dz, dy -> dx; x, dz -> dweight), 10 A beyond 16 channels, where W1 and W2 have a pass of their own.
@@ -22,12 +23,14 @@ FLOPs per element: forward 98 + 16 C, backward 196 + 40 C, 196 + 56 C beyond 16 
 Source: Liu et al., A ConvNet for the 2020s, arXiv:2201.03545; without layer scale, stochastic depth and MLP biases.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from jepa_fast.kernels import extension
+from jepa_fast.kernels.dispatch import CHANNEL_STEP, why_no_compiled_blocks
 from jepa_fast.kernels.dwconv_norm import (
     KERNEL,
     Padding,
@@ -43,6 +46,15 @@ from jepa_fast.kernels.triton.launch import runs_in_triton
 from jepa_fast.kernels.window import compute_dtype
 
 OPERATOR = "jepa_fast::convnext_block"
+CPU_OPERATOR = "jepa_fast::convnext_block_cpu"
+
+
+class KeptBlock(NamedTuple):
+    """A block's output and what its windows need to know of it, all [N, H, W, C]."""
+
+    y: Tensor
+    z: Tensor
+    update: Tensor  # y - x
 
 
 def convnext_block_reference(
@@ -97,6 +109,12 @@ def _convnext_block(
             x.contiguous(), weight, gamma.contiguous(), beta.contiguous(), *matrices, shown, _pair(padding), eps
         )
     wide_x, wide_weight, *parameters = widened(x, weight, gamma, beta, expand, project)
+    if why_no_compiled_blocks(x.shape[3], wide_x) is None:
+        wide_addend = None if addend is None else addend.to(wide_x.dtype)
+        y, z, _ = torch.ops.jepa_fast.convnext_block_cpu(
+            wide_x, wide_weight, *parameters, wide_addend, padding, eps, False
+        )
+        return y.to(x.dtype), z.to(x.dtype)
     z = convolve(wide_x, wide_weight, padding)
     # As rounded as it is saved, so that the backward pass sees the same values.
     z = (z if addend is None else z + addend).to(x.dtype)
@@ -150,15 +168,20 @@ def _convnext_block_backward(
             _pair(padding), eps,
         )  # fmt: skip
     else:
-        wide = widened(dy, x, z, weight, gamma, beta, expand, project)
-        dx, dz, *gradients = _backward_fallback(wide, padding, eps)
+        wide = widened(x, dy, z, weight, gamma, beta, expand, project)
+        if why_no_compiled_blocks(x.shape[3], wide[0]) is None:
+            wide_x, wide_dy, *others = wide
+            compiled = torch.ops.jepa_fast.convnext_block_cpu_backward
+            dx, dz, *gradients = compiled(wide_dy, None, None, wide_x, *others, padding, eps)
+        else:
+            dx, dz, *gradients = _backward_fallback(wide, padding, eps)
     parameters = (weight, gamma, beta, expand, project)
     kept = (gradient.to(like.dtype).contiguous() for gradient, like in zip(gradients, parameters, strict=True))
     return dx.to(x.dtype), dz.to(z.dtype), *kept  # type: ignore[return-value]
 
 
 def _backward_fallback(tensors: tuple[Tensor, ...], padding: list[int], eps: float) -> tuple[Tensor, ...]:
-    dy, x, z, weight, gamma, beta, expand, project = tensors
+    x, dy, z, weight, gamma, beta, expand, project = tensors
     u, h, activations, _ = _mlp(z, [gamma, beta, expand, project], eps)
     with torch.autocast(z.device.type, enabled=False):
         dh = torch.ops.aten.gelu_backward(dy @ project, h)
@@ -214,7 +237,7 @@ def convnext_block(
         ValueError: shapes that do not fit together, channels or a dtype that the kernels do not have.
     """
     pads = (padding, padding) if isinstance(padding, int) else padding
-    check_convolution(x, weight, pads)
+    check_convolution(x, weight, pads, CHANNEL_STEP if x.device.type == "cpu" else None)
     channels = x.shape[3]
     for name, parameter, shape in (
         ("gamma", gamma, (channels,)),
@@ -230,3 +253,59 @@ def convnext_block(
         x.to(compute_dtype(x)), weight, gamma, beta, expand, project, addend, list(pads), eps
     )
     return y
+
+
+def convnext_block_keep(
+    x: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, expand: Tensor, project: Tensor, eps: float = 1e-5
+) -> KeptBlock:
+    """The block with padding 3, and its z and update; gradients flow through all three.
+
+    In the dtype of x, float32 or float64, whatever autocast says.
+    """
+    parameters = (weight, gamma, beta, expand, project)
+    if why_no_compiled_blocks(x.shape[3], x) is None:
+        return KeptBlock(*torch.ops.jepa_fast.convnext_block_cpu(x, *parameters, None, [3, 3], eps, True))
+    with torch.autocast(x.device.type, enabled=False):
+        z = F.conv2d(x.permute(0, 3, 1, 2), weight, padding=3, groups=x.shape[3]).permute(0, 2, 3, 1)
+        update = F.gelu(F.layer_norm(z, z.shape[3:], gamma, beta, eps) @ expand.t()) @ project.t()
+        return KeptBlock(x + update, z, update)
+
+
+def _cpu_fake(
+    x: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, expand: Tensor, project: Tensor, addend: Tensor | None,
+    padding: list[int], eps: float, keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    count, *image = out_shape(x, padding)
+    return x.new_empty(count, *image), x.new_empty(count, *image), x.new_empty(count if keep else 0, *image)
+
+
+def _cpu_backward_fake(
+    dy: Tensor, dz: Tensor | None, dupdate: Tensor | None, x: Tensor, z: Tensor, weight: Tensor, gamma: Tensor,
+    beta: Tensor, expand: Tensor, project: Tensor, padding: list[int], eps: float,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    return tuple(like.new_empty(like.shape) for like in (x, z, weight, gamma, beta, expand, project))
+
+
+def _cpu_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, *parameters, addend, ctx.padding, ctx.eps, keep = inputs
+    ctx.has_addend = addend is not None
+    if not keep:
+        ctx.mark_non_differentiable(output[1], output[2])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, output[1], *parameters)
+
+
+def _cpu_gradients(ctx: Any, dy: Tensor | None, dz: Tensor | None, dupdate: Tensor | None) -> tuple[Tensor | None, ...]:
+    x, z, *parameters = ctx.saved_tensors
+    if dy is None:
+        dy = torch.zeros_like(z)
+    dx, to_z, *gradients = torch.ops.jepa_fast.convnext_block_cpu_backward(
+        dy, dz, dupdate, x, z, *parameters, ctx.padding, ctx.eps
+    )
+    return dx, *gradients, to_z if ctx.has_addend else None, None, None, None
+
+
+if extension.load() is None:
+    torch.library.register_fake(CPU_OPERATOR, _cpu_fake)
+    torch.library.register_fake(f"{CPU_OPERATOR}_backward", _cpu_backward_fake)
+    torch.library.register_autograd(CPU_OPERATOR, _cpu_gradients, setup_context=_cpu_setup)

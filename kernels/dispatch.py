@@ -7,12 +7,15 @@ import shutil
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from jepa_fast.kernels import extension
 
 # bfloat16 on tensor cores begins here.
 LEAST_CAPABILITY = (8, 0)
 PLAIN = "plain PyTorch"
+# Of the compiled blocks.
+CHANNEL_STEP, MOST_CHANNELS = 8, 128
 
 
 def why_no_extension(operator: str, device: Literal["cpu", "cuda"]) -> str | None:
@@ -20,6 +23,32 @@ def why_no_extension(operator: str, device: Literal["cpu", "cuda"]) -> str | Non
     reason = extension.load()
     if reason is None and not extension.has_kernel(operator, device):
         reason = f"jepa_fast was compiled without {device} kernels"
+    return reason
+
+
+def why_no_compiled_blocks(channels: int, like: Tensor) -> str | None:
+    """Why the compiled ConvNeXt blocks do not run on so many channels with the device and dtype of `like`, or None."""
+    if like.dtype not in (torch.float32, torch.float64):
+        return f"compiled blocks are of float32 and float64, not of {like.dtype}"
+    reason: str | None = _constant_reason(channels, like.device.type)
+    return reason
+
+
+# torch.compile does not look inside.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _constant_reason(channels: int, device: str) -> str | None:
+    return _why_no_compiled_blocks(channels, device)
+
+
+@functools.cache
+def _why_no_compiled_blocks(channels: int, device: str) -> str | None:
+    if device != "cpu":
+        return "the compiled blocks run on a CPU alone"
+    reason = why_no_extension("window_chain", "cpu")
+    if reason is None and not extension.instruction_set():
+        reason = f"JEPA_FAST_CPU_ISA is {os.environ['JEPA_FAST_CPU_ISA']}, which this processor or build does not have"
+    if reason is None and (channels % CHANNEL_STEP != 0 or not CHANNEL_STEP <= channels <= MOST_CHANNELS):
+        reason = f"{channels} channels, the compiled blocks take multiples of {CHANNEL_STEP} up to {MOST_CHANNELS}"
     return reason
 
 

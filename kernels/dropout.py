@@ -8,6 +8,10 @@ counted over the rows of all processes, so that any number of them draws the mas
 import torch
 from torch import Tensor
 
+from jepa_fast.kernels import extension
+
+OPERATOR = "jepa_fast::dropout_mask"
+
 # Each place that draws from the hash has a number of its own: where the model drops elements, and the flips of a batch.
 SITE_FIRST_GROUP = 0
 SITE_SECOND_GROUP = 1
@@ -38,6 +42,14 @@ def dropout_mask(shape: tuple[int, ...], rate: float, clock: Tensor, site: int) 
     """
     if rate == 0:
         return torch.ones(shape, device=clock.device)
+    if clock.device.type == "cpu" and _is_compiled():
+        mask: Tensor = torch.ops.jepa_fast.dropout_mask(list(shape), rate, clock, site)
+        return mask
+    return dropout_mask_reference(shape, rate, clock, site)
+
+
+def dropout_mask_reference(shape: tuple[int, ...], rate: float, clock: Tensor, site: int) -> Tensor:
+    """The same in plain PyTorch, of a rate above 0."""
     seed, step, first_row = clock.unbind()
     first_key = _mix(_mix((seed & _LOW32) ^ _mix((seed >> 32) & _LOW32)) ^ _mix((step & _LOW32) ^ (site << 24)))
     second_key = _mix(first_key ^ 0x9E3779B9)
@@ -48,6 +60,20 @@ def dropout_mask(shape: tuple[int, ...], rate: float, clock: Tensor, site: int) 
     bits = _mix((_mix((elements & _LOW32) ^ first_key) + second_key) & _LOW32)
     kept = bits >= int(rate * 2**32)
     return (kept.to(torch.float32) * (1.0 / (1.0 - rate))).view(shape)
+
+
+def _dropout_mask_fake(shape: list[int], rate: float, clock: Tensor, site: int) -> Tensor:
+    return clock.new_empty(shape, dtype=torch.float32)
+
+
+# torch.compile does not look inside.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _is_compiled() -> bool:
+    return extension.has_kernel("dropout_mask", "cpu")
+
+
+if extension.has_kernel("dropout_mask", "cpu"):
+    torch.library.register_fake(OPERATOR, _dropout_mask_fake)
 
 
 def _mix(bits: Tensor) -> Tensor:

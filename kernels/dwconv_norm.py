@@ -40,15 +40,20 @@ def dwconv_norm_reference(
     return F.layer_norm(z, z.shape[3:], gamma, beta, eps)
 
 
-def check_convolution(x: Tensor, weight: Tensor, padding: tuple[int, int]) -> None:
-    """Raise ValueError unless x and weight have a depthwise convolution that the kernels know."""
+def check_convolution(x: Tensor, weight: Tensor, padding: tuple[int, int], channel_step: int | None = None) -> None:
+    """Raise ValueError unless x and weight have a depthwise convolution that the kernels know.
+
+    Multiples of `channel_step` channels are known too, up to the most.
+    """
     if x.dim() != 4:
         raise ValueError(f"x: got shape {tuple(x.shape)}, expected four dimensions [N, H, W, C]")
     if x.dtype not in DTYPES and (x.dtype != torch.float64 or x.is_cuda):
         raise ValueError(f"x: got {x.dtype} on {x.device.type}, expected float32, bfloat16 or float16")
     channels = x.shape[3]
-    if channels not in CHANNELS:
-        raise ValueError(f"x: got C = {channels} channels, expected one of {', '.join(map(str, CHANNELS))}")
+    is_multiple = channel_step is not None and channels % channel_step == 0 and channel_step <= channels <= CHANNELS[-1]
+    if channels not in CHANNELS and not is_multiple:
+        multiples = f" or a multiple of {channel_step} up to {CHANNELS[-1]}" if channel_step else ""
+        raise ValueError(f"x: got C = {channels} channels, expected one of {', '.join(map(str, CHANNELS))}{multiples}")
     if tuple(weight.shape) != (channels, 1, KERNEL, KERNEL):
         raise ValueError(f"weight: got shape {tuple(weight.shape)}, expected {(channels, 1, KERNEL, KERNEL)}")
     for axis in (0, 1):

@@ -28,3 +28,14 @@ def has_kernel(operator: str, device_type: str) -> bool:
     if load() is not None or not hasattr(torch.ops.jepa_fast, operator):
         return False
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"jepa_fast::{operator}", device_type.upper())
+
+
+def instruction_set() -> str:
+    """What the compiled CPU kernels were chosen for, "avx512", "avx2", "baseline" or "neon"; empty: there are none.
+
+    JEPA_FAST_CPU_ISA names another one than the processor's best.
+    """
+    if load() is not None:
+        return ""
+    name: str = torch.ops.jepa_fast.cpu_instruction_set()
+    return name

@@ -78,11 +78,13 @@ def test_absent_data_is_no_problem_an_empty_folder_is(tmp_path):
 def test_each_op_says_what_it_runs_on(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(extension, "load", lambda: None)
-    monkeypatch.setattr(extension, "has_kernel", lambda operator, device: device == "cpu")
+    compiled = {("vicreg", "cpu"), ("convnext_block_cpu", "cpu")}
+    monkeypatch.setattr(extension, "has_kernel", lambda *asked: asked in compiled)
     monkeypatch.setattr(dispatch, "why_no_triton", lambda device: None if device == "cuda" else "not here")
     found = diagnosis.operators()
     assert only(found, "jepa_fast::rollout on cpu").found == "plain PyTorch: not here"
     assert only(found, "jepa_fast::rollout on cuda").found == "Triton kernel"
+    assert only(found, "jepa_fast::convnext_block on cpu").found == "compiled kernel"
     assert only(found, "jepa_fast::vicreg on cpu").found == "compiled kernel"
     on_cuda = only(found, "jepa_fast::vicreg on cuda")
     assert on_cuda.problem == "the extension was built without CUDA"

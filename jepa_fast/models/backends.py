@@ -2,10 +2,11 @@
 
 from typing import Literal, Protocol, runtime_checkable
 
+import torch
 from torch import nn
 
 from jepa_fast.config import Kernels
-from jepa_fast.kernels import dispatch
+from jepa_fast.kernels import dispatch, extension
 from jepa_fast.kernels.dispatch import PLAIN
 
 
@@ -38,3 +39,11 @@ def triton_or_plain(kernels: Kernels, device: Literal["cpu", "cuda"], **asked: t
             reasons.append(f"model.{name} is {value}, the kernel takes {', '.join(map(str, known))}")
     missing = next(filter(None, reasons), None)
     return "Triton kernel" if missing is None else f"{PLAIN}: {missing}"
+
+
+def compiled_blocks_or_plain(channels: int) -> str:
+    """The compiled blocks of a CPU and their instruction set, or plain PyTorch and why."""
+    missing = dispatch.why_no_compiled_blocks(channels, torch.empty(0))
+    if missing is not None:
+        return f"{PLAIN}: {missing}"
+    return f"compiled cpu kernel ({extension.instruction_set()})"

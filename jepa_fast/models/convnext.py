@@ -13,6 +13,7 @@ Source: Liu et al., A ConvNet for the 2020s, arXiv:2201.03545; without layer sca
 import functools
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -24,10 +25,11 @@ from jepa_fast.data.batches import GroupBases
 from jepa_fast.data.manifest import FrameSpec
 from jepa_fast.data.two_rooms import CHANNEL_GROUPS
 from jepa_fast.errors import require
-from jepa_fast.kernels.convnext_block import convnext_block
+from jepa_fast.kernels.convnext_block import KeptBlock, convnext_block, convnext_block_keep
+from jepa_fast.kernels.dispatch import why_no_compiled_blocks
 from jepa_fast.kernels.dropout import SITE_FUSION, dropout_mask, group_site
 from jepa_fast.kernels.dwconv_norm import CHANNELS
-from jepa_fast.models.backends import triton_or_plain
+from jepa_fast.models.backends import compiled_blocks_or_plain, triton_or_plain
 from jepa_fast.models.biases import bias_or_zeros
 from jepa_fast.models.frame_encoder import TrajectoryEncoder
 from jepa_fast.models.softargmax import soft_argmax
@@ -57,6 +59,7 @@ class ConvNeXtBlock(nn.Module):
     def __init__(self, channels: int, kernels: Kernels = "reference", bias: bool = True) -> None:
         super().__init__()
         self.is_fused = _is_fused(channels, kernels)
+        self.wants_compiled = kernels == "fused"
         self.dwconv = nn.Conv2d(channels, channels, 7, padding=3, groups=channels, bias=False)
         self.norm = nn.LayerNorm(channels, eps=1e-5, bias=bias)
         self.expand = nn.Linear(channels, 4 * channels, bias=False)
@@ -67,15 +70,29 @@ class ConvNeXtBlock(nn.Module):
         out: Tensor = self.project(F.gelu(self.expand(self.norm(convolved))))
         return out
 
+    def is_compiled(self, like: Tensor) -> bool:
+        """Whether the block runs as an op of the compiled extension on a tensor like this one."""
+        return self.wants_compiled and why_no_compiled_blocks(len(self.norm.weight), like) is None
+
+    def parameters_in_order(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Weight of the convolution, gamma, beta, W1, W2: as ops take them."""
+        return (
+            self.dwconv.weight, self.norm.weight, bias_or_zeros(self.norm), self.expand.weight, self.project.weight
+        )  # fmt: skip
+
     def fused(self, x: Tensor, addend: Tensor | None = None, padding: tuple[int, int] = (3, 3)) -> Tensor:
         """The output as one op, channels last: see `jepa_fast.kernels.convnext_block`."""
-        norm = self.norm.weight, bias_or_zeros(self.norm)
-        parameters = (self.dwconv.weight, *norm, self.expand.weight, self.project.weight)
-        return convnext_block(x, *parameters, addend, padding, self.norm.eps)
+        # Compiled blocks compute in float32 under autocast too: what they round to bfloat16 would be lost for nothing.
+        with torch.autocast(x.device.type, enabled=False) if self.is_compiled(x) else nullcontext():
+            return convnext_block(x, *self.parameters_in_order(), addend, padding, self.norm.eps)
+
+    def keep(self, x: Tensor) -> KeptBlock:
+        """Output, z and update as one op, channels last."""
+        return convnext_block_keep(x, *self.parameters_in_order(), self.norm.eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """The block's output, [N, C, H, W]."""
-        if self.is_fused:
+        if self.is_fused or self.is_compiled(x):
             return self.fused(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         # In channels-last memory this permutation moves nothing.
         update = self.mlp(self.dwconv(x).permute(0, 2, 3, 1))
@@ -226,5 +243,7 @@ class Encoder(TrajectoryEncoder):
 
     def ops(self, kernels: Kernels, device: Literal["cpu", "cuda"]) -> dict[str, str]:
         """What the blocks run on."""
-        asked = self.branches[0].stem.out_channels, CHANNELS
-        return {"convnext_block": triton_or_plain(kernels, device, channels=asked)}
+        channels = self.branches[0].stem.out_channels
+        if kernels == "fused" and device == "cpu":
+            return {"convnext_block": compiled_blocks_or_plain(channels)}
+        return {"convnext_block": triton_or_plain(kernels, device, channels=(channels, CHANNELS))}

@@ -289,7 +289,7 @@ class _GroupEncoder:
         if self.group.base == "black":
             shape = (1, self.group.channels, *self._size)
             black = torch.zeros(shape, dtype=torch.uint8, device=batch.pixels.device)
-            return self.encoder.bases(self.values(black)), None
+            return self.encoder.even_base(self.values(black)), None
         if self.group.base == "images":
             assert batch.base_index is not None
             return self._image_bases(self.encoder, route), batch.base_index.repeat_interleave(frames)

@@ -13,17 +13,20 @@ and the head reads the base's output and d_L (`jepa_fast.models.window_heads`).
 Nothing is approximated: values and gradients, also those that reach the weights through the base, are those of the
 whole image up to rounding.
 
-Where blocks run as one op, the op takes Z_l as its addend, and neither the stem's collapse nor early pooling is used:
-they save what the op does not spend.
+Where blocks run as one Triton op, the op takes Z_l as its addend, and neither the stem's collapse nor early pooling is
+used: they save what the op does not spend. On a CPU with compiled blocks a window's whole chain is one op, which has
+both.
 """
 
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from jepa_fast.kernels.hidden import hidden_pool, norm_mlp
 from jepa_fast.kernels.window import compute_dtype, depthwise, difference, pool
+from jepa_fast.kernels.window_chain import Blocks, Chain, Over, paste_windows, window_chain
 from jepa_fast.models.biases import bias_or_zeros
 from jepa_fast.models.convnext import Branch, ConvNeXtBlock, apply_stem
 from jepa_fast.models.window_grid import REACH, WindowGrid
@@ -34,9 +37,11 @@ class Bases(NamedTuple):
     """Images that others are compared with, and all of their activations that a window can need."""
 
     images: Tensor  # [G, H, W, c]
-    convolved: tuple[Tensor, ...]  # Z_l, one [G, H, W, C] per block
-    updates: tuple[Tensor, ...]  # G_l, one [G, H, W, C] per block
+    # Z_l and G_l, one [G, H, W, C] per block; of compiled blocks [G, L, H, W, C].
+    convolved: tuple[Tensor, ...] | Tensor
+    updates: tuple[Tensor, ...] | Tensor
     head_cache: Tensor  # what the head's windows need of the last block's output
+    over: Over | None = None  # of compiled blocks: the bases are windows over those in convolved and updates
 
 
 class WindowEncoder:
@@ -80,26 +85,66 @@ class WindowEncoder:
         """
         windows = _channels_last(windows)
         place = WindowGrid.of(bases.images, windows, corners, groups)
-        *_, read = self._encode(bases, windows, place)
+        if self._is_compiled(windows):
+            read = self._read_chain(bases, windows, place)
+        else:
+            *_, read = self._encode(bases, windows, place)
         return self.branch.head(read)
 
     def dense(self, images: Tensor) -> Tensor:
         """States [N, D] of whole images [N, c, H, W], with the rewrites that need no window."""
-        *_, read = self._encode_whole(_channels_last(images), keep=False)
+        images = _channels_last(images)
+        if self._is_compiled(images):
+            x = apply_stem(images, self._stem())
+            for block in self._blocks():
+                x = block.fused(x)
+            return self.branch.head(self.head.whole(x))
+        *_, read = self._encode_whole(images, keep=False)
         return self.branch.head(read)
 
     def bases(self, images: Tensor) -> Bases:
         """Bases from whole images [G, c, H, W]."""
         images = _channels_last(images)
+        if self._is_compiled(images):
+            x, all_z, all_updates = self._keep(images)
+            return Bases(images, all_z, all_updates, self.head.head_cache(x))
         convolved, updates, head_cache = self._encode_whole(images, keep=True)
         return Bases(images, tuple(convolved), tuple(updates), head_cache)
+
+    def even_base(self, image: Tensor) -> Bases:
+        """The base of an image [1, c, H, W] whose pixels are all alike: what `bases` gives.
+
+        Its activations depend on how near the border is, up to three pixels for every block: by compiled blocks a small
+        image is encoded, and its middle row and column repeated.
+        """
+        reach = REACH * len(self.branch.blocks)
+        size = (image.shape[2], image.shape[3])
+        if not self._is_compiled(image) or max(size) <= 2 * reach + 1:
+            return self.bases(image)
+        height, width = (min(side, 2 * reach + 1) for side in size)
+        small = self._keep(_channels_last(image[:, :, :height, :width]))
+        # Of each row and column of the image, the one of the small image that is as near to a border.
+        rows, columns = (
+            torch.arange(side).clamp(max=reach) + (torch.arange(side) - (side - 1 - reach)).clamp(min=0)
+            if side > 2 * reach + 1
+            else torch.arange(side)
+            for side in size
+        )
+        x, z, updates = (part.index_select(-3, rows).index_select(-2, columns) for part in small)
+        return Bases(_channels_last(image), z, updates, self.head.head_cache(x))
 
     def derive_bases(self, bases: Bases, windows: Tensor, corners: Tensor, groups: Tensor | None = None) -> Bases:
         """Bases that themselves differ from coarser ones in a window only. Arguments as in a call."""
         windows = _channels_last(windows)
         place = WindowGrid.of(bases.images, windows, corners, groups)
+        images = place.fill(windows, bases.images)
+        if self._is_compiled(windows):
+            bases = self._flat(bases)
+            chain = self._chain(bases, windows, place, keep=True)
+            head_cache = self.head.derived(chain.out, bases.head_cache, place, len(self.branch.blocks))
+            over = Over(chain.z, chain.updates, place.corners, place.groups, place.size)
+            return bases._replace(images=images, head_cache=head_cache, over=over)
         convolved, updates, head_cache = self._encode(bases, windows, place, keep=True)
-        images = place.paste(windows, bases.images, 0)
         layers = zip(convolved, bases.convolved, updates, bases.updates, strict=True)
         pasted = [
             (place.paste(z, base_z, after), place.paste(update, base_update, after))
@@ -113,6 +158,51 @@ class WindowEncoder:
 
     def _blocks(self) -> list[ConvNeXtBlock]:
         return [block for block in self.branch.blocks if isinstance(block, ConvNeXtBlock)]
+
+    def _is_compiled(self, like: Tensor) -> bool:
+        """Whether blocks run as compiled ops on a tensor like this one."""
+        return self._blocks()[0].is_compiled(like)
+
+    def _keep(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The last output [G, H, W, C], all z and updates [G, L, H, W, C] of images [G, H, W, c]; compiled blocks."""
+        x = apply_stem(images, self._stem())
+        z, updates = [], []
+        for block in self._blocks():
+            x, block_z, block_update = block.keep(x)
+            z.append(block_z)
+            updates.append(block_update)
+        return x, torch.stack(z, dim=1), torch.stack(updates, dim=1)
+
+    def _flat(self, bases: Bases) -> Bases:
+        """The same bases as whole images."""
+        if bases.over is None:
+            return bases
+        place = bases.over.corners, bases.over.groups, bases.over.size
+        assert isinstance(bases.convolved, Tensor)
+        assert isinstance(bases.updates, Tensor)
+        convolved = paste_windows(bases.over.z, bases.convolved, *place)
+        updates = paste_windows(bases.over.updates, bases.updates, *place)
+        return bases._replace(convolved=convolved, updates=updates, over=None)
+
+    def _chain(self, bases: Bases, windows: Tensor, place: WindowGrid, keep: bool) -> Chain:
+        """The windows through all blocks, as one op."""
+        assert isinstance(bases.convolved, Tensor)
+        assert isinstance(bases.updates, Tensor)
+        pixels = windows - place.cut(bases.images)
+        parameters = zip(*(block.parameters_in_order() for block in self._blocks()), strict=True)
+        blocks = Blocks(*(torch.stack(each) for each in parameters))
+        pooled = isinstance(self.head, Pooling) and not keep
+        return window_chain(
+            pixels, self._stem(), blocks, bases.convolved, bases.updates, place.corners, place.groups, place.image,
+            self._blocks()[0].norm.eps, pooled=pooled, keep=keep, over=bases.over,
+        )  # fmt: skip
+
+    def _read_chain(self, bases: Bases, windows: Tensor, place: WindowGrid) -> Tensor:
+        """What the head reads of windows, by compiled blocks."""
+        out = self._chain(bases, windows, place, keep=False).out
+        if isinstance(self.head, Pooling):
+            return (bases.head_cache.index_select(0, place.groups) + out).permute(0, 3, 1, 2)
+        return self.head.window(out, bases.head_cache, place, len(self.branch.blocks))
 
     def _encode_whole(self, images: Tensor, keep: bool) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Convolved activations and updates of each block, then the head cache or what the head reads."""

@@ -59,6 +59,19 @@ class WindowGrid(NamedTuple):
         """[N, h, w, C]: base [G, H, W, C] under each window grown by some blocks, zero outside the image."""
         return crop(base, self.corners, self.groups, self.margin(blocks), self.grown(blocks), is_fused)
 
+    def _at(self) -> tuple[Tensor, Tensor]:
+        """Rows [N, h, 1] and columns [N, 1, w] of the windows before they grow."""
+        return self.positions(0, 0)[:, :, None], self.positions(0, 1)[:, None, :]
+
+    def cut(self, images: Tensor) -> Tensor:
+        """[N, h, w] of base images [G, H, W]: what lies under the windows."""
+        return images[(self.groups[:, None, None], *self._at())]
+
+    def fill(self, windows: Tensor, images: Tensor) -> Tensor:
+        """[N, H, W]: each window's base image [G, H, W] with the window [N, h, w] written over it."""
+        each = torch.arange(len(windows), device=windows.device)[:, None, None]
+        return images.index_select(0, self.groups).index_put((each, *self._at()), windows)
+
     def paste(self, windows: Tensor, base: Tensor, blocks: int) -> Tensor:
         """[N, H, W, C]: each window's base [G, H, W, C] with the grown window [N, h, w, C] written over it."""
         count, height, width, channels = windows.shape

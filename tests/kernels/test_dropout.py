@@ -5,8 +5,14 @@ import pytest
 import torch
 
 from jepa_fast.config import JEPAConfig
-from jepa_fast.kernels import dropout
-from jepa_fast.kernels.dropout import SITE_FIRST_GROUP, SITE_PREDICTOR, SITE_SECOND_GROUP, dropout_mask
+from jepa_fast.kernels import dropout, extension
+from jepa_fast.kernels.dropout import (
+    SITE_FIRST_GROUP,
+    SITE_PREDICTOR,
+    SITE_SECOND_GROUP,
+    dropout_mask,
+    dropout_mask_reference,
+)
 from jepa_fast.models.jepa import build_jepa
 
 
@@ -105,3 +111,16 @@ def test_compiled_forward_draws_the_same_masks_as_eager():
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")(frames, actions)
     for a, b in zip(eager, compiled, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_compiled_masks_are_those_of_plain_pytorch():
+    for clock in ([0, 0, 0], [2**40 + 3, 123_456, 5], [2**63 - 1, 2**33 + 1, 1000]):
+        for shape in ((3, 5, 7), (40, 1024), (0, 4)):
+            arguments = shape, 0.3, torch.tensor(clock), SITE_SECOND_GROUP
+            assert torch.equal(dropout_mask(*arguments), dropout_mask_reference(*arguments))
+
+
+@pytest.mark.skipif(not extension.LIBRARY.exists(), reason="jepa_fast is installed without its compiled extension")
+def test_operator_is_registered_soundly():
+    arguments = [3, 5], 0.3, torch.tensor([1, 2, 3]), SITE_SECOND_GROUP
+    torch.library.opcheck(torch.ops.jepa_fast.dropout_mask.default, arguments)

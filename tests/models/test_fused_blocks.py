@@ -1,22 +1,30 @@
-"""Encoders whose blocks are one op, against the plain ones: on a CPU the op's own reference, on a GPU its kernels."""
+"""Encoders whose blocks are one op, against the plain ones.
+
+With kernels "triton" on a CPU the op's compiled blocks or its own reference, on a GPU its kernels; with "fused" on a
+CPU the chain of compiled blocks.
+"""
 
 import logging
 
 import pytest
 import torch
 
+from jepa_fast.kernels import extension
 from jepa_fast.kernels.dropout import new_clock
+from jepa_fast.models import window_encoder
 from jepa_fast.models.convnext import Encoder, _is_fused
 from jepa_fast.models.sparse_encoder import SparseEncoder
 
+KERNELS = ["triton", "fused"]
 
-def make_pair(channels: int = 16, blocks: int = 2) -> tuple[Encoder, Encoder]:
+
+def make_pair(channels: int = 16, blocks: int = 2, kernels: str = "triton") -> tuple[Encoder, Encoder]:
     """Plain and fused, with the same weights."""
     torch.manual_seed(channels + blocks)
     plain = Encoder(channels, blocks, 32, 0.1)
     for parameter in plain.parameters():
         parameter.data += 0.1 * torch.randn(parameter.shape)
-    fused = Encoder(channels, blocks, 32, 0.1, "triton")
+    fused = Encoder(channels, blocks, 32, 0.1, kernels)
     fused.load_state_dict(plain.state_dict())
     return plain, fused
 
@@ -34,11 +42,12 @@ def relative(got, expected, floor=0.0):
     return float((got - expected).norm() / max(float(expected.norm()), floor))
 
 
+@pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("mode", ["auto", "off"])
 @pytest.mark.parametrize(("channels", "blocks"), [(16, 1), (16, 2), (16, 3), (32, 2)])
-def test_fused_blocks_give_the_plain_states_and_gradients(drawn, channels, blocks, mode):
+def test_fused_blocks_give_the_plain_states_and_gradients(drawn, channels, blocks, mode, kernels):
     batch, spec, bases = drawn(blocks)
-    plain, fused = (encoder.double() for encoder in make_pair(channels, blocks))
+    plain, fused = (encoder.double() for encoder in make_pair(channels, blocks, kernels))
     expected, truth = states_and_gradients(SparseEncoder(plain, spec, bases, "off"), batch)
     got, gradients = states_and_gradients(SparseEncoder(fused, spec, bases, mode), batch)
     assert relative(got, expected) < 1e-10
@@ -47,19 +56,21 @@ def test_fused_blocks_give_the_plain_states_and_gradients(drawn, channels, block
         assert relative(gradient, truth[name], floor) < 1e-10, name
 
 
+@pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize(("size", "window"), [((34, 31), 1), ((28, 39), 28)])
-def test_fused_windows_may_fill_an_axis(drawn, size, window):
+def test_fused_windows_may_fill_an_axis(drawn, size, window, kernels):
     batch, spec, bases = drawn(3, frames=2, size=size, window=window)
-    plain, fused = (encoder.double() for encoder in make_pair())
+    plain, fused = (encoder.double() for encoder in make_pair(kernels=kernels))
     expected, _ = states_and_gradients(SparseEncoder(plain, spec, bases, "off"), batch)
     got, _ = states_and_gradients(SparseEncoder(fused, spec, bases), batch)
     assert relative(got, expected) < 1e-10
 
 
-def test_rounding_to_bf16_is_no_worse_than_the_plain_encoders_own(drawn):
-    """The fused op keeps the residual stream in bf16, the plain encoder in float32."""
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_rounding_to_bf16_is_no_worse_than_the_plain_encoders_own(drawn, kernels):
+    """The Triton op keeps the residual stream in bf16, the plain encoder in float32."""
     batch, spec, bases = drawn(1, trajectories=3, frames=3)
-    plain, fused = make_pair()
+    plain, fused = make_pair(kernels=kernels)
     exact = Encoder(16, 2, 32, 0.1).double()
     exact.load_state_dict(plain.state_dict())
     truth, true_gradients = states_and_gradients(SparseEncoder(exact, spec, bases, "off"), batch)
@@ -93,12 +104,28 @@ def test_channels_that_the_kernels_do_not_know_run_plain_and_the_log_says_so(cap
     assert encoder(torch.rand(1, 2, 2, 9, 9), new_clock(0)).shape == (1, 2, 32)
 
 
-def test_the_compiled_fused_encoder_is_one_graph_and_equal(drawn):
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_the_compiled_fused_encoder_is_one_graph_and_equal(drawn, kernels):
     batch, spec, bases = drawn(2)
-    _, fused = make_pair()
+    _, fused = make_pair(kernels=kernels)
     encoder = SparseEncoder(fused, spec, bases)
     compiled = torch.compile(encoder.__call__, backend="aot_eager", fullgraph=True, dynamic=False)
     torch.testing.assert_close(compiled(batch, new_clock(3)), encoder(batch, new_clock(3)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not extension.LIBRARY.exists(), reason="jepa_fast is installed without its compiled extension")
+@pytest.mark.parametrize("trajectories", [2, 9])
+def test_a_cpu_runs_windows_as_chains(drawn, trajectories, monkeypatch):
+    batch, spec, bases = drawn(2, trajectories=trajectories)
+    _, fused = make_pair(kernels="fused")
+    calls = []
+    chain = window_encoder.window_chain
+    monkeypatch.setattr(window_encoder, "window_chain", lambda *args, **kw: calls.append(kw) or chain(*args, **kw))
+    encoder = SparseEncoder(fused, spec, bases)
+    encoder(batch, new_clock(5))
+    # The agent's windows, and of nested walls the bases over what they share and the walls over these.
+    kept = {"once": [], "nested": [True, False]}[encoder.plan(batch).groups[1]]
+    assert [call["keep"] for call in calls] == [False, *kept]
 
 
 @pytest.mark.gpu

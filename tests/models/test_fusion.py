@@ -62,7 +62,14 @@ def test_each_branch_has_a_dropout_mask_of_its_own():
 
 @pytest.mark.parametrize(
     ("blocks", "kernels", "head"),
-    [(1, "reference", "pool"), (2, "reference", "pool"), (3, "triton", "pool"), (2, "reference", "softargmax")],
+    [
+        (1, "reference", "pool"),
+        (2, "reference", "pool"),
+        (3, "triton", "pool"),
+        (2, "reference", "softargmax"),
+        (2, "fused", "pool"),
+        (3, "fused", "softargmax"),
+    ],
 )
 @pytest.mark.parametrize(("trajectories", "wall"), [(2, "once"), (9, "nested")])
 def test_shortcuts_are_exact(drawn, blocks, kernels, head, trajectories, wall):

@@ -1,0 +1,69 @@
+// The kernels for one instruction set: CMake compiles this file once for each, with JEPA_FAST_ISA its name.
+#include "cpu/convnext/images.h"
+#include "cpu/convnext/windows_backward.h"
+
+#define JEPA_FAST_JOIN(a, b) a##b
+#define JEPA_FAST_NAMED(prefix, name) JEPA_FAST_JOIN(prefix, name)
+#define JEPA_FAST_TEXT(name) #name
+#define JEPA_FAST_TEXT_OF(name) JEPA_FAST_TEXT(name)
+
+namespace jepa_fast {
+namespace {
+
+// Calls F::run<Width> with the widest vector whose lanes divide the channels.
+template <typename T, template <typename, int> typename F, typename... Arguments>
+void by_width(int64_t channels, const Arguments&... arguments) {
+  constexpr int width = vector_bytes / static_cast<int>(sizeof(T));
+  if constexpr (width > convnext_channel_step) {
+    if (channels % width != 0) return F<T, convnext_channel_step>::run(arguments...);
+  }
+  F<T, width>::run(arguments...);
+}
+
+#define JEPA_FAST_BY_WIDTH(name)                                                             \
+  template <typename T, int Width>                                                           \
+  struct By_##name {                                                                         \
+    template <typename... Arguments>                                                         \
+    static void run(const Arguments&... arguments) {                                         \
+      name<T, Width>(arguments...);                                                          \
+    }                                                                                        \
+  };                                                                                         \
+  template <typename T, typename Shape, typename... Arguments>                               \
+  void any_##name(const Shape& shape, Arguments... arguments) {                              \
+    by_width<T, By_##name>(shape.channels, shape, arguments...);                             \
+  }
+
+JEPA_FAST_BY_WIDTH(windows_forward)
+JEPA_FAST_BY_WIDTH(windows_backward)
+JEPA_FAST_BY_WIDTH(bands_forward)
+JEPA_FAST_BY_WIDTH(bands_backward)
+JEPA_FAST_BY_WIDTH(bands_convolution_backward)
+
+template <typename T>
+constexpr ConvNextKernels kernels = {
+    JEPA_FAST_TEXT_OF(JEPA_FAST_ISA),
+    pack<T>,
+    [](const WindowChain& chain, const WindowResults& results, int64_t first, int64_t last) {
+      any_windows_forward<T>(chain, results, first, last);
+    },
+    [](const WindowChain& chain, const WindowGradients& gradients, int64_t chunk) {
+      any_windows_backward<T>(chain, gradients, chunk);
+    },
+    [](const ImageBlock& block, const ImageResults& results, int64_t first, int64_t last) {
+      any_bands_forward<T>(block, results, first, last);
+    },
+    [](const ImageBlock& block, const ImageGradients& gradients, int64_t first, int64_t last, int64_t chunk) {
+      any_bands_backward<T>(block, gradients, first, last, chunk);
+    },
+    [](const ImageBlock& block, const ImageGradients& gradients, int64_t first, int64_t last, int64_t chunk) {
+      any_bands_convolution_backward<T>(block, gradients, first, last, chunk);
+    },
+};
+
+}  // namespace
+
+const ConvNextKernels* JEPA_FAST_NAMED(convnext_kernels_, JEPA_FAST_ISA)(bool is_double) {
+  return is_double ? &kernels<double> : &kernels<float>;
+}
+
+}  // namespace jepa_fast
