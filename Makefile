@@ -4,7 +4,7 @@ RUN := $(VENV)/bin/python
 PIP_INSTALL := $(RUN) -m pip install --quiet --constraint constraints.txt
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-shuffled lint bench bench-check gates torture profile
+.PHONY: install demo test test-shuffled lint bench bench-check gates torture profile sanitize arm64
 
 # Nothing to do until the description of the build or its sources change.
 install: $(STAMP)
@@ -69,6 +69,14 @@ $(OLD_TRITON)/.installed:
 	$(RUN) -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
 		$$($(OLD_TRITON)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/project.pth
 	@touch $@
+
+# The compiled blocks without torch, under AddressSanitizer and UndefinedBehaviorSanitizer: a minute.
+sanitize:
+	scripts/test_csrc.sh sanitize
+
+# The same tests for arm64, cross-compiled and run by qemu; says which packages it needs.
+arm64:
+	scripts/test_csrc.sh arm64
 
 # A run that is killed 20 times at random moments and resumed must end with the bits of one left alone: a few minutes.
 torture: install

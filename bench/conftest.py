@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from jepa_fast.engine.record import processor
+from jepa_fast.kernels import extension
 
 HERE = Path(__file__).parent
 COPY_BYTES = 256 * 2**20  # far beyond any cache
@@ -52,7 +53,8 @@ def described(request: pytest.FixtureRequest, device: str) -> None:
         name = torch.cuda.get_device_name()
     else:
         # Speed-ups on one core are not those on eight: what is measured is so many threads of a processor.
-        name = f"{processor()}, {threads} {'thread' if threads == 1 else 'threads'}"
+        instructions = {"avx512": " AVX-512", "avx2": " AVX2", "neon": " NEON"}.get(extension.instruction_set(), "")
+        name = f"{processor()}{instructions}, {threads} {'thread' if threads == 1 else 'threads'}"
     benchmark.extra_info |= {
         "candidate": candidate,
         "is_ours": candidate.startswith(("jepa_fast", "ours")),
@@ -60,6 +62,8 @@ def described(request: pytest.FixtureRequest, device: str) -> None:
         "torch": torch.__version__,
         "threads": threads,
     }
+    if device == "cpu":
+        benchmark.extra_info["instruction_set"] = extension.instruction_set()
 
 
 @pytest.fixture(scope="session")
@@ -75,6 +79,32 @@ def copy_gb_s(device: str) -> float:
         if repeat >= 2:
             best_s = min(best_s, device_clock() - start)
     return 2 * COPY_BYTES / best_s / 1e9
+
+
+@pytest.fixture(scope="session")
+def peak_flops(device: str) -> float | None:
+    """FLOPs per second of multiply-adds from registers, on all threads: the most a CPU kernel can do here and now."""
+    if device != "cpu" or extension.load() is not None:
+        return None
+    best = 0.0
+    for _ in range(12):
+        start = time.perf_counter()
+        flops = torch.ops.jepa_fast.multiply_adds(2_000_000)
+        best = max(best, flops / (time.perf_counter() - start))
+    return best
+
+
+@pytest.fixture
+def report_flops(benchmark, peak_flops: float | None) -> Callable[[float], None]:
+    """Add to a finished benchmark what its median means for an op of so many FLOPs."""
+
+    def add(flops: float) -> None:
+        if benchmark.stats is not None and peak_flops is not None:
+            gflops = flops / benchmark.stats.stats.median / 1e9
+            percent = round(100 * gflops * 1e9 / peak_flops, 1)
+            benchmark.extra_info |= {"gflops": round(gflops, 1), "percent_of_peak": percent}
+
+    return add
 
 
 @pytest.fixture

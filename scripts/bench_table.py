@@ -92,6 +92,8 @@ def _note(ours: dict[str, Any], baseline: dict[str, Any]) -> str:
     parts = [f"torch {ours['torch']}"]
     if "percent_of_copy" in ours:
         parts.append(f"{ours['percent_of_copy']:.0f}% of the copy bandwidth")
+    if "percent_of_peak" in ours:
+        parts.append(f"{ours['percent_of_peak']:.0f}% of the multiply-add peak")
     if "percent_of_memcpy" in ours:
         parts.append(f"{ours['trajectories_per_s']:,} trajectories/s")
     if "peak_mb" in ours and "peak_mb" in baseline:

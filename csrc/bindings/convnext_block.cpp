@@ -1,5 +1,6 @@
 // Schemas and registrations of convnext_block on the CPU. The operator itself, for all devices, is kernels/convnext_block.py.
 #include <algorithm>
+#include <numeric>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -126,6 +127,18 @@ std::string cpu_instruction_set() {
   return kernels == nullptr ? "" : kernels->instruction_set;
 }
 
+// FLOPs of so many steps of multiply-adds on each of the threads.
+double multiply_adds_cpu(int64_t steps) {
+  const ConvNextKernels* const kernels = convnext_kernels(false);
+  STD_TORCH_CHECK(kernels != nullptr, "multiply_adds: JEPA_FAST_CPU_ISA names no instruction set that this processor has");
+  const int64_t threads = torch::stable::get_num_threads();
+  std::vector<double> flops(static_cast<size_t>(threads));
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) flops[static_cast<size_t>(i)] = kernels->multiply_adds(steps);
+  });
+  return std::accumulate(flops.begin(), flops.end(), 0.0);
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(jepa_fast, m) {
@@ -137,6 +150,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(jepa_fast, m) {
       "Tensor gamma, Tensor beta, Tensor expand, Tensor project, int[] padding, float eps) -> "
       "(Tensor dx, Tensor dz_all, Tensor dweight, Tensor dgamma, Tensor dbeta, Tensor dexpand, Tensor dproject)");
   m.def("cpu_instruction_set() -> str");
+  m.def("multiply_adds(int steps) -> float");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(jepa_fast, CPU, m) {
@@ -146,4 +160,5 @@ STABLE_TORCH_LIBRARY_IMPL(jepa_fast, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(jepa_fast, CompositeExplicitAutograd, m) {
   m.impl("cpu_instruction_set", TORCH_BOX(&cpu_instruction_set));
+  m.impl("multiply_adds", TORCH_BOX(&multiply_adds_cpu));
 }

@@ -40,6 +40,27 @@ JEPA_FAST_BY_WIDTH(bands_backward)
 JEPA_FAST_BY_WIDTH(bands_convolution_backward)
 
 template <typename T>
+double multiply_adds(int64_t steps) {
+  constexpr int width = vector_bytes / static_cast<int>(sizeof(T));
+  constexpr int sums_in_flight = 12;
+  using V = typename Lanes<T, width>::type;
+  V sums[sums_in_flight];
+  JEPA_FAST_UNROLL
+  for (int i = 0; i < sums_in_flight; ++i) sums[i] = spread<V>(static_cast<T>(i));
+  // Read at run time: a compiler that knew them would compute the sums itself.
+  static volatile T factors[2] = {T(0.999), T(0.001)};
+  const V factor = spread<V>(static_cast<T>(factors[0]));
+  const V addend = spread<V>(static_cast<T>(factors[1]));
+  for (int64_t step = 0; step < steps; ++step) {
+    JEPA_FAST_UNROLL
+    for (int i = 0; i < sums_in_flight; ++i) sums[i] = sums[i] * factor + addend;
+  }
+  volatile T kept = 0;
+  for (int i = 0; i < sums_in_flight; ++i) kept = kept + sums[i][0];
+  return 2.0 * width * sums_in_flight * static_cast<double>(steps);
+}
+
+template <typename T>
 constexpr ConvNextKernels kernels = {
     JEPA_FAST_TEXT_OF(JEPA_FAST_ISA),
     pack<T>,
@@ -58,6 +79,7 @@ constexpr ConvNextKernels kernels = {
     [](const ImageBlock& block, const ImageGradients& gradients, int64_t first, int64_t last, int64_t chunk) {
       any_bands_convolution_backward<T>(block, gradients, first, last, chunk);
     },
+    multiply_adds<T>,
 };
 
 }  // namespace
