@@ -97,7 +97,7 @@ class Arguments:
     on_collapse: Literal["warn", "stop"] = "warn"
     """What follows when the latents of a fixed batch have collapsed."""
     profile: Literal["off", "torch", "nsys"] = "off"
-    """torch: a Chrome trace and the dearest operators, in the run folder; nsys: ranges and a window for nsys."""
+    """torch: a Chrome trace and the most expensive operators, in the run folder; nsys: ranges and a window for nsys."""
     profile_window: tuple[int, int] = (20, 25)
     """Steps to profile: the first and the one after the last, counted from this start."""
     data: DataArguments = field(default_factory=DataArguments)

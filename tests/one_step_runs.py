@@ -1,4 +1,4 @@
-"""Short runs of the presets whose dot stays or moves."""
+"""Short runs of the presets whose agent stays or moves."""
 
 from dataclasses import replace
 from pathlib import Path
