@@ -64,7 +64,7 @@ def configuration(folder: Path, device: str) -> RunConfig:
     kernels = choose_kernels("auto", device, recipe.model.dim)  # type: ignore[arg-type]
     return RunConfig(
         preset="baseline", recipe=recipe, seed=0, steps=STEPS, batch_size=BATCH, amp="off", compile=False,
-        device=device, data=str(folder), loader="auto", kernels=kernels, exact_shortcuts=True, capture=device == "cuda",
+        device=device, data=str(folder), loader="auto", kernels=kernels, sparse=True, capture=device == "cuda",
     )  # fmt: skip
 
 

@@ -122,7 +122,7 @@ class RunConfig:
         loader: which loader feeds the step; "auto" decides on the machine that runs.
         kernels: "reference" is plain PyTorch, "fused" takes the ops of the compiled extension, "triton" also the Triton
             kernels of encoder and predictor.
-        exact_shortcuts: whether the encoder skips what cannot differ (same function, same gradients).
+        sparse: whether the encoder skips what cannot differ (same function, same gradients).
         capture: whether the step is one CUDA graph.
     """
 
@@ -137,7 +137,7 @@ class RunConfig:
     data: str
     loader: Literal["auto", "resident", "dali", "host"]
     kernels: Kernels
-    exact_shortcuts: bool
+    sparse: bool
     capture: bool = False
 
     def __post_init__(self) -> None:

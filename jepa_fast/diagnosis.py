@@ -119,10 +119,12 @@ def operators() -> list[Finding]:
         is_triton = (Path(str(loaded.__file__)).parent / "triton" / f"{module.name}.py").exists()
         for device in devices_used:
             topic = f"{operator} on {device}"
-            if extension.has_kernel(name, device) or (device == "cpu" and extension.has_kernel(f"{name}_cpu", device)):
+            if device == "cpu" and extension.has_kernel(f"{name}_cpu", device):
                 found.append(Finding(topic, "compiled kernel"))
             elif is_triton:
                 found.append(_triton_operator(topic, device))
+            elif extension.has_kernel(name, device):
+                found.append(Finding(topic, "compiled kernel"))
             elif missing is not None or device == "cpu":
                 found.append(Finding(topic, "plain PyTorch: no compiled kernel is loaded for it"))
             else:

@@ -32,6 +32,7 @@ METRICS = {
 
 def run_config(fields: Fields) -> Fields:
     """A run's config.json."""
+    fields = {"sparse" if name == "exact_shortcuts" else name: value for name, value in fields.items()}
     if "energy" not in fields["recipe"]:
         return fields
     new = recipe(fields["recipe"])

@@ -118,7 +118,7 @@ def gated_convnext() -> Recipe:
         batch_size=128,
         # Mirrored, walls stand where no wall of the data does: what a wall means is learned, not which walls there are.
         flips=True,
-        # First where the dot is, then what stops it. Nothing can collapse that follows moves of one length.
+        # First where the agent is, then what stops it. Nothing can collapse that follows moves of one length.
         stages=(
             Stage(0.4, frozen=("encoder.wall", "predictor.gate")),
             Stage(2.0, frozen=("encoder.agent", "predictor.action"), restarts=True),
@@ -141,16 +141,16 @@ def gated_features() -> Recipe:
 
 
 def gated_pixels() -> Recipe:
-    """24,082 parameters that learn from pixels where the dot is and what stops it (docs/models.md).
+    """24,082 parameters that learn from pixels where the agent is and what stops it (docs/models.md).
 
-    Four epochs of the full set of 147,008 trajectories are meant, 4,592 steps, an eighth of them to find the dot.
+    Four epochs of the full set of 147,008 trajectories are meant, 4,592 steps, an eighth of them to find the agent.
     """
     return Recipe(
         model=GatedPixelsConfig(),
         objective=MixtureConfig(variance=10.0, covariance=1.0, first_sigma=0.5),
         optimizer=OptimizerConfig(learning_rate=5e-3, weight_decay=0.0, clip_norm=1.0),
         batch_size=128,
-        # First the dot is found, then what it does: a gate that learns while nothing moves closes, and may stay closed.
+        # First the agent is found, then what it does: a gate that learns while nothing moves closes and may stay so.
         stages=(Stage(0.5, {"nll": 0.0}), Stage(3.5)),
     )
 

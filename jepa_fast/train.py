@@ -59,7 +59,7 @@ class DataArguments:
 class EncoderArguments:
     """How frames are encoded."""
 
-    exact_shortcuts: cli.Chosen[bool] = None
+    sparse: cli.Chosen[bool] = None
     """Skip what cannot differ: same function, same gradients, a fraction of the work. Default: on."""
 
 
@@ -97,7 +97,7 @@ class Arguments:
     on_collapse: Literal["warn", "stop"] = "warn"
     """What follows when the latents of a fixed batch have collapsed."""
     profile: Literal["off", "torch", "nsys"] = "off"
-    """torch: a Chrome trace and the dearest operators, in the run folder; nsys: ranges and a window for nsys."""
+    """torch: a Chrome trace and the most expensive operators, in the run folder; nsys: ranges and a window for nsys."""
     profile_window: tuple[int, int] = (20, 25)
     """Steps to profile: the first and the one after the last, counted from this start."""
     data: DataArguments = field(default_factory=DataArguments)
@@ -282,7 +282,7 @@ def resolve(
         data=str(data.absolute()),
         loader=loader,
         kernels=choose_kernels(arguments.kernels, device, recipe.model.dim),
-        exact_shortcuts=arguments.encoder.exact_shortcuts is not False,
+        sparse=arguments.encoder.sparse is not False,
         capture=device == "cuda" if arguments.capture is None else arguments.capture,
     )
 
@@ -314,7 +314,7 @@ def resumed(stored: RunConfig, arguments: Arguments, device: Literal["cpu", "cud
     asked: dict[str, Any] = {
         "compile": arguments.compile,
         "capture": arguments.capture,
-        "exact_shortcuts": arguments.encoder.exact_shortcuts,
+        "sparse": arguments.encoder.sparse,
         "loader": arguments.data.loader,
         "data": None if arguments.data.path is None else str(arguments.data.path.absolute()),
         "kernels": None

@@ -26,7 +26,7 @@ it kept.
 
 Bytes moved, in sizes A of a window's activations [P, C]: forward 3 A (Z, G; z), backward 5 A and what the gradients of
 bases take. FLOPs per element: forward 98 + 16 C, backward 196 + 40 C; of a last block with `pooled` 8 C and 16 C less.
-Source: docs/exact_shortcuts.md.
+Source: docs/sparse-encoding.md.
 """
 
 from typing import Any, NamedTuple

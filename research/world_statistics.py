@@ -49,7 +49,7 @@ class Statistic:
 
 
 def blocked_percent(trajectories: Trajectories) -> float:
-    """Share of steps that left the dot where it was, in percent."""
+    """Share of steps that left the agent where it was, in percent."""
     locations = trajectories.locations
     return 100 * float((locations[:, 1:] == locations[:, :-1]).all(axis=-1).mean())
 

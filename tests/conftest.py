@@ -10,6 +10,10 @@ from hypothesis import settings
 
 from jepa_fast.data.two_rooms import SPLITS
 from jepa_fast.generate import generate
+from jepa_fast.kernels import extension
+
+# Before any test pretends that it is missing: ops registered without the extension cannot be registered by it later.
+extension.load()
 
 # No deadline: the first call of an op may compile or load a library. The same examples on every machine of the CI.
 settings.register_profile("default", deadline=None)

@@ -1,4 +1,4 @@
-"""Short runs of the presets whose dot stays or moves."""
+"""Short runs of the presets whose agent stays or moves."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ def configuration(name: str, data: Path, **changes: Any) -> RunConfig:
     """Twelve steps of the preset `name` on `data`, but for the changes."""
     config = RunConfig(
         preset=name, recipe=preset(name), seed=3, steps=12, batch_size=8, amp="off", compile=False,
-        device="cpu", data=str(data), loader="host", kernels="reference", exact_shortcuts=True,
+        device="cpu", data=str(data), loader="host", kernels="reference", sparse=True,
     )  # fmt: skip
     return replace(config, **changes)
 

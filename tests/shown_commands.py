@@ -103,7 +103,7 @@ RULES = (
     Rule(r"python -m jepa_fast\.evaluate", add="--no-floor"),
     Rule(r"scripts/profile\.sh", add=f"{DATA} {NARROW} --steps 4 --profile-window 2 4"),
     Rule(r"python -m jepa_fast\.train .*--resume"),
-    Rule(r"python -m jepa_fast\.train .*--minutes", add=f"{DATA} --preset gated_features --minutes 0.1 --out OUT"),
+    Rule(r"python -m jepa_fast\.train .*--minutes", add=f"{DATA} --preset gated_features --minutes 0.06 --out OUT"),
     Rule(
         r"python -m jepa_fast\.train .*--profile torch", add=f"{DATA} {NARROW} --steps 3 --profile-window 1 2 --out OUT"
     ),

@@ -199,7 +199,7 @@ def test_python_m_runs_the_command_and_help_names_every_flag():
     )
     for flag in (
         "--preset", "--amp", "--compile", "--device", "--steps", "--epochs", "--out", "--resume", "--data.path",
-        "--data.loader", "--data.batch-size", "--kernels", "--seed", "--encoder.exact-shortcuts", "--capture",
+        "--data.loader", "--data.batch-size", "--kernels", "--seed", "--encoder.sparse", "--capture",
         "--on-collapse", "--profile", "--profile-window",
     ):  # fmt: skip
         assert flag in done.stdout

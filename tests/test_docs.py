@@ -7,7 +7,6 @@ Commands and blocks run in a copy of the project, on a data set of 80 trajectori
 import multiprocessing
 import os
 import re
-import runpy
 import shlex
 import shutil
 import subprocess
@@ -16,19 +15,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.forked import PRELOADED, SETTINGS, run_here
 from tests.shown_commands import PAGES, ROOT, SOURCES, Rule, blocks, commands, commands_in, small
 
 LINKED = [*PAGES, ROOT / "CHANGELOG.md"]
 COPIED = ("bench", "docs", "examples", "jepa_fast", "kernels", "research", "scripts", "tests")
 TRAJECTORIES, STEPS = 80, 4
-# What many commands import, imported once.
-PRELOADED = [
-    "torch._dynamo",
-    "torch.utils.tensorboard",
-    "matplotlib.pyplot",
-    "jepa_fast.engine.loop",
-    "jepa_fast.probing.evaluation",
-]
 
 
 @pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(ROOT)))
@@ -143,11 +135,11 @@ def finish(command: str, place: Path, more: str = "") -> None:
     if words[0] == "python":
         fork(words[1:], place)
         return
-    programs = {"python": [sys.executable], "torchrun": [sys.executable, "-m", "torch.distributed.run"]}
-    words = [*programs.get(words[0], [words[0]]), *words[1:]]
+    if words[0] == "torchrun":
+        words = [sys.executable, "-m", "torch.distributed.run", *words[1:]]
     environment |= {"PYTHON": sys.executable, "OUT": str(place / "outs" / f"{number}-profile")}
     ended = subprocess.run(
-        words, cwd=place, env=os.environ | settings(place) | environment, capture_output=True, text=True, check=False
+        words, cwd=place, env=os.environ | SETTINGS | environment, capture_output=True, text=True, check=False
     )
     (place / f"out-{number}.log").write_text(ended.stdout + ended.stderr)
     assert ended.returncode == 0, f"{command}: exit status {ended.returncode}\n{(ended.stdout + ended.stderr)[-3000:]}"
@@ -156,11 +148,6 @@ def finish(command: str, place: Path, more: str = "") -> None:
 def finish_block(code: str, place: Path) -> None:
     """Run Python code to its end; fail with its output where it fails."""
     fork(["-c", code], place)
-
-
-def settings(place: Path) -> dict[str, str]:
-    """The environment of what runs: one thread, nothing compiled at run time."""
-    return {"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1", "MPLBACKEND": "Agg"}
 
 
 def fork(words: list[str], place: Path) -> None:
@@ -176,26 +163,3 @@ def fork(words: list[str], place: Path) -> None:
         process.kill()
         raise AssertionError(f"{shlex.join(words)}: not done after two minutes\n{log.read_text()[-3000:]}")
     assert process.exitcode == 0, f"{shlex.join(words)}: exit status {process.exitcode}\n{log.read_text()[-3000:]}"
-
-
-def run_here(words: list[str], place: Path, log: Path) -> None:
-    """`python WORDS` in this process, in the folder `place`, with its output in `log`."""
-    with log.open("w") as file:
-        for stream in (1, 2):
-            os.dup2(file.fileno(), stream)
-    os.chdir(place)
-    os.environ |= settings(place)
-    # What a script finds: what is installed, and its own folder; not the project's root.
-    sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() not in (ROOT, ROOT / "tests")]
-    for name in [name for name in sys.modules if name.split(".")[0] in ("bench", "research", "scripts", "tests")]:
-        del sys.modules[name]
-    kind, *rest = words
-    if kind == "-m":
-        sys.argv, sys.path[:0] = rest, [str(place)]
-        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
-    elif kind == "-c":
-        sys.argv, sys.path[:0] = ["-c"], [str(place)]
-        exec(compile(rest[0], "<block>", "exec"), {"__name__": "__main__"})
-    else:
-        sys.argv, sys.path[:0] = words, [str((place / kind).parent)]
-        runpy.run_path(kind, run_name="__main__")

@@ -33,7 +33,7 @@ def test_command_ends_with_status_1_where_a_split_is_damaged(tmp_path, two_rooms
     data = tmp_path / "data"
     shutil.copytree(two_rooms / "train", data / "train")
     command = [sys.executable, "-m", "jepa_fast.doctor", "--data", data]
-    next((data / "train").glob("wall-*.npy")).write_bytes(b"")
+    next((data / "train").glob("wall*.npy")).write_bytes(b"")
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
     assert "! train" in done.stdout

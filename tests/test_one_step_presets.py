@@ -1,4 +1,4 @@
-"""What holds for every preset whose dot stays or moves."""
+"""What holds for every preset whose agent stays or moves."""
 
 import shutil
 

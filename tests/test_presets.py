@@ -21,7 +21,7 @@ def configuration(data, name):
         recipe = replace(recipe, model=replace(recipe.model, channels=4, dim=16))
     return RunConfig(
         preset=name, recipe=recipe, seed=3, steps=20, batch_size=4, amp="off", compile=False, device="cpu",
-        data=str(data), loader="host", kernels="reference", exact_shortcuts=True,
+        data=str(data), loader="host", kernels="reference", sparse=True,
     )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ SMALL = JEPAConfig(channels=2, blocks=1, dim=6, residual="state", activation="be
 def make_run(folder, data="nowhere"):
     config = RunConfig(
         preset="test", recipe=Recipe(model=SMALL), seed=4, steps=9, batch_size=8, amp="off", compile=False,
-        device="cpu", data=str(data), loader="host", kernels="reference", exact_shortcuts=True,
+        device="cpu", data=str(data), loader="host", kernels="reference", sparse=True,
     )  # fmt: skip
     create_run(folder, config)
     torch.manual_seed(1)

@@ -39,7 +39,7 @@ class Forward(nn.Module):
         super().__init__()
         self.config, self.span = config, span
         self.model = model
-        mode: Literal["auto", "off"] = "auto" if config.exact_shortcuts else "off"
+        mode: Literal["auto", "off"] = "auto" if config.sparse else "off"
         self._flip: Callable[[Batch, Tensor], Batch] | None = None
         if config.recipe.flips:
             flips = Flips(spec, bases)

@@ -5,7 +5,7 @@
     prediction  z' = z + g A a: the mean of two outcomes, to move by A a or to stay
 
 How frames are encoded, what of a room is kept and how likely the agent moves is for each model to say. The family is
-for the two-room world alone: a channel with an agent, a dot on black, one with a wall, and actions of two numbers.
+for the two-room world alone: a channel with an agent, an agent on black, one with a wall, and actions of two numbers.
 """
 
 from abc import abstractmethod
@@ -172,11 +172,11 @@ class PositionModel(GatedModel):
     """A gated model that finds positions in images and embeds them by one linear layer."""
 
     @abstractmethod
-    def encode_images(self, dots: Tensor, corners: Tensor | None, walls: Tensor, scale: float = 1.0) -> Encoded:
+    def encode_images(self, agents: Tensor, corners: Tensor | None, walls: Tensor, scale: float = 1.0) -> Encoded:
         """The encodings of images.
 
         Args:
-            dots: [B, T, h, w], whole frames or windows.
+            agents: [B, T, h, w], whole frames or windows.
             corners: of windows, [B, T, 2] (row, column) of their top left pixels.
             walls: [B, H, W], of frame 0.
             scale: what brings the images into the range of the data.
@@ -221,12 +221,12 @@ class PositionEncoder:
         """Encodings of T frames; T is the batch's own, so that a rollout can bring frame 0 alone."""
         corners: Tensor | None = None
         if self._has_windows:
-            dots, corners = batch.groups[self._agent].pixels[:, :, 0], batch.groups[self._agent].corners
+            agents, corners = batch.groups[self._agent].pixels[:, :, 0], batch.groups[self._agent].corners
         else:
             group, base = self.spec.groups[self._agent], self.bases[self._agent]
-            dots = expand_group(batch.groups[self._agent], group, self.spec, batch.length, base)[:, :, 0]
+            agents = expand_group(batch.groups[self._agent], group, self.spec, batch.length, base)[:, :, 0]
         walls = solid_images(batch, self.spec, self.bases)
-        return self.model.encode_images(dots, corners, walls, self.spec.scale)
+        return self.model.encode_images(agents, corners, walls, self.spec.scale)
 
     def explain(self, batch: Batch) -> str:
         """One line for the log: what a batch like this is encoded by."""

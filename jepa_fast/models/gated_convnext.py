@@ -34,7 +34,7 @@ LINES_REACH, SHIFTS = 4.0, 16.0
 
 
 class GatedPredictor(nn.Module):
-    """Stay or move by A a: how likely is a network's word on where the dot is, on wall and action."""
+    """Stay or move by A a: how likely is a network's word on where the agent is, on wall and action."""
 
     def __init__(self, config: GatedConvNeXtConfig) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class GatedPredictor(nn.Module):
 
 
 class Gate(nn.Module):
-    """The logit of moving, from how the dot lies to lines that the wall shifts: where it is, and where it would be.
+    """The logit of moving, from how the agent lies to lines that the wall shifts: where it is, and where it would be.
 
     Each line is a direction and an offset in the plane of positions, plus what the wall's encoding says of it. Its tanh
     tells sides apart, and how near the line is; two hidden layers with ReLU go by all of them, before and after.
@@ -150,7 +150,7 @@ class GatedConvNeXt(GatedModel):
 
 
 class GatedConvNeXtEncoder:
-    """Encodes a Batch by the exact shortcuts."""
+    """Encodes a Batch by sparse encoding."""
 
     def __init__(self, model: GatedConvNeXt, encoder: SparseEncoder) -> None:
         self.model, self.encoder = model, encoder

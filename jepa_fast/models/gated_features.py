@@ -1,8 +1,8 @@
 """The gated model on features read from pixels: a learned linear encoder, an agent that is blocked or free.
 
-    latent      z = W (p - centre) / half a frame, p the dot's centre; W [D, 2] learned, with orthogonal columns
+    latent      z = W (p - centre) / half a frame, p the agent's centre; W [D, 2] learned, with orthogonal columns
     prediction  z' = z + g A a: the mean of two outcomes, to move by A a or to stay
-    gate        g = border(x) border(y) wall(above) wall(below), small networks on where lines are, seen from the dot
+    gate        g = border(x) border(y) wall(above) wall(below), small networks on where lines are, seen from the agent
 
 The layout of the room is read from frame 0 and carried beside the latent; it is neither predicted nor probed.
 """
@@ -14,17 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa_fast.config import GatedFeaturesConfig, Kernels
-from jepa_fast.models.features import read_centres, read_layout
+from jepa_fast.data.two_rooms.features import read_centres, read_layout
 from jepa_fast.models.gated import ActionStep, BlockedFreeMixture, Encoded, Lift, PositionModel, bounded
 from jepa_fast.objectives.objective import Objective
 
 
 class FeaturePredictor(nn.Module):
-    """Stay or move by A a: how likely is a product of gates on the lines around the dot, all in the dot's own frame.
+    """Stay or move by A a: a product of gates on the lines around the agent, in its own frame, says how likely.
 
     Along each axis the lines' distances are taken in the direction of motion, so that mirrored scenes give the same
     gates; all lengths are in units of the step's, and cut off at `reach` of them. What a line means, how thick a wall
-    is or how wide a door, and what stops a dot is for the gates to learn.
+    is or how wide a door, and what stops an agent is for the gates to learn.
     """
 
     def __init__(self, config: GatedFeaturesConfig) -> None:
@@ -60,7 +60,7 @@ class FeaturePredictor(nn.Module):
             dim=-2,
         )  # [..., 2, 5]
         logits = bounded(torch.cat([self.border(borders), self.wall(pieces)], dim=-2).squeeze(-1))  # [..., 4]
-        # Logarithms all the way: a gate that is sure and wrong must still feel how wrong it is. The dot stays if the
+        # Logarithms all the way: a gate that is sure and wrong must still feel how wrong it is. The agent stays if the
         # first gate is closed, or if the second is and the first is not, or ...
         log_open = F.logsigmoid(logits)
         log_stay = torch.logsumexp(log_open - logits + log_open.cumsum(dim=-1) - log_open, dim=-1)
@@ -102,11 +102,11 @@ class GatedFeatures(PositionModel):
         """The encoder: all else of it is fixed."""
         return self.encoder
 
-    def encode_images(self, dots: Tensor, corners: Tensor | None, walls: Tensor, scale: float = 1.0) -> Encoded:
+    def encode_images(self, agents: Tensor, corners: Tensor | None, walls: Tensor, scale: float = 1.0) -> Encoded:
         """The encodings of images on whatever scale."""
-        with torch.autocast(dots.device.type, enabled=False):
+        with torch.autocast(agents.device.type, enabled=False):
             half = (self.side - 1) / 2
-            latents = self.encoder((read_centres(dots, corners) - half) / half)
+            latents = self.encoder((read_centres(agents, corners) - half) / half)
             return Encoded(latents, (read_layout(walls) - half) / half)
 
     def transition(self, encoded: Encoded, actions: Tensor) -> BlockedFreeMixture:

@@ -1,13 +1,13 @@
 """The gated model that learns from pixels where the agent is and what blocks it.
 
-    position    p = softargmax(spread(relu(look(dot))) / temperature): two small convolutions, expected coordinates
+    position    p = softargmax(spread(relu(look(agent))) / temperature): two small convolutions, expected coordinates
     latent      z = W p, as in `gated`
     prediction  z' = z + g A a: the mean of moving by A a and of staying
-    gate        g: a network on the wall's image around where the dot is and around where it would go
+    gate        g: a network on the wall's image around where the agent is and around where it would go
 
 The room is the wall's image of frame 0, carried beside the latent. The gate looks at it through two lattices of points
 one pixel apart, laid around p and p + a and mirrored so that the action leads right and down. Its first layer, on what
-is sampled there bilinearly, is a convolution of the image, as linear maps commute: computed only where the dot is.
+is sampled there bilinearly, is a convolution of the image, as linear maps commute: computed only where the agent is.
 """
 
 import torch
@@ -19,12 +19,12 @@ from jepa_fast.models.gated import ActionStep, BlockedFreeMixture, Encoded, Lift
 from jepa_fast.models.softargmax import soft_argmax_of_windows
 from jepa_fast.objectives.objective import Objective
 
-# A dot's first logits are tenths of this: the softmax begins nearly flat, and positions nearly the same for all frames.
+# An agent's first logits are tenths of this: the softmax begins nearly flat, positions nearly the same for all frames.
 FIRST_TEMPERATURE = 1.0
 
 
 class DotEncoder(nn.Module):
-    """Images of a dot on black to positions, and these to latents. No biases: black gives logits of 0 anywhere."""
+    """Images of an agent on black to positions, and these to latents. No biases: black gives logits of 0 anywhere."""
 
     def __init__(self, config: GatedPixelsConfig) -> None:
         super().__init__()
@@ -32,28 +32,28 @@ class DotEncoder(nn.Module):
         self.look = nn.Conv2d(1, config.channels, config.kernel, padding=self.margin, bias=False)
         # Written as a transposed convolution: what each hidden pixel adds to the logits around it.
         self.spread = nn.ConvTranspose2d(config.channels, 1, config.kernel, bias=False)
-        # Begins by adding alone. Where light lowers logits, all of the frame but the dot is found, which is as far from
+        # Begins by adding alone. Where light lowers logits, all of the frame but the agent is found, as far from
         # collapse as it gets that way: half of the seeds would never leave it.
         with torch.no_grad():
             self.spread.weight.abs_()
         self.log_temperature = nn.Parameter(torch.tensor(FIRST_TEMPERATURE).log())
         self.lift = Lift(config.dim, config.spread)
 
-    def locate(self, dots: Tensor, corners: Tensor, size: tuple[int, int]) -> Tensor:
+    def locate(self, agents: Tensor, corners: Tensor, size: tuple[int, int]) -> Tensor:
         """Positions [N, 2] (x, y) of windows [N, h, w] at corners [N, 2] (row, column) in frames of `size`.
 
-        Logits reach as far as the dot's light does through both convolutions, beyond the window; elsewhere they are 0.
+        Logits reach as far as the agent's light does through both convolutions, beyond the window; else they are 0.
         """
-        logits = self.spread(F.relu(self.look(dots[:, None])))[:, 0]
+        logits = self.spread(F.relu(self.look(agents[:, None])))[:, 0]
         corners = corners.to(torch.int64) - self.margin
         return soft_argmax_of_windows(logits, corners, size, self.log_temperature.exp())
 
 
 class PixelPredictor(nn.Module):
-    """Stay or move by A a: how likely is a network's word on the wall's image around the dot and around its aim.
+    """Stay or move by A a: how likely is a network's word on the wall's image around the agent and around its aim.
 
-    What a wall is, on which side of a line a dot stops and how it passes a door is for the network to learn. Along each
-    axis the lattices are mirrored with the action, so that mirrored scenes give the same gates.
+    What a wall is, on which side of a line an agent stops and how it passes a door is for the network to learn. Along
+    each axis the lattices are mirrored with the action, so that mirrored scenes give the same gates.
     """
 
     offsets: Tensor
@@ -71,7 +71,7 @@ class PixelPredictor(nn.Module):
         )  # fmt: skip
 
     def seen(self, positions: Tensor, room: Tensor, actions: Tensor) -> Tensor:
-        """What the gate goes by [B, T, 2 S + 2]: the image around the dot, around its aim, and the action's lengths.
+        """What the gate goes by [B, T, 2 S + 2]: the image around the agent, around its aim, and the action's lengths.
 
         Args:
             positions: [B, T, 2] (x, y) in pixels.
@@ -122,16 +122,16 @@ class GatedPixels(PositionModel):
         """What makes latents of positions."""
         return self.encoder.lift
 
-    def encode_images(self, dots: Tensor, corners: Tensor | None, walls: Tensor, scale: float = 1.0) -> Encoded:
+    def encode_images(self, agents: Tensor, corners: Tensor | None, walls: Tensor, scale: float = 1.0) -> Encoded:
         """The encodings of images which `scale` brings into the range of the data."""
-        with torch.autocast(dots.device.type, enabled=False):
+        with torch.autocast(agents.device.type, enabled=False):
             dtype, half = self.lift.weight.dtype, (self.side - 1) / 2
             to_white = scale * self.to_white
             if corners is None:
-                corners = torch.zeros(2, dtype=torch.int64, device=dots.device).expand(*dots.shape[:2], 2)
-            images = dots.flatten(0, 1).to(dtype) * to_white
+                corners = torch.zeros(2, dtype=torch.int64, device=agents.device).expand(*agents.shape[:2], 2)
+            images = agents.flatten(0, 1).to(dtype) * to_white
             positions = self.encoder.locate(images, corners.flatten(0, 1), (self.side, self.side))
-            latents = self.lift((positions - half) / half).unflatten(0, dots.shape[:2])
+            latents = self.lift((positions - half) / half).unflatten(0, agents.shape[:2])
             return Encoded(latents, walls.to(dtype) * to_white)
 
     def transition(self, encoded: Encoded, actions: Tensor) -> BlockedFreeMixture:

@@ -120,7 +120,7 @@ class SparseEncoder:
     def explain(self, batch: Batch) -> str:
         """One line for the log: what a batch like this is encoded by, and why."""
         if self.mode == "off":
-            return "encoder: exact shortcuts off, every frame is encoded whole"
+            return "encoder: sparse encoding off, every frame is encoded whole"
         plan = self.plan(batch)
         share = 100 * plan.flops / plan.plain_flops
         reasons = []

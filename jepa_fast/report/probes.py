@@ -30,13 +30,13 @@ def evaluation_sections(run: Run) -> list[Section]:
         ),
         Section(
             "Error by distance",
-            ["By how far the dot really was from the nearest solid pixel of a border or the wall, frame by frame."],
+            ["By how far the agent really was from the nearest solid pixel of a border or the wall, frame by frame."],
             figures=[_by_distance(results)],
         ),
         Section(
             "Paths",
             [
-                "Where the agent was, and where the converged probe locates it from predicted latents alone. The dot "
+                "Where the agent was, and where the converged probe locates it from predicted latents alone. The agent "
                 "is frame 0. Best, median and worst are by the mean error over a trajectory."
             ],
             figures=[_paths(result) for result in results],

@@ -9,7 +9,7 @@ Rectangle = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Path:
-    """Locations (x, y) in pixels, drawn in a CSS color `width` pixels wide, a dot where it begins."""
+    """Locations (x, y) in pixels, drawn in a CSS color `width` pixels wide, an agent where it begins."""
 
     points: Sequence[Point]
     color: str

@@ -90,7 +90,7 @@ def test_every_loader_trains_to_the_same_bits(tmp_path, two_rooms):
     config = RunConfig(
         preset="test", recipe=Recipe(model=JEPAConfig(channels=4, blocks=1, dim=16)), seed=3, steps=10, batch_size=8,
         amp="off", compile=False, device="cpu", data=str(two_rooms), loader="host", kernels="reference",
-        exact_shortcuts=True,
+        sparse=True,
     )  # fmt: skip
     expected = final_state(tmp_path / "host", config)
     for name in ("resident", "dali"):

@@ -25,7 +25,7 @@ SMALL = JEPAConfig(channels=4, blocks=1, dim=16)
 def config(two_rooms):
     return RunConfig(
         preset="test", recipe=Recipe(model=SMALL), seed=3, steps=12, batch_size=8, amp="off", compile=False,
-        device="cpu", data=str(two_rooms), loader="host", kernels="reference", exact_shortcuts=True,
+        device="cpu", data=str(two_rooms), loader="host", kernels="reference", sparse=True,
     )  # fmt: skip
 
 

@@ -45,7 +45,7 @@ def configuration(data, **changes):
     stages = (Stage(1), Stage(1, {"invariance": 30.0}))
     config = RunConfig(
         preset="test", recipe=Recipe(model=SMALL, stages=stages), seed=3, steps=STEPS, batch_size=8, amp="off",
-        compile=False, device="cpu", data=str(data), loader="host", kernels="reference", exact_shortcuts=True,
+        compile=False, device="cpu", data=str(data), loader="host", kernels="reference", sparse=True,
     )  # fmt: skip
     return replace(config, **changes)
 

@@ -15,7 +15,7 @@ from jepa_fast.engine import fallbacks
 def configuration(**changes):
     fields = {
         "preset": "test", "recipe": Recipe(), "seed": 0, "steps": 1, "batch_size": 2, "amp": "off", "compile": False,
-        "device": "cpu", "data": "data", "loader": "host", "kernels": "reference", "exact_shortcuts": True,
+        "device": "cpu", "data": "data", "loader": "host", "kernels": "reference", "sparse": True,
     }  # fmt: skip
     return RunConfig(**{**fields, **changes})
 

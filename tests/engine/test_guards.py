@@ -33,7 +33,7 @@ COLLAPSING = replace(HEALTHY, objective=VICRegConfig(variance=0.0, covariance=0.
 def configuration(data, **changes):
     config = RunConfig(
         preset="test", recipe=HEALTHY, seed=3, steps=60, batch_size=12, amp="off", compile=False, device="cpu",
-        data=str(data), loader="host", kernels="reference", exact_shortcuts=True,
+        data=str(data), loader="host", kernels="reference", sparse=True,
     )  # fmt: skip
     return replace(config, **changes)
 

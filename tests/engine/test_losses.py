@@ -44,7 +44,7 @@ def one_thread():
 def test_fifty_steps_have_the_stored_losses(name, two_rooms, one_thread):
     config = RunConfig(
         preset=name, recipe=preset(name), seed=SEED, steps=STEPS, batch_size=BATCH_SIZE, amp="off", compile=False,
-        device="cpu", data=str(two_rooms), loader="host", kernels="reference", exact_shortcuts=True,
+        device="cpu", data=str(two_rooms), loader="host", kernels="reference", sparse=True,
     )  # fmt: skip
     split = open_split(two_rooms / "train")
     trainer = Trainer(config, split.spec, group_bases(split, torch.device("cpu")))

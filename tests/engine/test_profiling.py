@@ -18,7 +18,7 @@ SMALL = JEPAConfig(channels=4, blocks=1, dim=16)
 def configuration(data):
     return RunConfig(
         preset="test", recipe=Recipe(model=SMALL), seed=3, steps=6, batch_size=4, amp="off", compile=False,
-        device="cpu", data=str(data), loader="host", kernels="reference", exact_shortcuts=True,
+        device="cpu", data=str(data), loader="host", kernels="reference", sparse=True,
     )  # fmt: skip
 
 

@@ -34,7 +34,7 @@ def staged(*stages, **changes):
 def configuration(data, recipe, **changes):
     config = RunConfig(
         preset="test", recipe=recipe, seed=3, steps=STEPS, batch_size=8, amp="off", compile=False, device="cpu",
-        data=str(data), loader="host", kernels="reference", exact_shortcuts=True,
+        data=str(data), loader="host", kernels="reference", sparse=True,
     )  # fmt: skip
     return replace(config, **changes)
 

@@ -26,7 +26,7 @@ needs_cuda = pytest.mark.gpu
 def configuration(data, **changes):
     config = RunConfig(
         preset="test", recipe=Recipe(model=SMALL), seed=3, steps=STEPS, batch_size=8, amp="off", compile=False,
-        device="cpu", data=str(data), loader="host", kernels="reference", exact_shortcuts=True,
+        device="cpu", data=str(data), loader="host", kernels="reference", sparse=True,
     )  # fmt: skip
     return replace(config, **changes)
 

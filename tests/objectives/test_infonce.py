@@ -117,7 +117,7 @@ def test_training_comes_to_find_each_own_encoding_and_keeps_states_spread(tmp_pa
     recipe = replace(recipe, model=JEPAConfig(channels=4, blocks=1, dim=128))
     config = RunConfig(
         preset="infonce", recipe=recipe, seed=3, steps=100, batch_size=12, amp="off", compile=False, device="cpu",
-        data=str(two_rooms), loader="host", kernels="reference", exact_shortcuts=True,
+        data=str(two_rooms), loader="host", kernels="reference", sparse=True,
     )  # fmt: skip
     create_run(tmp_path / "run", config)
     train(config, tmp_path / "run")

@@ -211,7 +211,7 @@ def test_an_evaluation_reads_back_as_it_was_saved(tmp_path, evaluation):
 def make_run(folder, data):
     config = RunConfig(
         preset="test", recipe=Recipe(model=SMALL), seed=0, steps=1, batch_size=8, amp="off", compile=False,
-        device="cpu", data=str(data), loader="host", kernels="reference", exact_shortcuts=True,
+        device="cpu", data=str(data), loader="host", kernels="reference", sparse=True,
     )  # fmt: skip
     create_run(folder, config)
     torch.manual_seed(0)

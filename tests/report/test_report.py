@@ -72,7 +72,7 @@ def make_run(folder, data, **changes):
     )
     config = RunConfig(
         preset="test", recipe=recipe, seed=3, steps=30, batch_size=8, amp="off", compile=False,
-        device="cpu", data=str(data), loader="host", kernels="reference", exact_shortcuts=True,
+        device="cpu", data=str(data), loader="host", kernels="reference", sparse=True,
     )  # fmt: skip
     config = replace(config, **changes)
     create_run(folder, config)
@@ -281,7 +281,7 @@ def test_a_report_says_where_stages_ended_and_what_they_froze(tmp_path, two_room
     recipe = Recipe(model=JEPAConfig(channels=2, blocks=1, dim=8), stages=stages)
     config = RunConfig(
         preset="test", recipe=recipe, seed=0, steps=20, batch_size=8, amp="off", compile=False, device="cpu",
-        data=str(two_rooms), loader="host", kernels="reference", exact_shortcuts=True,
+        data=str(two_rooms), loader="host", kernels="reference", sparse=True,
     )  # fmt: skip
     create_run(tmp_path / "run", config)
     train(config, tmp_path / "run")

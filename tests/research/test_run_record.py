@@ -25,7 +25,7 @@ def run(two_rooms, tmp_path_factory):
     recipe = Recipe(model=JEPAConfig(channels=2, blocks=1, dim=8))
     config = RunConfig(
         preset="test", recipe=recipe, seed=3, steps=25, batch_size=6, amp="off", compile=False, device="cpu",
-        data=str(two_rooms), loader="host", kernels="reference", exact_shortcuts=True,
+        data=str(two_rooms), loader="host", kernels="reference", sparse=True,
     )  # fmt: skip
     create_run(folder, config)
     write_environment(folder, torch.device("cpu"))

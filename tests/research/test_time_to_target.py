@@ -24,7 +24,7 @@ from research.time_to_target import Clock, run_to_target, stopped_at_once, warm_
 def config(two_rooms):
     return RunConfig(
         preset="gated_features", recipe=preset("gated_features"), seed=3, steps=12, batch_size=8, amp="off",
-        compile=False, device="cpu", data=str(two_rooms), loader="auto", kernels="reference", exact_shortcuts=True,
+        compile=False, device="cpu", data=str(two_rooms), loader="auto", kernels="reference", sparse=True,
     )  # fmt: skip
 
 

@@ -1,8 +1,9 @@
 """Mirrored trajectories: frames flipped left-right and upside down, and the actions with them.
 
-The two-room world is its own mirror image along both axes: borders, a dot, a wall with a door and the rules of moving
-stay what they are, so that a flipped trajectory is one that the simulator makes of the flipped start and actions. Of
-crops, shifts, and flips of the frames or of the actions alone this is not true; tests/data/test_flips.py checks both.
+The two-room world is its own mirror image along both axes: borders, an agent, a wall with a door and the rules of
+moving stay what they are, so that a flipped trajectory is one that the simulator makes of the flipped start and
+actions. Of crops, shifts, and flips of the frames or of the actions alone this is not true; tests/data/test_flips.py
+checks both.
 
 Two coins are tossed for every trajectory in every step, by the hash that dropout masks are made of: a step stays a
 function of state and batch, and any number of processes draws the flips of one.

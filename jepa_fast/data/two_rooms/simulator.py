@@ -1,4 +1,4 @@
-"""Simulated trajectories of a dot in two rooms: every one a pure function of (seed, split, index).
+"""Simulated trajectories of an agent in two rooms: every one a pure function of (seed, split, index).
 
 A replica: the original data set of 2.5 million frames is not public, and this generator was matched to what is known of
 it. Results on one are not results on the other.
@@ -219,7 +219,7 @@ def expert_actions(starts: Float32, waypoints: Float64, steps: int) -> Float32:
     """Actions [n, steps, 2] from starts [n, 2] to each of the waypoints [legs, n, 2] in turn, in 0.9-pixel steps.
 
     Each leg sets out from where the last one ended and ends with its partial step if that is at least 0.2 pixels, else
-    short of its waypoint. After the last leg the dot stands still; what takes more than `steps` is cut off.
+    short of its waypoint. After the last leg the agent stands still; what takes more than `steps` is cut off.
     """
     here = starts.astype(np.float64)
     actions = np.zeros((len(starts), steps, 2))

@@ -1,4 +1,4 @@
-"""The world of the dot: its measures, the rules by which a dot moves, and what it looks like.
+"""The world of the agent: its measures, the rules by which an agent moves, and what it looks like.
 
 Coordinates are (x, y) = (column, row) in pixels, origin in the top left pixel's centre, y downwards. One vertical wall
 of three columns around `wall_x` parts the two rooms; its door is centred on row `door_y`.
@@ -24,7 +24,7 @@ class World:
 
     Attributes:
         size: side of the square image.
-        dot_std: standard deviation of the dot's Gaussian.
+        dot_std: standard deviation of the agent's Gaussian.
         borders: row and column of the near and of the far border.
         wall_half_width: the wall fills columns wall_x - 1 to wall_x + 1.
         door_half_height: the door leaves rows door_y - 4 to door_y + 4 open.
@@ -79,7 +79,7 @@ def is_solid(locations: ArrayLike, wall_x: ArrayLike, door_y: ArrayLike) -> Bool
 
 
 def step(location: ArrayLike, action: ArrayLike, wall_x: ArrayLike, door_y: ArrayLike) -> Float32:
-    """Where a dot is after one action: location + action, or exactly where it was if anything is in the way.
+    """Where an agent is after one action: location + action, or exactly where it was if anything is in the way.
 
     Nothing slides and nothing is clamped. A move is blocked by
 
@@ -88,8 +88,8 @@ def step(location: ArrayLike, action: ArrayLike, wall_x: ArrayLike, door_y: Arra
     3. the solid wall: it ends there, as `is_solid` says, faces included.
 
     A move that leaves the door through a jamb needs no rule of its own: it ends in the wall or crosses a face below or
-    above the door. So a dot that starts outside the solid wall is never inside it, and a move is blocked exactly where
-    its way meets a border or the wall's interior, or ends on a face.
+    above the door. So an agent that starts outside the solid wall is never inside it, and a move is blocked exactly
+    where its way meets a border or the wall's interior, or ends on a face.
 
     The destination is rounded to float32 before the rules see it and they are evaluated in float64: whatever `step`
     returned can be stored as float32 and stepped again, with the same bits. Only sums, products and comparisons are
@@ -135,10 +135,10 @@ FRAMES_TOGETHER = 512
 
 
 def render_dots(locations: Float32) -> UInt8:
-    """Images of the dot, uint8 [n, T, 65, 65], for finite locations [n, T, 2].
+    """Images of the agent, uint8 [n, T, 65, 65], for finite locations [n, T, 2].
 
     A pixel is round(255 exp(-((column - x)^2 + (row - y)^2) / (2 * 1.3^2))), evaluated in float64 as a product of a
-    row and a column profile on the 10 x 10 window outside of which it is 0. Times WORLD.scale that is the dot of peak
+    row and a column profile on the 10 x 10 window outside of which it is 0. Times WORLD.scale that is the agent of peak
     1 / (2 pi 1.3^2), to half a step. What lies beyond the image's edge is cut off.
     """
     count, frames, _ = locations.shape

@@ -1,7 +1,7 @@
-"""What a frame shows, read from its pixels alone: the dot's centre, the borders, the wall and its door.
+"""What a frame shows, read from its pixels alone: the agent's centre, the borders, the wall and its door.
 
-Nothing here is learned and nothing is known of the world but that a dot is brighter than black, borders are lines from
-edge to edge of the frame, and between them stands one vertical wall with one door. Positions are (x, y) in pixels,
+Nothing here is learned and nothing is known of the world but that an agent is brighter than black, borders are lines
+from edge to edge of the frame, and between them stands one vertical wall with one door. Positions are (x, y) in pixels,
 the origin in the centre of the top left pixel; lines are where the outermost of their pixels are.
 """
 
@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 
-def read_centres(dots: Tensor, corners: Tensor | None = None) -> Tensor:
+def read_centres(agents: Tensor, corners: Tensor | None = None) -> Tensor:
     """Centres of brightness, float32 [..., 2] (x, y) in pixels; of a black image, its corner.
 
     Args:
-        dots: images of the dot [..., h, w], whole frames or windows, uint8 or float.
+        agents: images of the agent [..., h, w], whole frames or windows, uint8 or float.
         corners: of windows, [..., 2] (row, column) of their top left pixels.
     """
-    light = dots.to(torch.float32)
+    light = agents.to(torch.float32)
     by_column, by_row = light.sum(dim=-2), light.sum(dim=-1)
     total = by_row.sum(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
     # Multiplied and summed: a matrix product may be taken in a narrower type.
@@ -26,7 +26,7 @@ def read_centres(dots: Tensor, corners: Tensor | None = None) -> Tensor:
 
 
 def read_layout(walls: Tensor) -> Tensor:
-    """Where a dot cannot go, float32 [N, 2, 2, 2] in pixels: (borders, wall) x (x, y) x (low, high).
+    """Where an agent cannot go, float32 [N, 2, 2, 2] in pixels: (borders, wall) x (x, y) x (low, high).
 
     Borders: the lines from edge to edge that lie outermost, columns for x and rows for y. Wall: between them, the
     first and the last column that holds anything, and for y the first and the last row that is open, the door's. What
