@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from jepa_fast.errors import InputError
+from jepa_fast.kernels.probe_train import join_probe, probe_train, split_probe
 from jepa_fast.probing.rollouts import Rollouts
 
 # Location statistics of the original data set, in pixels; fixed, so that scores stay comparable.
@@ -119,21 +119,30 @@ def _train(
     batches = count // BATCH
     if batches == 0:
         raise InputError(f"probe set: got {count} trajectories to train a probe on, expected at least {BATCH}")
-    optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
+    dim, parameters = rollouts.latents.shape[2], join_probe(*(own.detach() for own in network.parameters()))
+    state = torch.stack([parameters, torch.zeros_like(parameters), torch.zeros_like(parameters)])
     with tqdm(total=epochs * batches, desc=name, unit="step", leave=False, dynamic_ncols=True) as bar:
         for epoch in range(epochs):
-            order = torch.randperm(count, generator=generator)
-            for batch in range(batches):
-                rows = order[batch * BATCH : (batch + 1) * BATCH]
-                latents, aims = rollouts.latents[rows], targets[rows]
-                if length > LONG:
-                    # Each trajectory its own random steps, without repetition.
-                    steps = torch.rand(BATCH, length, generator=generator).argsort(dim=1)[:, :LONG, None]
-                    latents, aims = latents.take_along_dim(steps, dim=1), aims.take_along_dim(steps, dim=1)
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate * schedule(epoch * batches + batch, epochs * batches)
-                optimizer.zero_grad(set_to_none=True)
-                torch.autograd.backward(F.mse_loss(network(latents), aims))
-                optimizer.step()
-                bar.update()
+            rows = torch.randperm(count, generator=generator)[: batches * BATCH].view(batches, BATCH)
+            steps: Tensor | None = None
+            if length > LONG:
+                # Each trajectory its own random steps, without repetition.
+                drawn = [torch.rand(BATCH, length, generator=generator).argsort(dim=1)[:, :LONG] for _ in rows]
+                steps = torch.stack(drawn)
+            first = epoch * batches
+            rates = [learning_rate * schedule(first + batch, epochs * batches) for batch in range(batches)]
+            state = probe_train(
+                rollouts.latents,
+                targets,
+                rows,
+                steps,
+                torch.tensor(rates, dtype=torch.float64),
+                state,
+                HIDDEN,
+                first + 1,
+            )
+            with torch.no_grad():
+                for own, part in zip(network.parameters(), split_probe(state[0], dim, HIDDEN), strict=True):
+                    own.copy_(part)
+            bar.update(batches)
             yield epoch

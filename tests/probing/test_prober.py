@@ -65,36 +65,58 @@ def test_rate_warms_up_over_a_tenth_and_falls_to_a_thousandth():
     assert math.isclose(factors[1000], 0.001)
 
 
+def recorded(monkeypatch):
+    """The calls of `probe_train` from here on."""
+    calls = []
+    train = prober.probe_train
+    monkeypatch.setattr(prober, "probe_train", lambda *args: calls.append(args) or train(*args))
+    return calls
+
+
 def test_official_training_takes_the_published_number_and_size_of_steps(monkeypatch):
-    taken, rates = [], []
-    step = torch.optim.Adam.step
-
-    def counted(self, *args):
-        rates.append(self.param_groups[0]["lr"])
-        return step(self, *args)
-
-    monkeypatch.setattr(torch.optim.Adam, "step", counted)
-    network = prober._network(12, 0)
-    network.register_forward_hook(lambda module, inputs, output: taken.append(tuple(inputs[0].shape)))
-    monkeypatch.setattr(prober, "_network", lambda dim, seed: network)
+    calls = recorded(monkeypatch)
     official_probe(rollouts(count=200, steps=40), seed=0)
-    assert len(taken) == 20 * (200 // 64)
-    assert set(taken) == {(64, 30, 12)}
-    assert max(rates) == 5e-5
+    assert len(calls) == 20
+    assert {tuple(rows.shape) for _, _, rows, *_ in calls} == {(200 // 64, 64)}
+    assert {tuple(steps.shape) for _, _, _, steps, *_ in calls} == {(200 // 64, 64, 30)}
+    assert max(float(rates.max()) for _, _, _, _, rates, *_ in calls) == 5e-5
+    assert [first for *_, first in calls] == [1 + 3 * epoch for epoch in range(20)]
 
 
-def test_long_trajectories_train_on_random_steps_without_repetition():
-    """States carry their own step number; the network sees 30 different ones for each trajectory."""
-    steps = torch.arange(40.0).view(1, 40, 1).expand(64, 40, 1)
-    seen = []
-    network = torch.nn.Sequential(torch.nn.Linear(1, 2))
-    network.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0][..., 0]))
-    train = Rollouts(steps, torch.zeros(64, 40, 2))
+def test_long_trajectories_train_on_random_steps_without_repetition(monkeypatch):
+    calls = recorded(monkeypatch)
+    train = Rollouts(torch.randn(64, 40, 3), torch.zeros(64, 40, 2))
     generator = torch.Generator().manual_seed(0)
-    for _ in prober._train(network, train, 2, 1e-3, prober.cosine, generator, "test"):
+    for _ in prober._train(prober._network(3, 0), train, 2, 1e-3, prober.cosine, generator, "test"):
         pass
+    seen = [steps[0] for _, _, _, steps, *_ in calls]
     assert all(len(row.unique()) == 30 for batch in seen for row in batch)
     assert not torch.equal(seen[0].sort(1).values, seen[1].sort(1).values)
+
+
+@pytest.mark.parametrize("steps", [9, 40])
+def test_the_official_probe_is_that_of_torchs_adam(steps):
+    """The same seed, batches, time steps and rates, by a network, an optimiser and a loss of PyTorch."""
+    train = rollouts(count=150, steps=steps)
+    targets = (train.locations - torch.tensor(LOCATION_MEAN)) / torch.tensor(prober.LOCATION_STD)
+    network, generator = prober._network(train.latents.shape[2], 3), torch.Generator().manual_seed(3)
+    optimizer = torch.optim.Adam(network.parameters())
+    batches = 150 // 64
+    for epoch in range(20):
+        order = torch.randperm(150, generator=generator)
+        for batch in range(batches):
+            rows = order[batch * 64 : (batch + 1) * 64]
+            latents, aims = train.latents[rows], targets[rows]
+            if steps > 30:
+                chosen = torch.rand(64, steps, generator=generator).argsort(dim=1)[:, :30, None]
+                latents, aims = latents.take_along_dim(chosen, dim=1), aims.take_along_dim(chosen, dim=1)
+            optimizer.param_groups[0]["lr"] = 5e-5 * warmup_cosine(epoch * batches + batch, 20 * batches)
+            optimizer.zero_grad()
+            torch.nn.functional.mse_loss(network(latents), aims).backward()
+            optimizer.step()
+    probe = official_probe(train, seed=3)
+    for ours, theirs in zip(probe.network.parameters(), network.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
 def test_same_seed_same_probe_and_torchs_generator_is_left_alone():

@@ -63,9 +63,10 @@ JEPA_FAST_INLINE void copy(const T* from, int64_t count, T* to) {
   if (count > 0) __builtin_memcpy(to, from, static_cast<size_t>(count) * sizeof(T));
 }
 
-// Pixels of a tile: 16 KB of hidden activations, but enough for the sums of the weights' gradients to pay.
+// Pixels of a tile: its hidden activations stay near the first cache, and the sums of the weights' gradients pay. 66 are eleven
+// blocks of six, and three rows of the default recipe's windows.
 constexpr int64_t tile_pixels(int64_t channels) {
-  return channels <= 16 ? 64 : channels <= 32 ? 40 : 24;
+  return channels <= 16 ? 66 : channels <= 32 ? 40 : 24;
 }
 
 // A tile is some whole rows of a rectangle, or a part of one row.
@@ -101,7 +102,7 @@ struct TileSpace {
   int64_t channels;
   int64_t hidden;
   T eps;
-  T *mean, *rstd;       // [P]
+  T* rstd;              // [P]
   T *normal, *inner;    // [P, C]: (z - mean) rstd, and that times gamma plus beta
   T *before, *after;    // [P, 4C]
   T *update;            // [P, C]
@@ -109,7 +110,6 @@ struct TileSpace {
   TileSpace(Pieces& pieces, int64_t channels, double eps)
       : channels(channels), hidden(4 * channels), eps(static_cast<T>(eps)) {
     const int64_t pixels = tile_pixels(channels);
-    mean = pieces.take<T>(pixels);
     rstd = pieces.take<T>(pixels);
     normal = pieces.take<T>(pixels * channels);
     inner = pieces.take<T>(pixels * channels);
@@ -118,25 +118,42 @@ struct TileSpace {
     update = pieces.take<T>(pixels * channels);
   }
 
+  // Pixels whose sums over channels are taken side by side.
+  static constexpr int together = 4;
+
+  // Of pixels p on: normal = z - mean, rstd = the sum of its squares.
+  template <int Pixels>
+  JEPA_FAST_INLINE void centre(const T* z, T share, int64_t p) {
+    V sum[Pixels] = {};
+    for (int64_t c = 0; c < channels; c += Width) {
+      JEPA_FAST_UNROLL
+      for (int i = 0; i < Pixels; ++i) sum[i] += load<V>(z + i * channels + c);
+    }
+    V squares[Pixels] = {};
+    JEPA_FAST_UNROLL
+    for (int i = 0; i < Pixels; ++i) sum[i] = sum_lanes<Width>(sum[i]) * share;
+    for (int64_t c = 0; c < channels; c += Width) {
+      JEPA_FAST_UNROLL
+      for (int i = 0; i < Pixels; ++i) {
+        const V value = load<V>(z + i * channels + c) - sum[i];
+        squares[i] += value * value;
+        store(normal + (p + i) * channels + c, value);
+      }
+    }
+    JEPA_FAST_UNROLL
+    for (int i = 0; i < Pixels; ++i) rstd[p + i] = sum_lanes<Width>(squares[i])[0];
+  }
+
   // inner, and normal where it is kept, of z: rows of the tile lie z_row apart.
   template <bool KeepNormal>
   __attribute__((noinline)) void normalise(const T* z, int64_t z_row, const Tile& tile, const Packed<T>& block) {
     const T share = T(1) / static_cast<T>(channels);
     int64_t p = 0;
     for (int64_t row = 0; row < tile.rows; ++row) {
-      for (int64_t x = 0; x < tile.columns; ++x, ++p) {
-        const T* from = z + row * z_row + x * channels;
-        V sum{};
-        for (int64_t c = 0; c < channels; c += Width) sum += load<V>(from + c);
-        const V centre = sum_lanes<Width>(sum) * share;
-        V squares{};
-        for (int64_t c = 0; c < channels; c += Width) {
-          const V value = load<V>(from + c) - centre;
-          squares += value * value;
-          store(normal + p * channels + c, value);
-        }
-        rstd[p] = sum_lanes<Width>(squares)[0];
-      }
+      const T* from = z + row * z_row;
+      int64_t x = 0;
+      for (; x + together <= tile.columns; x += together, p += together) centre<together>(from + x * channels, share, p);
+      for (; x < tile.columns; ++x, ++p) centre<1>(from + x * channels, share, p);
     }
     for (int64_t i = 0; i < p; ++i) rstd[i] = T(1) / square_root(rstd[i] * share + eps);
     for (int64_t c = 0; c < channels; c += Width) {
@@ -178,9 +195,9 @@ struct TileSpace {
     }
   }
 
-  // after = gelu(before)
-  __attribute__((noinline)) void activate(int64_t pixels) {
-    for_hidden(pixels, before, after, [](auto& values) { gelu(values, T()); });
+  // `to` = gelu(before): after, or before itself where that is not needed any more
+  __attribute__((noinline)) void activate(int64_t pixels, T* to) {
+    for_hidden(pixels, before, to, [](auto& values) { gelu(values, T()); });
   }
 
   // before = gelu'(before)
@@ -188,9 +205,9 @@ struct TileSpace {
     for_hidden(pixels, before, before, [](auto& values) { gelu_derivative(values, T()); });
   }
 
-  // update = W2 after
-  void narrow(int64_t pixels, const Packed<T>& block) {
-    product<T, Width>(pixels, channels, hidden, after, hidden, 1, block.project_t, update);
+  // update = W2 activations
+  void narrow(int64_t pixels, const T* activations, const Packed<T>& block) {
+    product<T, Width>(pixels, channels, hidden, activations, hidden, 1, block.project_t, update);
   }
 
   // The gradients of W2 and of the hidden activations, from that of the update in `update`; `before` becomes the gradient of
@@ -220,21 +237,37 @@ struct TileSpace {
       store(sums.beta + c, beta);
     }
     const T share = T(1) / static_cast<T>(channels);
-    for (int64_t i = 0; i < pixels; ++i) {
-      const T* gradient = to_inner + i * channels;
-      const T* value = normal + i * channels;
-      V sum{};
-      V along{};
-      for (int64_t c = 0; c < channels; c += Width) {
-        const V scaled = load<V>(gradient + c) * load<V>(block.gamma + c);
-        sum += scaled;
-        along += scaled * load<V>(value + c);
+    int64_t p = 0;
+    for (; p + together <= pixels; p += together) norm_backward<together>(to_inner, block, share, p);
+    for (; p < pixels; ++p) norm_backward<1>(to_inner, block, share, p);
+  }
+
+  // The gradient of z of pixels p on, in `update`.
+  template <int Pixels>
+  JEPA_FAST_INLINE void norm_backward(const T* to_inner, const Packed<T>& block, T share, int64_t p) {
+    V sum[Pixels] = {};
+    V along[Pixels] = {};
+    const auto at = [&](int i, int64_t c) { return (p + i) * channels + c; };
+    for (int64_t c = 0; c < channels; c += Width) {
+      const V gamma = load<V>(block.gamma + c);
+      JEPA_FAST_UNROLL
+      for (int i = 0; i < Pixels; ++i) {
+        const V scaled = load<V>(to_inner + at(i, c)) * gamma;
+        sum[i] += scaled;
+        along[i] += scaled * load<V>(normal + at(i, c));
       }
-      const V mean_gradient = sum_lanes<Width>(sum) * share;
-      const V mean_along = sum_lanes<Width>(along) * share;
-      for (int64_t c = 0; c < channels; c += Width) {
-        const V scaled = load<V>(gradient + c) * load<V>(block.gamma + c);
-        store(update + i * channels + c, (scaled - mean_gradient - load<V>(value + c) * mean_along) * rstd[i]);
+    }
+    JEPA_FAST_UNROLL
+    for (int i = 0; i < Pixels; ++i) {
+      sum[i] = sum_lanes<Width>(sum[i]) * share;
+      along[i] = sum_lanes<Width>(along[i]) * share;
+    }
+    for (int64_t c = 0; c < channels; c += Width) {
+      const V gamma = load<V>(block.gamma + c);
+      JEPA_FAST_UNROLL
+      for (int i = 0; i < Pixels; ++i) {
+        const V scaled = load<V>(to_inner + at(i, c)) * gamma;
+        store(update + at(i, c), (scaled - sum[i] - load<V>(normal + at(i, c)) * along[i]) * rstd[p + i]);
       }
     }
   }

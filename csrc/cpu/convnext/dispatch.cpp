@@ -4,6 +4,7 @@
 #include <string_view>
 
 #include "convnext.h"
+#include "probe.h"
 
 namespace jepa_fast {
 
@@ -57,6 +58,11 @@ Build choose() {
 const ConvNextKernels* convnext_kernels(bool is_double) {
   static const Build build = choose();
   return build == nullptr ? nullptr : build(is_double);
+}
+
+const ProbeKernels* probe_kernels() {
+  const ConvNextKernels* const kernels = convnext_kernels(false);
+  return kernels == nullptr ? nullptr : kernels->probe;
 }
 
 void* convnext_work_space(size_t bytes) {

@@ -75,8 +75,8 @@ void bands_forward(const ImageBlock& block, const ImageResults& results, int64_t
       const int64_t tile_offset = (tile.row * width_out + tile.column) * channels;
       space.template normalise<false>(z + tile_offset, width_out * channels, tile, weights);
       space.widen(tile.pixels(), weights);
-      space.activate(tile.pixels());
-      space.narrow(tile.pixels(), weights);
+      space.activate(tile.pixels(), space.before);
+      space.narrow(tile.pixels(), space.before, weights);
       for (int64_t row = 0; row < tile.rows; ++row) {
         const int64_t out = tile_offset + row * width_out * channels;
         const T* const made = space.update + row * tile.columns * channels;
@@ -117,7 +117,7 @@ void bands_backward(
       space.template normalise<true>(
           static_cast<const T*>(gradients.z) + tile_offset, width * channels, tile, weights);
       space.widen(tile.pixels(), weights);
-      space.activate(tile.pixels());
+      space.activate(tile.pixels(), space.after);
       space.derive(tile.pixels());
       for (int64_t row = 0; row < tile.rows; ++row) {
         const int64_t from = tile_offset + row * width * channels;

@@ -1,5 +1,6 @@
 // The kernels for one instruction set: CMake compiles this file once for each, with JEPA_FAST_ISA its name.
 #include "cpu/convnext/images.h"
+#include "cpu/convnext/probe_kernels.h"
 #include "cpu/convnext/windows_backward.h"
 
 #define JEPA_FAST_JOIN(a, b) a##b
@@ -60,6 +61,8 @@ double multiply_adds(int64_t steps) {
   return 2.0 * width * sums_in_flight * static_cast<double>(steps);
 }
 
+constexpr ProbeKernels probe{probe_gradient, probe_adam};
+
 template <typename T>
 constexpr ConvNextKernels kernels = {
     JEPA_FAST_TEXT_OF(JEPA_FAST_ISA),
@@ -80,6 +83,7 @@ constexpr ConvNextKernels kernels = {
       any_bands_convolution_backward<T>(block, gradients, first, last, chunk);
     },
     multiply_adds<T>,
+    &probe,
 };
 
 }  // namespace

@@ -216,11 +216,11 @@ struct WindowForward {
           space.template normalise<false>(
               z + (tile.row * after.width + tile.column) * channels, after.width * channels, tile, weights);
           space.widen(tile.pixels(), weights);
-          space.activate(tile.pixels());
+          space.activate(tile.pixels(), space.before);
           if (to_cells) {
-            pool(tile, after, down, across, space.after, hidden, cells);
+            pool(tile, after, down, across, space.before, hidden, cells);
           } else {
-            space.narrow(tile.pixels(), weights);
+            space.narrow(tile.pixels(), space.before, weights);
           }
           // What is left of the block: the difference that came in, and the base's update.
           for (int64_t y = tile.row, p = 0; y < tile.row + tile.rows; ++y) {

@@ -74,7 +74,7 @@ struct WindowBackward {
             space.derive(pixels);
             scale_by_cells(tile, after, down, across);
           } else {
-            space.activate(pixels);
+            space.activate(pixels, space.after);
             space.derive(pixels);
             for (int64_t row = 0; row < tile.rows; ++row) {
               const int64_t at = first + row * after.width * channels;
