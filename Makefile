@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 install: $(STAMP)
 
 # torch and the build tools first: the extension is then built against the torch it will run with.
-$(STAMP): pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csrc/* csrc/*/*)
+$(STAMP): pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csrc/* csrc/*/* csrc/*/*/*)
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) torch setuptools cmake ninja
 	$(PIP_INSTALL) --no-build-isolation --editable '.[dev,dali]'
