@@ -34,8 +34,12 @@ def test_the_script_is_clean():
     subprocess.run(["shellcheck", SCRIPT], check=True)
 
 
+# Compiled for CPUs; on a GPU their callers take other ops.
+CPU_ONLY = {"dropout", "probe_train", "window_chain"}
+
+
 def test_every_benchmark_of_an_op_is_run():
     named = SCRIPT.read_text().split("bench_{", 1)[1].split("}", 1)[0].split(",")
     files = (SCRIPT.parent.parent / "kernels").glob("*.py")
     ops = {path.stem for path in files if "register_fake" in path.read_text()}
-    assert ops <= set(named)
+    assert ops - CPU_ONLY <= set(named)

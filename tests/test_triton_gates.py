@@ -95,7 +95,7 @@ def test_a_hash_covers_imported_kernels_and_constants_but_no_launches(tmp_path, 
 
 
 def test_the_table_of_floors_is_that_of_the_stored_rows():
-    assert triton_floors.make_table() in triton_floors.README.read_text(), "to be renewed by `make gates`"
+    assert triton_floors.make_table() in triton_floors.PAGE.read_text(), "to be renewed by `make gates`"
 
 
 def test_an_issue_floor_is_instructions_over_issue_slots():

@@ -349,9 +349,10 @@ def test_many_shards_raise_the_limit_on_open_files_or_explain_it(tmp_path, draw_
 def test_the_documented_way_to_read_a_frame_gives_the_frame(tmp_path, draw_source, encoding):
     source = draw_source()
     pack(source, tmp_path, encoding, shard_rows=15)
-    code = (ROOT / "docs" / "format.md").read_text().split("```python\n")[1].split("```")[0]
+    blocks = (ROOT / "docs" / "data.md").read_text().split("```python\n")[1:]
+    (code,) = (block.split("```")[0] for block in blocks if "manifest.json" in block.split("```")[0])
     names = {}
-    exec(code.replace('"data/train"', repr(str(tmp_path))), names)
+    exec(code.replace('"data/two_rooms/train"', repr(str(tmp_path))), names)
     frame = np.stack([source.dots[3, 2], source.walls[3]]).astype(np.float32) * np.float32(source.scale)
     np.testing.assert_array_equal(names["frame"], frame)
     assert names["frame"].dtype == np.float32
