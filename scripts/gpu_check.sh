@@ -108,7 +108,7 @@ judge() {
 }
 
 # One file at a time, our own first: what runs out of time takes no other's figures along.
-for bench in bench/bench_{rollout,convnext_block,dwconv_norm,vicreg,window,hidden,dropout,window_chain,probe_train,step,loop}.py; do
+for bench in bench/bench_{rollout,convnext_block,dwconv_norm,vicreg,window,hidden,step,loop}.py; do
   [[ -f $bench ]] || continue
   name=$(basename "$bench" .py)
   say "$name, at $SECONDS s"
