@@ -37,12 +37,20 @@ THREADS_OF_OTHERS = {
 GRACE_S = 10.0
 
 
+def compiler_threads():
+    """Workers of torch.compile's own pool: one, from the first compilation to the end of the process."""
+    module = sys.modules.get("torch._inductor.async_compile")
+    pool = None if module is None else module.AsyncCompile.pool
+    return pool()._threads if pool is not None and pool.cache_info().currsize else set()
+
+
 def threads_left(before):
     """Threads that were not there before, and are neither at their end nor a library's for good."""
+    others = before | compiler_threads()
     return [
         thread
         for thread in threading.enumerate()
-        if thread not in before and type(thread).__module__ not in THREADS_OF_OTHERS
+        if thread not in others and type(thread).__module__ not in THREADS_OF_OTHERS
     ]
 
 
