@@ -62,7 +62,7 @@ STAND_INS = {
     r"\[[^]]*\]": "",  # flags that may be left out
     r"\.\.\.$": "",
     r"\bRUN\b|runs/[\w-]+": "runs/first",
-    r"--check DIR\b": "--check bench/results/amd-epyc-2-threads",
+    r"--check DIR\b": "--check bench/results/amd-epyc-avx-512-2-threads",
     r"\bDIR\b": "data/full",
     r"\bPRESET\b": "gated_features",
     r"--nproc-per-node \w+": "--nproc-per-node 2",
