@@ -118,7 +118,7 @@ def gated_convnext() -> Recipe:
         batch_size=128,
         # Mirrored, walls stand where no wall of the data does: what a wall means is learned, not which walls there are.
         flips=True,
-        # First where the agent is, then what stops it. Nothing can collapse that follows moves of one length.
+        # First where the agent is, then its collisions. Nothing can collapse that follows moves of one length.
         stages=(
             Stage(0.4, frozen=("encoder.wall", "predictor.gate")),
             Stage(2.0, frozen=("encoder.agent", "predictor.action"), restarts=True),
@@ -141,7 +141,7 @@ def gated_features() -> Recipe:
 
 
 def gated_pixels() -> Recipe:
-    """24,082 parameters that learn from pixels where the agent is and what stops it (docs/models.md).
+    """24,082 parameters that learn from pixels where the agent is and what it collides with (docs/models.md).
 
     Four epochs of the full set of 147,008 trajectories are meant, 4,592 steps, an eighth of them to find the agent.
     """

@@ -24,7 +24,7 @@ class FeaturePredictor(nn.Module):
 
     Along each axis the lines' distances are taken in the direction of motion, so that mirrored scenes give the same
     gates; all lengths are in units of the step's, and cut off at `reach` of them. What a line means, how thick a wall
-    is or how wide a door, and what stops an agent is for the gates to learn.
+    is or how wide a door, and what an agent collides with is for the gates to learn.
     """
 
     def __init__(self, config: GatedFeaturesConfig) -> None:
