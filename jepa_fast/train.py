@@ -22,7 +22,7 @@ from jepa_fast.config import (
     Stage,
     require,
 )
-from jepa_fast.data.shards import open_split, training_split
+from jepa_fast.data.shards import open_training
 from jepa_fast.errors import InputError
 from jepa_fast.generate import generate
 from jepa_fast.presets import DEFAULT_PRESET, canonical, preset
@@ -51,6 +51,10 @@ class DataArguments:
     """Mirror each trajectory at random along either axis. Default: as the preset."""
     loader: cli.Chosen[Literal["auto", "resident", "dali", "host"]] = None
     """What loads them: the same bits at another speed. Default: auto, which the log explains."""
+    frames: cli.Chosen[int] = None
+    """Train on clips of so many frames, from any frame on. Default: whole trajectories, or 16 where lengths differ."""
+    frame_skip: cli.Chosen[int] = None
+    """Frames from one frame of a clip to its next; the actions between are concatenated. Default: 1."""
     verify: bool = False
     """Hash every shard of the training split before starting."""
 
@@ -199,7 +203,8 @@ def prepare(
     if arguments.resume is not None:
         folder = arguments.resume
         config = without_what_is_missing(resumed(RunConfig.load(folder / CONFIG), arguments, device), keep_amp=True)
-        split = open_split(training_split(Path(config.data)), verify=arguments.data.verify)
+        split = open_training(Path(config.data), config.frames, config.frame_skip, arguments.data.verify)
+        logger.info("%s", split.explain())
         choose_loader(config.loader, split, torch.device(config.device))
     else:
         folder = arguments.out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
@@ -256,12 +261,15 @@ def resolve(
     name = CUSTOM if recipe is not None else arguments.preset or DEFAULT_PRESET
     recipe = changed(recipe or preset(name), arguments)
     batch_size = recipe.batch_size if arguments.data.batch_size is None else arguments.data.batch_size
-    split = open_split(training_split(data), verify=arguments.data.verify)
+    skip = arguments.data.frame_skip or 1
+    split = open_training(data, arguments.data.frames, skip, arguments.data.verify)
     count, loader = split.count, arguments.data.loader or "auto"
     groups = [(group.name, group.channels) for group in split.spec.groups]
     recipe = replace(recipe, model=recipe.model.for_data(groups, split.spec.action_size))
+    logger.info("%s", split.explain())
     choose_loader(loader, split, torch.device(device))
-    require(2 <= batch_size <= count, "--data.batch-size", batch_size, f"from 2 to the {count} trajectories in {data}")
+    held = "trajectories" if split.drawn is None else "clips"
+    require(2 <= batch_size <= count, "--data.batch-size", batch_size, f"from 2 to the {count} {held} in {data}")
     lengths = {"--steps": arguments.steps, "--epochs": arguments.epochs, "--minutes": arguments.minutes}
     given = [flag for flag, value in lengths.items() if value is not None]
     if len(given) > 1:
@@ -284,6 +292,8 @@ def resolve(
         kernels=choose_kernels(arguments.kernels, device, recipe.model.dim),
         sparse=arguments.encoder.sparse is not False,
         capture=device == "cuda" if arguments.capture is None else arguments.capture,
+        frames=None if split.drawn is None else split.drawn.frames,
+        frame_skip=skip,
     )
 
 
@@ -301,6 +311,8 @@ def resumed(stored: RunConfig, arguments: Arguments, device: Literal["cpu", "cud
         "--seed": (arguments.seed, stored.seed),
         "--amp": (arguments.amp, stored.amp),
         "--data.batch-size": (arguments.data.batch_size, stored.batch_size),
+        "--data.frames": (arguments.data.frames, stored.frames),
+        "--data.frame-skip": (arguments.data.frame_skip, stored.frame_skip),
     }
     for name, (flag, value_of) in RECIPE_FLAGS.items():
         given[flag] = value_of(arguments), getattr(stored.recipe, name)

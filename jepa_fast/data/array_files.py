@@ -85,6 +85,10 @@ class ArraySource:
         return self.shape[1]
 
     @property
+    def lengths(self) -> None:
+        """All have T."""
+
+    @property
     def height(self) -> int:
         """H, in pixels."""
         return self.shape[3]

@@ -6,23 +6,27 @@
     window, own      ... outside of which a frame equals its trajectory's background, the median of its frames
     dense            every frame
 
-Nothing is assumed of what frames show: windows come from the bounding boxes of the pixels that differ.
+Nothing is assumed of what frames show: windows come from the bounding boxes of the pixels that differ. Which codec is
+taken is decided by counted work: the pixels that an encoder of two ConvNeXt blocks computes.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from functools import reduce
+from itertools import pairwise
+from typing import Any, NamedTuple, Protocol, get_args
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from jepa_fast.data.manifest import ChannelGroup, Encoding, FrameSpec
+from jepa_fast.data.manifest import Base, ChannelGroup, Encoding, FrameSpec
 from jepa_fast.errors import InputError
 
 # Frames are compared in pieces of this many bytes, so that they stay in the processor's cache.
 BLOCK_BYTES = 1 << 21
-# A window may take this share of the image: after two blocks of an encoder a larger one has grown to nearly all of it.
-MOST_OF_IMAGE = 1 / 4
+# What work is counted for: blocks of an encoder, and pixels that a window grows by on every side in each of them.
+BLOCKS, REACH = 2, 3
 # Trajectories from which the first guess of every group's codec is made.
 SAMPLE = 32
 
@@ -39,11 +43,35 @@ class SourceGroup:
 
 
 class Chunk(NamedTuple):
-    """n trajectories of a source before encoding."""
+    """n trajectories of a source before encoding.
+
+    Where they may differ in length, all arrays lie end to end: groups [F, c, H, W] of F frames, actions [F - n, A],
+    targets [F, size].
+    """
 
     groups: tuple[UInt8, ...]  # [n, T, c, H, W] each, or [n, c, H, W] where the source knows that nothing changes
     actions: NDArray[np.float32]  # [n, T - 1, A]
     targets: tuple[NDArray[np.float32], ...] = ()  # [n, T, size] each
+    lengths: NDArray[np.int64] | None = None  # [n], frames of each, where they may differ
+
+    def blocks(self) -> "Iterator[tuple[int, Chunk]]":
+        """Trajectories of one length in a row, as [n, T, ...], and the place of the first of them in this chunk."""
+        if self.lengths is None:
+            yield 0, self
+            return
+        ends = np.cumsum(self.lengths)
+        cuts = [0, *(np.flatnonzero(np.diff(self.lengths)) + 1).tolist(), len(self.lengths)]
+        for low, high in pairwise(cuts):
+            length, frames = int(self.lengths[low]), slice(int(ends[low] - self.lengths[low]), int(ends[high - 1]))
+            actions = self.actions[frames.start - low : frames.stop - high]
+            yield (
+                low,
+                Chunk(
+                    tuple(group[frames].reshape(-1, length, *group.shape[1:]) for group in self.groups),
+                    actions.reshape(-1, length - 1, *actions.shape[1:]),
+                    tuple(target[frames].reshape(-1, length, *target.shape[1:]) for target in self.targets),
+                ),
+            )
 
 
 class Source(Protocol):
@@ -55,7 +83,11 @@ class Source(Protocol):
 
     @property
     def frames(self) -> int:
-        """T, frames per trajectory."""
+        """T, frames per trajectory, or of the longest one."""
+
+    @property
+    def lengths(self) -> NDArray[np.int64] | None:
+        """Frames of each trajectory, int64 [N], at least 2, where they differ."""
 
     @property
     def height(self) -> int:
@@ -94,13 +126,24 @@ class Source(Protocol):
 
 
 class Misfit(NamedTuple):
-    """Why a chunk does not fit a layout: the first frame responsible, and what the whole chunk would fit instead."""
+    """Why a chunk does not fit a layout: the first frame responsible."""
 
     trajectory: int
     step: int
     group: int
     reason: str
-    fitting: tuple[ChannelGroup, ...]  # weaker ways to store the group, each with the windows that the chunk needs
+
+
+class Needs(NamedTuple):
+    """What some frames of a group ask of a codec."""
+
+    changes: bool  # whether any trajectory has frames that differ
+    sizes: dict[Base, tuple[int, int]]  # the largest height and width of what differs from each base
+
+    def merged(self, other: "Needs") -> "Needs":
+        """What both ask for together."""
+        sizes = {base: _larger(size, other.sizes[base]) for base, size in self.sizes.items() if base in other.sizes}
+        return Needs(self.changes or other.changes, sizes)
 
 
 class Boxes(NamedTuple):
@@ -123,6 +166,7 @@ class Layout:
     square: tuple[bool, ...]
     encoding: Encoding
     images: BaseImages
+    frames: float  # of a trajectory, on average
 
     def with_group(self, index: int, group: ChannelGroup) -> "Layout":
         """The same with another way to store a group."""
@@ -130,14 +174,9 @@ class Layout:
         return replace(self, spec=replace(self.spec, groups=groups))
 
 
-def strength(group: ChannelGroup) -> int:
-    """0 for the strongest codec, more for weaker ones; a group only ever gets weaker while its split is written."""
-    order = {("static", None): 0, ("window", "black"): 1, ("window", "images"): 2, ("window", "own"): 3}
-    return order.get((group.codec, group.base), 4)
-
-
 def dense_spec(source: Source) -> FrameSpec:
     """What the frames of a source look like, every group stored dense."""
+    lengths = source.lengths
     return FrameSpec(
         frames=source.frames,
         height=source.height,
@@ -147,38 +186,108 @@ def dense_spec(source: Source) -> FrameSpec:
         action_size=source.action_size,
         targets=source.targets,
         offset=source.offset,
+        shortest=None if lengths is None else int(lengths.min()),
     )
 
 
 def first_layout(source: Source, encoding: Encoding, chunk: Chunk) -> Layout:
     """The cheapest layout for the first trajectories of a source."""
-    spec = dense_spec(source)
-    images = tuple(upper_median(array[:SAMPLE].reshape(-1, *array.shape[-3:]), axis=0) for array in chunk.groups)
-    layout = Layout(spec, tuple(group.square for group in source.groups), encoding, images)
-    if encoding == "dense":
-        return layout
-    for index, array in enumerate(chunk.groups):
-        sample = array[:SAMPLE]
-        is_static = sample.ndim == 4 or bool((sample == sample[:, :1]).all())
-        group = replace(spec.groups[index], codec="static")
-        layout = layout.with_group(index, group if is_static else cheapest(spec, _ways(sample, index, layout, 1)))
+    spec, lengths = dense_spec(source), source.lengths
+    images = tuple(
+        upper_median(np.concatenate([_flat(each.groups[index][:SAMPLE]) for each in _sample(chunk)]), axis=0)
+        for index in range(len(source.groups))
+    )
+    square = tuple(group.square for group in source.groups)
+    mean = spec.frames if lengths is None else float(lengths.mean())
+    layout = Layout(spec, square, encoding, images, mean)
+    return layout if encoding == "dense" else fitted(layout, needs_of(_sample(chunk), layout))
+
+
+def fitted(layout: Layout, needs: tuple[Needs, ...]) -> Layout:
+    """The cheapest layout for frames that ask for `needs`."""
+    spec = layout.spec
+    for index, need in enumerate(needs):
+        group = replace(spec.groups[index], codec="static", window=None, base=None)
+        layout = layout.with_group(index, _cheapest(layout, index, need) if need.changes else group)
     if all(group.codec == "static" for group in layout.spec.groups):
         # One is stored per frame all the same: a batch's number of frames is read off it.
-        array = _per_frame(chunk.groups[0][:SAMPLE], source.frames)
-        return layout.with_group(0, cheapest(spec, _ways(array, 0, layout, 1)))
+        return layout.with_group(0, _cheapest(layout, 0, needs[0]))
     return layout
 
 
-def cheapest(spec: FrameSpec, ways: tuple[ChannelGroup, ...]) -> ChannelGroup:
-    """The way to store a group that takes the fewest bytes, the stronger one of equals."""
-    return min(ways, key=lambda group: (stored_bytes(spec, group), strength(group)))
+def needs_of(chunks: Iterable[Chunk], layout: Layout) -> tuple[Needs, ...]:
+    """What the frames [n, T, ...] of some chunks ask of the codecs of their groups."""
+    needs = [tuple(_needs(array, index, layout) for index, array in enumerate(chunk.groups)) for chunk in chunks]
+    return merged_needs(needs)
 
 
-def stored_bytes(spec: FrameSpec, group: ChannelGroup) -> int:
+def merged_needs(needs: Iterable[tuple[Needs, ...]]) -> tuple[Needs, ...]:
+    """Per group what all of them ask for together."""
+    return tuple(reduce(Needs.merged, each) for each in zip(*needs, strict=True))
+
+
+def _needs(array: UInt8, index: int, layout: Layout) -> Needs:
+    """What frames [n, T, c, H, W], or [n, c, H, W] that never change, ask of the codec of their group."""
+    frames = _per_frame(array, 1)
+    changes = not bool((frames == frames[:, :1]).all())
+    if not changes:
+        frames = frames[:, :1]
+    sizes: dict[Base, tuple[int, int]] = {}
+    for base in get_args(Base) if layout.encoding == "window" else ():
+        # A black base image is what "black" says already.
+        if base != "images" or layout.images[index].any():
+            difference = any_channel(_difference(frames, _base_of(frames, base, layout.images[index])))
+            boxes = bounding_boxes(difference.reshape(-1, layout.spec.height, layout.spec.width))
+            height, width = boxes.sizes.max(axis=0).tolist()
+            sizes[base] = height, width
+    return Needs(changes, sizes)
+
+
+def _cheapest(layout: Layout, index: int, need: Needs) -> ChannelGroup:
+    """The way to store a group that makes an encoder do the least, of equals the one that takes the fewest bytes."""
+    spec, group = layout.spec, layout.spec.groups[index]
+    ways = [replace(group, codec="dense", window=None, base=None)]
+    for base, sizes in need.sizes.items():
+        window = common_window(np.array([sizes]), (spec.height, spec.width), layout.square[index])
+        ways.append(replace(group, codec="window", window=window, base=base))
+    return min(ways, key=lambda way: (counted_work(layout, way), stored_bytes(layout, way)))
+
+
+def counted_work(layout: Layout, group: ChannelGroup) -> float:
+    """Pixels that the blocks of an encoder compute for one trajectory of a group: what windows grow to, and bases."""
+    height, width = layout.spec.height, layout.spec.width
+    whole = float(BLOCKS * height * width)
+    if group.codec == "static":
+        return whole
+    if group.window is None:
+        return layout.frames * whole
+    grown = 2 * REACH * np.arange(1, BLOCKS + 1)
+    sides = [
+        side + grown if side < most else np.full(BLOCKS, most)
+        for side, most in zip(group.window, (height, width), strict=True)
+    ]
+    windows = float((sides[0] * sides[1]).sum())
+    return layout.frames * windows + (whole if group.base == "own" else 0)
+
+
+def stored_bytes(layout: Layout, group: ChannelGroup) -> float:
     """Bytes of a group's fields for one trajectory, without the data set's base images."""
-    fields = replace(spec, groups=(group,), targets=()).fields()
-    sizes = {name: np.dtype(field.dtype).itemsize * int(np.prod(field.shape)) for name, field in fields.items()}
-    return sum(size for name, size in sizes.items() if name.startswith(f"{group.name}.") and not name.endswith(".base"))
+    spec = replace(layout.spec, groups=(group,), targets=())
+    return sum(size for name, size in _field_bytes(spec, layout.frames) if name.startswith(f"{group.name}."))
+
+
+def trajectory_bytes(spec: FrameSpec, frames: float) -> float:
+    """Bytes of a trajectory of so many frames in all fields, without the data set's base images."""
+    return sum(size for _, size in _field_bytes(spec, frames))
+
+
+def _field_bytes(spec: FrameSpec, frames: float) -> Iterator[tuple[str, float]]:
+    """Per field its bytes for a trajectory of so many frames."""
+    rows = {"trajectory": 1.0, "frame": frames, "action": frames - 1, "base": 0.0}
+    for name, field in replace(spec, shortest=2).fields().items():
+        size = np.dtype(field.dtype).itemsize * int(np.prod(field.shape))
+        if name != "length" or spec.shortest is not None:
+            yield name, rows[spec.unit(name)] * size
 
 
 def bounding_boxes(images: UInt8) -> Boxes:
@@ -230,17 +339,33 @@ def encode(source: Source, start: int, stop: int, layout: Layout) -> Encoded | M
 
 def encode_chunk(chunk: Chunk, start: int, rows: int, layout: Layout) -> Encoded | Misfit:
     """`encode` for a chunk at hand, whose first trajectory is `start`."""
-    check_chunk(chunk, start, rows, layout.spec)
+    spec = layout.spec
+    check_chunk(chunk, start, rows, spec)
     encoded: Encoded = {}
-    for index, array in enumerate(chunk.groups):
-        fields = _encode_group(array, start, index, layout)
-        if isinstance(fields, Misfit):
-            return fields
-        encoded |= fields
+    for index in range(len(spec.groups)):
+        parts: list[Encoded] = []
+        for first, block in chunk.blocks():
+            fields = _encode_group(block.groups[index], start + first, index, layout)
+            if isinstance(fields, Misfit):
+                return fields
+            parts.append(fields if chunk.lengths is None else _end_to_end(fields, spec))
+        encoded |= {name: _joined([part[name] for part in parts]) for name in parts[0]}
     encoded["actions"] = chunk.actions
-    return encoded | {
-        f"target.{name}": array for (name, _), array in zip(layout.spec.targets, chunk.targets, strict=True)
+    if chunk.lengths is not None:
+        encoded["length"] = chunk.lengths
+    return encoded | {f"target.{name}": array for (name, _), array in zip(spec.targets, chunk.targets, strict=True)}
+
+
+def _end_to_end(fields: Encoded, spec: FrameSpec) -> Encoded:
+    """Fields of trajectories of one length with a row for each frame."""
+    return {
+        name: array.reshape(-1, *array.shape[2:]) if spec.unit(name) == "frame" else array
+        for name, array in fields.items()
     }
+
+
+def _joined(arrays: list[NDArray[Any]]) -> NDArray[Any]:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 def _encode_group(array: UInt8, start: int, index: int, layout: Layout) -> Encoded | Misfit:
@@ -253,30 +378,31 @@ def _encode_group(array: UInt8, start: int, index: int, layout: Layout) -> Encod
         if not changed.any():
             return {f"{group.name}.pixels": array[:, 0]}
         row, step = np.argwhere(changed)[0].tolist()
-        return Misfit(start + row, step, index, "it differs from step 0", _ways(array, index, layout, 1))
+        return Misfit(start + row, step, index, "it differs from step 0")
     frames = _per_frame(array, spec.frames)
     if group.codec == "dense":
         return {f"{group.name}.pixels": frames}
     assert group.window is not None
+    assert group.base is not None
+    length = frames.shape[1]
     images = frames.reshape(-1, *frames.shape[2:])
-    base = _base_of(frames, group, layout.images[index])
+    base = _base_of(frames, group.base, layout.images[index])
     boxes = bounding_boxes(any_channel(_difference(frames, base)).reshape(-1, spec.height, spec.width))
     large = (boxes.sizes > group.window).any(axis=1)
     if large.any():
         first = int(large.argmax())
         height, width = boxes.sizes[first]
         reason = f"{height} x {width} pixels differ from the base, more than a window of {size_text(group.window)}"
-        ways = _ways(frames, index, layout, strength(group))
-        return Misfit(start + first // spec.frames, first % spec.frames, index, reason, ways)
+        return Misfit(start + first // length, first % length, index, reason)
     corners = np.minimum(boxes.corners, [spec.height - group.window[0], spec.width - group.window[1]])
     windows = cut_windows(images, corners, group.window)
-    lost = first_difference(images, windows, corners, base, spec.frames)
+    lost = first_difference(images, windows, corners, base, length)
     if lost is not None:
         raise AssertionError(f"windows of {group.name} lose pixels of frame {lost} after trajectory {start}")
     corner_type = np.dtype(spec.fields()[f"{group.name}.corner"].dtype)
     fields = {
-        "pixels": windows.reshape(-1, spec.frames, *windows.shape[1:]),
-        "corner": corners.astype(corner_type).reshape(-1, spec.frames, 2),
+        "pixels": windows.reshape(-1, length, *windows.shape[1:]),
+        "corner": corners.astype(corner_type).reshape(-1, length, 2),
     }
     if group.base == "images":
         fields["base_index"] = np.zeros(len(frames), np.int32)
@@ -307,10 +433,28 @@ def first_difference(
     return None
 
 
-def changed_share(array: UInt8) -> float:
-    """Share of the pixels of frames [n, T, c, H, W] that differ from their trajectory's background."""
-    frames = array[:SAMPLE]
-    return float((any_channel(_difference(frames, upper_median(frames, axis=1))) != 0).mean())
+def changed_share(chunk: Chunk, index: int) -> float:
+    """Share of a group's pixels in the first trajectories that differ from their trajectory's background."""
+    changed, seen = 0, 0
+    for block in _sample(chunk):
+        frames = block.groups[index]
+        differs = any_channel(_difference(frames, upper_median(frames, axis=1))) != 0
+        changed, seen = changed + int(differs.sum()), seen + differs.size
+    return changed / seen
+
+
+def _sample(chunk: Chunk) -> list[Chunk]:
+    """The first trajectories of a chunk, as [n, T, ...]."""
+    return [
+        Chunk(tuple(group[: SAMPLE - first] for group in block.groups), block.actions)
+        for first, block in chunk.blocks()
+        if first < SAMPLE
+    ]
+
+
+def _flat(array: UInt8) -> UInt8:
+    """Images [M, c, H, W] of [n, T, c, H, W] or [n, c, H, W]."""
+    return array.reshape(-1, *array.shape[-3:])
 
 
 def size_text(window: tuple[int, int]) -> str:
@@ -318,33 +462,15 @@ def size_text(window: tuple[int, int]) -> str:
     return f"{window[0]} x {window[1]}"
 
 
-def _ways(array: UInt8, index: int, layout: Layout, least: int) -> tuple[ChannelGroup, ...]:
-    """How frames [n, T, c, H, W] of a group can be stored, from the strength `least` on: windows as large as needed."""
-    spec, group = layout.spec, layout.spec.groups[index]
-    dense = replace(group, codec="dense", window=None, base=None)
-    if layout.encoding != "window":
-        return (dense,)
-    ways = []
-    for base in ("black", "images", "own"):
-        way = replace(group, codec="window", base=base)
-        # A black base image is what "black" says already.
-        if strength(way) < least or (base == "images" and not layout.images[index].any()):
-            continue
-        difference = any_channel(_difference(array, _base_of(array, way, layout.images[index])))
-        sizes = bounding_boxes(difference.reshape(-1, spec.height, spec.width)).sizes
-        window = common_window(sizes, (spec.height, spec.width), layout.square[index])
-        if group.base == base and group.window is not None:
-            window = max(window[0], group.window[0]), max(window[1], group.window[1])
-        if window[0] * window[1] <= MOST_OF_IMAGE * spec.height * spec.width:
-            ways.append(replace(way, window=window))
-    return (*ways, dense)
+def _larger(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
+    return max(one[0], other[0]), max(one[1], other[1])
 
 
-def _base_of(frames: UInt8, group: ChannelGroup, image: UInt8) -> UInt8 | None:
+def _base_of(frames: UInt8, base: Base, image: UInt8) -> UInt8 | None:
     """What the windows of frames [n, T, c, H, W] lie on: None for black, else [1 or n, c, H, W]."""
-    if group.base == "black":
+    if base == "black":
         return None
-    return image[None] if group.base == "images" else upper_median(frames, axis=1)
+    return image[None] if base == "images" else upper_median(frames, axis=1)
 
 
 def _difference(frames: UInt8, base: UInt8 | None) -> UInt8:
@@ -375,18 +501,30 @@ def check_chunk(chunk: Chunk, start: int, rows: int, spec: FrameSpec) -> None:
     ):
         if found != expected:
             raise InputError(f"{where}: {what}: found {found}, expected {expected}")
+    lengths = chunk.lengths
+    if (lengths is None) != (spec.shortest is None):
+        raise InputError(f"{where}: lengths: found {lengths}, expected {'some' if lengths is None else 'none'}")
+    frames: tuple[int, ...] = (rows, spec.frames)
+    actions: tuple[int, ...] = (rows, spec.frames - 1)
+    if lengths is not None:
+        frames, actions = (int(lengths.sum()),), (int(lengths.sum()) - rows,)
     arrays: list[tuple[str, NDArray[Any], Any, tuple[int, ...]]] = []
     for group, images in zip(spec.groups, chunk.groups, strict=True):
-        given = (rows,) if images.ndim == 4 else (rows, spec.frames)
+        given = (rows,) if images.ndim == 4 and lengths is None else frames
         arrays.append((group.name, images, np.uint8, (*given, group.channels, spec.height, spec.width)))
-    arrays.append(("actions", chunk.actions, np.float32, (rows, spec.frames - 1, spec.action_size)))
+    arrays.append(("actions", chunk.actions, np.float32, (*actions, spec.action_size)))
     for (name, size), values in zip(spec.targets, chunk.targets, strict=True):
-        arrays.append((name, values, np.float32, (rows, spec.frames, size)))
+        arrays.append((name, values, np.float32, (*frames, size)))
     for name, array, dtype, shape in arrays:
         if array.dtype != dtype or array.shape != shape:
             expected_text = f"{np.dtype(dtype)} {list(shape)}"
             raise InputError(f"{where}: {name}: found {array.dtype} {list(array.shape)}, expected {expected_text}")
         if dtype is np.float32 and not np.isfinite(array).all():
-            row, step = np.argwhere(~np.isfinite(array))[0, :2]
-            bad = array[row, step].tolist()
+            place = np.argwhere(~np.isfinite(array))[0]
+            row, step = place[:2]
+            if lengths is not None:
+                ends = np.cumsum(lengths - (name == "actions"))
+                row = np.searchsorted(ends, place[0], side="right")
+                step = place[0] - (ends[row - 1] if row else 0)
+            bad = array[tuple(place[:-1])].tolist()
             raise InputError(f"trajectory {start + row}, step {step}: {name}: found {bad}, expected finite numbers")

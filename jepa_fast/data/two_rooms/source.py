@@ -24,6 +24,10 @@ class TwoRoomsSource:
         return SPLITS[self.split].frames
 
     @property
+    def lengths(self) -> None:
+        """All trajectories of a split have the same length."""
+
+    @property
     def height(self) -> int:
         """H, in pixels."""
         return WORLD.size
