@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Never, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from jepa_fast.data.bases import share_bases
@@ -140,7 +141,7 @@ class _Packing:
             self._discard(_names(finished))
             return finished
         began = time.perf_counter()
-        first = self.source.chunk(0, self._cuts(0, self.source.count, CHUNK_BYTES)[1])
+        first = self.source.chunk(0, self._cuts(0, self.source.count)[1])
         layout = self._first_layout(first)
         for record in self._records():
             if record.header() == self._header(record.spec) and record.spec != layout.spec:
@@ -229,8 +230,7 @@ class _Packing:
 
     def _refitted(self, layout: Layout, misfit: Misfit) -> Layout:
         """The cheapest layout that all trajectories fit, where one does not fit `layout`."""
-        cuts = self._cuts(0, self.source.count, CHUNK_BYTES)
-        tasks = list(pairwise(cuts))
+        tasks = list(pairwise(self._cuts(0, self.source.count)))
         with ordered_map(partial(_look_task, self.source, layout), tasks, self.workers) as needs:
             found = fitted(layout, merged_needs(tqdm(needs, f"{self.label}, codecs", len(tasks), disable=None)))
         for index, (old, new) in enumerate(zip(layout.spec.groups, found.spec.groups, strict=True)):
@@ -242,28 +242,25 @@ class _Packing:
                 log.info("%s: %s%s is stored as %s", self.label, where * (index == misfit.group), new.name, what)
         return found
 
-    def _cuts(self, first: int, stop: int, most: int, rows: int | None = None) -> list[int]:
-        """Where to cut trajectories `first` to `stop - 1` into parts of `most` bytes of frames, or of `rows` each."""
-        if self.lengths is None or rows is not None:
-            return [*range(first, stop, rows or self.chunk_rows), stop]
-        cuts, size = [first], 0
-        for number in range(first, stop):
-            size += int(self.lengths[number]) * self.frame_bytes
-            if number > cuts[-1] and (size > most or number - cuts[-1] == CHUNK_ROWS):
-                cuts.append(number)
-                size = int(self.lengths[number]) * self.frame_bytes
-        return [*cuts, stop]
+    def _cuts(self, first: int, stop: int) -> list[int]:
+        """Where to cut trajectories `first` to `stop - 1` into tasks."""
+        if self.lengths is None:
+            return [*range(first, stop, self.chunk_rows), stop]
+        sizes = self.lengths[first:stop] * self.frame_bytes
+        return [first + cut for cut in cut_by_bytes(sizes, CHUNK_BYTES, CHUNK_ROWS)]
 
     def _shard_cuts(self, layout: Layout) -> list[int]:
         """Where shards begin, and N."""
         count, row_bytes = self.source.count, trajectory_bytes(layout.spec, layout.frames)
         rows = self.shard_rows
-        if self.lengths is None:
+        if rows is None and self.lengths is not None:
+            share = row_bytes / (layout.frames * self.frame_bytes)
+            cuts = cut_by_bytes(self.lengths * self.frame_bytes, int(SHARD_BYTES / share), count)
+        else:
             rows = rows or _multiple(self.chunk_rows, int(SHARD_BYTES // row_bytes))
-        share = row_bytes / (layout.frames * self.frame_bytes)
-        cuts = self._cuts(0, count, int(SHARD_BYTES / share), rows)
+            cuts = [*range(0, count, rows), count]
         if len(cuts) > 100_001:
-            found = f"{rows} gives {len(cuts) - 1} shards"
+            found = f"{rows or SHARD_BYTES} gives {len(cuts) - 1} shards"
             raise InputError(f"{self.label}: shard_rows: {found}, expected at most 100000")
         return cuts
 
@@ -280,7 +277,7 @@ class _Packing:
         rows = sum(stops[first] - first for first in missing)
         per_frame = trajectory_bytes(layout.spec, 2) - trajectory_bytes(layout.spec, 1)
         require_space(self.folder, int(rows * trajectory_bytes(layout.spec, 0) + frames * per_frame))
-        tasks = [part for first in missing for part in pairwise(self._cuts(first, stops[first], CHUNK_BYTES))]
+        tasks = [part for first in missing for part in pairwise(self._cuts(first, stops[first]))]
         work = partial(_encode_task, self.source, layout)
         done = self.source.count - rows
         with (
@@ -368,6 +365,20 @@ def _look_task(source: Source, layout: Layout, task: tuple[int, int]) -> tuple[N
     chunk = source.chunk(*task)
     check_chunk(chunk, task[0], task[1] - task[0], layout.spec)
     return needs_of((block for _, block in chunk.blocks()), layout)
+
+
+def cut_by_bytes(sizes: NDArray[np.int64], most: int, rows: int) -> list[int]:
+    """Where to cut things of these sizes in bytes, so that parts hold at most so many bytes and so many of them.
+
+    From 0 to their number; what is larger by itself is a part by itself.
+    """
+    cuts, total = [0], 0
+    for number, size in enumerate(sizes.tolist()):
+        total += size
+        if number > cuts[-1] and (total > most or number - cuts[-1] == rows):
+            cuts.append(number)
+            total = size
+    return [*cuts, len(sizes)]
 
 
 def _row_fields(layout: Layout) -> dict[str, Field]:

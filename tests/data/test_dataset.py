@@ -50,10 +50,10 @@ def test_channels_may_stand_last_or_be_missing_and_flags_are_pixels(tmp_path):
     data = jepa_fast.pack(flags, tmp_path / "flags", workers=1)
     assert (data.spec.channels, data.spec.action_size, data.spec.targets) == (1, 1, ())
     np.testing.assert_array_equal(data[2].frames[:, 0], first[2][0][:, 0] > 99)
-    small = [(np.zeros((3, 8, 8, 3), np.uint8), np.zeros((2, 1)))]
+    small = [(np.zeros((3, 8, 9, 5), np.uint8), np.zeros((2, 1)))]
     with pytest.raises(InputError, match="expected to be told whether channels are first or last"):
         pack(small, tmp_path / "small", workers=1)
-    assert pack(small, tmp_path / "small", channels="last", workers=1).spec.channels == 3
+    assert pack(small, tmp_path / "small", channels="last", workers=1).spec.channels == 5
 
 
 def test_integer_actions_become_one_hot_and_groups_have_names(tmp_path):
