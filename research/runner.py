@@ -14,11 +14,11 @@ from jepa_fast.config import RunConfig, read_recipe, require
 from jepa_fast.data.writing import locked, write_text
 from jepa_fast.engine.checkpoint import newest_step
 from jepa_fast.engine.pace import StopSignal
-from jepa_fast.engine.progress import duration
 from jepa_fast.errors import InputError, RunError
 from jepa_fast.platforms import available_cores
 from jepa_fast.presets import canonical, preset
 from jepa_fast.probing.results import BLOCKED, FREE
+from jepa_fast.progress import duration
 from jepa_fast.runs import CONFIG
 from research import jsonl
 from research.process import Command, Cost

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from jepa_fast.data.manifest import MANIFEST_NAME, Field, FileRecord, FrameSpec, Manifest, Shard
 from jepa_fast.errors import InputError
 from jepa_fast.platforms import open_file_limits, raise_open_file_limit
+from jepa_fast.progress import Progress
 
 __all__ = ["FrameSpec", "Manifest", "Split", "open_split"]
 
@@ -145,8 +146,10 @@ def open_split(folder: Path, verify: bool = False) -> Split:
         for name, field in fields.items()
     }
     if verify:
-        for shard in manifest.shards:
-            verify_shard(folder, shard)
+        with Progress(f"hashing {folder}", rows, "trajectories") as progress:
+            for shard in manifest.shards:
+                verify_shard(folder, shard)
+                progress.update(shard.rows)
     _check_corners(folder, manifest, arrays)
     bases = []
     for group in manifest.spec.groups:
