@@ -217,12 +217,8 @@ class Encoder(TrajectoryEncoder):
         )
         self.groups = tuple(groups)
         for name, inputs in self.groups:
-            require(
-                name not in OWN_NAMES and not hasattr(self, name),
-                "model.groups.name",
-                name,
-                "a name that the encoder does not use itself",
-            )
+            is_free = name not in OWN_NAMES and not hasattr(self, name)
+            require(is_free, "model.groups.name", name, "a name that the encoder does not use itself")
             self.add_module(name, branch(inputs=inputs))
         self.fusion = branch(inputs=sum(inputs for _, inputs in self.groups)) if fusion else None
         self.norm = nn.LayerNorm(dim, eps=1e-5, bias=bias) if norm_after_add else nn.Identity()

@@ -178,7 +178,7 @@ class WindowEncoder:
         return self.branch.cells.apply(images, self.branch.filters()[:, self.channels])
 
     def _changed(self, bases: Bases, windows: Tensor, place: WindowGrid) -> tuple[Tensor, WindowGrid]:
-        """What windows [N, h, w, c] hold more than their bases, and where: pixels, with a stride cells [N, h', w', C]."""
+        """What windows [N, h, w, c] hold more than their bases, and where: pixels, or cells [N, h', w', C]."""
         pixels = windows - place.cut(bases.images)
         if self._has_pixels:
             return pixels, place
