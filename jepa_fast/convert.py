@@ -7,7 +7,6 @@
 Run again after an interruption, it keeps what is finished. Afterwards every frame on disk is compared with its source.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +16,12 @@ from jepa_fast import cli
 from jepa_fast.config import require
 from jepa_fast.data.columns import ChannelOrder, Selection
 from jepa_fast.data.conversion import convert_columns
-from jepa_fast.data.encoding import SourceGroup
 from jepa_fast.data.manifest import Encoding, Manifest, check_name
 from jepa_fast.data.readers import Reader, open_reader
 from jepa_fast.data.readers.arrays import ArrayFiles
+from jepa_fast.data.sources import SourceGroup
 from jepa_fast.errors import InputError
+from jepa_fast.platforms import available_cores
 
 # What columns are called where nobody says.
 FRAMES = ("pixels", "frames", "states", "observations", "observations/pixels", "observation.image")
@@ -117,8 +117,7 @@ def convert(
         reader = open_reader(source)
         frames, actions = frames or _frames(reader, source), str(actions or _actions(reader, source))
     selection = Selection(frames, actions, tuple(named), parse_groups(groups), channels, action_classes)
-    workers = workers or len(os.sched_getaffinity(0))
-    return convert_columns(reader, selection, out, scale, encoding, workers, validation)
+    return convert_columns(reader, selection, out, scale, encoding, workers or available_cores(), validation)
 
 
 def _frames(reader: Reader, source: Path) -> str:

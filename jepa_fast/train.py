@@ -204,7 +204,6 @@ def prepare(
         folder = arguments.resume
         config = without_what_is_missing(resumed(RunConfig.load(folder / CONFIG), arguments, device), keep_amp=True)
         split = open_training(Path(config.data), config.frames, config.frame_skip, arguments.data.verify)
-        logger.info("%s", split.explain())
         choose_loader(config.loader, split, torch.device(config.device))
     else:
         folder = arguments.out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
@@ -264,9 +263,7 @@ def resolve(
     skip = arguments.data.frame_skip or 1
     split = open_training(data, arguments.data.frames, skip, arguments.data.verify)
     count, loader = split.count, arguments.data.loader or "auto"
-    groups = [(group.name, group.channels) for group in split.spec.groups]
-    recipe = replace(recipe, model=recipe.model.for_data(groups, split.spec.action_size))
-    logger.info("%s", split.explain())
+    recipe = replace(recipe, model=recipe.model.for_data(split.spec))
     choose_loader(loader, split, torch.device(device))
     held = "trajectories" if split.drawn is None else "clips"
     require(2 <= batch_size <= count, "--data.batch-size", batch_size, f"from 2 to the {count} {held} in {data}")

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from jepa_fast.data.encoding import Chunk, SourceGroup
 from jepa_fast.data.manifest import MOST_CHANNELS
 from jepa_fast.data.readers import Reader
+from jepa_fast.data.sources import Chunk, SourceGroup
 from jepa_fast.errors import InputError
 
 # The seed of which episodes are for validation.

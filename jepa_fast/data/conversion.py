@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from jepa_fast.data.columns import (
     SPLIT_SEED,
@@ -31,13 +30,14 @@ from jepa_fast.data.columns import (
     quantise,
 )
 from jepa_fast.data.decoding import decoded_group, stored_rows
-from jepa_fast.data.encoding import Chunk, SourceGroup
 from jepa_fast.data.manifest import Encoding, Manifest, check_name
 from jepa_fast.data.packing import cut_by_bytes, pack
 from jepa_fast.data.parallel import ordered_map
 from jepa_fast.data.readers import Column, Reader
 from jepa_fast.data.shards import Split, open_split
+from jepa_fast.data.sources import Chunk, SourceGroup
 from jepa_fast.errors import InputError, require
+from jepa_fast.progress import Progress
 
 # Looked at in one go: bytes of frames, and trajectories at most.
 CHUNK_BYTES = 16_000_000
@@ -369,8 +369,8 @@ def _compare(source: ColumnSource, split: Split, chunk: Chunk, indices: Indices)
 
 
 def _watched(results: Any, tasks: list[tuple[int, int]], label: str) -> Any:
-    """The results, with a bar that counts trajectories."""
-    with tqdm(total=tasks[-1][1], desc=label, unit="traj", disable=None) as bar:
+    """The results, with progress in trajectories."""
+    with Progress(label, tasks[-1][1], "trajectories") as progress:
         for result, (start, stop) in zip(results, tasks, strict=True):
             yield result
-            bar.update(stop - start)
+            progress.update(stop - start)

@@ -6,7 +6,6 @@ jf.pack(((frames, actions, {"place": places}) for frames, actions, places in min
 frames, actions, targets = jf.TrajectoryDataset("data/mine/train")[0]
 """
 
-import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,11 +21,12 @@ from jepa_fast.data.batches import to_values
 from jepa_fast.data.columns import ChannelOrder, Selection
 from jepa_fast.data.conversion import convert_columns
 from jepa_fast.data.decoding import decoded_frames, stored_rows
-from jepa_fast.data.encoding import SourceGroup
 from jepa_fast.data.manifest import Encoding, FrameSpec, check_name
 from jepa_fast.data.readers.arrays import ArrayFiles
 from jepa_fast.data.shards import Split, open_split
+from jepa_fast.data.sources import SourceGroup
 from jepa_fast.errors import InputError
+from jepa_fast.platforms import available_cores
 
 Targets = Mapping[str, ArrayLike]
 
@@ -132,7 +132,7 @@ def pack(
         named = tuple(SourceGroup(check_name(name, "groups"), count) for name, count in groups)
         targets = tuple((name.removeprefix(TARGET), name) for name in files.files if name.startswith(TARGET))
         selection = Selection("frames", "actions", targets, named, channels, action_classes)
-        convert_columns(files, selection, out, scale, encoding, workers or len(os.sched_getaffinity(0)), validation)
+        convert_columns(files, selection, out, scale, encoding, workers or available_cores(), validation)
     return TrajectoryDataset(out if validation is None else out / "train")
 
 

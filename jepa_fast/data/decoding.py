@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jepa_fast.data.encoding import paste_windows
 from jepa_fast.data.shards import Split
+from jepa_fast.data.windows import paste_windows
 
 UInt8 = NDArray[np.uint8]
 

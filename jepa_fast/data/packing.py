@@ -15,31 +15,24 @@ from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Never, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from jepa_fast.data.bases import share_bases
-from jepa_fast.data.encoding import (
-    Chunk,
-    Encoded,
+from jepa_fast.data.checks import verify_shard
+from jepa_fast.data.encoding import Encoded, Misfit, encode, encode_chunk
+from jepa_fast.data.layouts import (
     Layout,
-    Misfit,
     Needs,
-    Source,
     changed_share,
-    check_chunk,
     counted_work,
     dense_spec,
-    encode,
-    encode_chunk,
     first_layout,
     fitted,
     merged_needs,
     needs_of,
-    size_text,
     stored_bytes,
     trajectory_bytes,
 )
@@ -56,10 +49,12 @@ from jepa_fast.data.manifest import (
     first_difference,
 )
 from jepa_fast.data.parallel import ordered_map
-from jepa_fast.data.shards import verify_shard
+from jepa_fast.data.sources import Chunk, Source, check_chunk
 from jepa_fast.data.two_rooms import version1
+from jepa_fast.data.windows import size_text
 from jepa_fast.data.writing import ArrayWriter, locked, require_space, sync_folder, write_array, write_text
 from jepa_fast.errors import InputError
+from jepa_fast.progress import Progress
 
 # What one task holds in memory at most: this many trajectories, or fewer long ones of this many bytes as frames.
 CHUNK_ROWS = 512
@@ -231,8 +226,15 @@ class _Packing:
     def _refitted(self, layout: Layout, misfit: Misfit) -> Layout:
         """The cheapest layout that all trajectories fit, where one does not fit `layout`."""
         tasks = list(pairwise(self._cuts(0, self.source.count)))
-        with ordered_map(partial(_look_task, self.source, layout), tasks, self.workers) as needs:
-            found = fitted(layout, merged_needs(tqdm(needs, f"{self.label}, codecs", len(tasks), disable=None)))
+        with (
+            ordered_map(partial(_look_task, self.source, layout), tasks, self.workers) as found_needs,
+            Progress(f"codecs of {self.label}", self.source.count, "trajectories") as progress,
+        ):
+            needs = []
+            for (first, stop), need in zip(tasks, found_needs, strict=True):
+                needs.append(need)
+                progress.update(stop - first)
+        found = fitted(layout, merged_needs(needs))
         for index, (old, new) in enumerate(zip(layout.spec.groups, found.spec.groups, strict=True)):
             if old != new:
                 what = "whole frames"
@@ -282,17 +284,17 @@ class _Packing:
         done = self.source.count - rows
         with (
             ordered_map(work, tasks, self.workers) as chunks,
-            tqdm(total=self.source.count, initial=done, desc=self.label, unit="traj", disable=None) as bar,
+            Progress(f"packing {self.label}", self.source.count, "trajectories", done) as progress,
         ):
             for first in missing:
-                shard = self._write_shard(numbers[first], first, stops[first], layout, chunks, bar)
+                shard = self._write_shard(numbers[first], first, stops[first], layout, chunks, progress)
                 if isinstance(shard, Misfit):
                     return shard
                 kept[first] = shard
         return [kept[first] for first in starts]
 
     def _write_shard(
-        self, index: int, first: int, stop: int, layout: Layout, chunks: Iterator[Encoded | Misfit], bar: "tqdm[Never]"
+        self, index: int, first: int, stop: int, layout: Layout, chunks: Iterator[Encoded | Misfit], progress: Progress
     ) -> Shard | Misfit:
         """Write the next chunks as one shard, then its record."""
         rows, frames = stop - first, self._frames(first, stop)
@@ -313,7 +315,7 @@ class _Packing:
                     writer.write(np.ascontiguousarray(encoded[name]))
                 done = len(encoded["actions"] if self.lengths is None else encoded["length"])
                 written += done
-                bar.update(done)
+                progress.update(done)
             files = {name: writer.finish() for name, writer in writers.items()}
         for group, image in zip(layout.spec.groups, layout.images, strict=True):
             if group.base == "images":

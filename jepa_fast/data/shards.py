@@ -4,25 +4,22 @@ A split is a folder such as DIR/train or DIR/probe_normal/val: a manifest and sh
 """
 
 import hashlib
-import resource
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from tokenize import TokenError
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from jepa_fast.data.checks import allow_open_files, as_field, check_corners, map_file, read_lengths, verify_shard
 from jepa_fast.data.clips import Clips, Rows, cut, explain
-from jepa_fast.data.manifest import MANIFEST_NAME, Field, FileRecord, FrameSpec, Manifest, Shard, Unit
+from jepa_fast.data.manifest import MANIFEST_NAME, FrameSpec, Manifest, Unit
 from jepa_fast.errors import InputError
+from jepa_fast.progress import Progress
 
 __all__ = ["FrameSpec", "Manifest", "Split", "open_split"]
-
-# What a process may have open besides the shards: libraries, logs, sockets of a distributed run.
-OTHER_FILES = 64
 
 
 class Piece(NamedTuple):
@@ -238,18 +235,20 @@ def open_split(folder: Path, verify: bool = False) -> Split:
     if rows != manifest.trajectories or manifest.shards[0].first != 0:
         raise InputError(f"{path}: shards: found {rows} rows, expected {manifest.trajectories} from trajectory 0 on")
     fields = manifest.spec.fields()
-    _allow_open_files(len(manifest.shards) * len(fields))
+    allow_open_files(len(manifest.shards) * len(fields))
     arrays = {
         name: tuple(
-            _as_field(_map_file(folder, shard.files[name], manifest.stored_field(name)), field)
+            as_field(map_file(folder, shard.files[name], manifest.stored_field(name)), field)
             for shard in manifest.shards
         )
         for name, field in fields.items()
     }
     if verify:
-        for shard in manifest.shards:
-            verify_shard(folder, shard)
-    _check_corners(folder, manifest, arrays)
+        with Progress(f"hashing {folder}", rows, "trajectories") as progress:
+            for shard in manifest.shards:
+                verify_shard(folder, shard)
+                progress.update(shard.rows)
+    check_corners(folder, manifest, arrays)
     bases = []
     for group in manifest.spec.groups:
         merged = None
@@ -258,22 +257,9 @@ def open_split(folder: Path, verify: bool = False) -> Split:
             del arrays[f"{group.name}.base"]
         bases.append(merged)
     starts = np.cumsum([0, *(shard.rows for shard in manifest.shards)], dtype=np.int64)
-    lengths = None if manifest.spec.shortest is None else _lengths(folder, manifest, arrays.pop("length"))
+    lengths = None if manifest.spec.shortest is None else read_lengths(folder, manifest, arrays.pop("length"))
     fingerprint = hashlib.sha256(text).hexdigest()
     return Split(folder, manifest, fingerprint, starts, arrays, tuple(bases), manifest.spec, lengths)
-
-
-def _lengths(folder: Path, manifest: Manifest, arrays: tuple[NDArray[np.int64], ...]) -> NDArray[np.int64]:
-    """Frames of each trajectory, int64 [N], once they are those of the manifest and of the files."""
-    spec = manifest.spec
-    for shard, lengths in zip(manifest.shards, arrays, strict=True):
-        total, expected = int(lengths.sum()), shard.files["actions"].rows + shard.rows
-        if lengths.min() < (spec.shortest or 2) or lengths.max() > spec.frames or total != expected:
-            raise InputError(
-                f"{folder / shard.files['length'].name}: found {total} frames in trajectories of {lengths.min()} to "
-                f"{lengths.max()}, expected {expected} in {spec.shortest} to {spec.frames}"
-            )
-    return np.concatenate(arrays)
 
 
 def training_split(folder: Path) -> Path:
@@ -288,113 +274,6 @@ def open_training(folder: Path, frames: int | None = None, skip: int = 1, verify
         InputError: it is missing or damaged, or no trajectory is long enough.
     """
     return open_split(training_split(folder), verify).clips(frames, skip)
-
-
-def verify_shard(folder: Path, shard: Shard) -> None:
-    """Hash every file of a shard and look for values that are not finite.
-
-    Raises:
-        InputError: a hash differs, or an action or target is NaN or infinite.
-    """
-    for field, file in shard.files.items():
-        path = folder / file.name
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        if digest != file.sha256:
-            raise InputError(f"{path}: found sha256 {digest}, expected {file.sha256} (the file was changed)")
-        if field == "actions" or field.startswith("target."):
-            values = np.load(path, mmap_mode="r", allow_pickle=False)
-            bad = np.argwhere(~np.isfinite(values))
-            if len(bad):
-                row, step = _place(folder, shard, field, bad[0])
-                raise InputError(
-                    f"{path}: trajectory {shard.first + row}, step {step}: found {values[tuple(bad[0, :-1])].tolist()},"
-                    " expected finite numbers"
-                )
-
-
-def _place(folder: Path, shard: Shard, field: str, place: NDArray[np.int64]) -> tuple[int, int]:
-    """Trajectory and step of a number in a shard's actions or targets."""
-    if "length" not in shard.files:
-        return int(place[0]), int(place[1])
-    lengths = np.load(folder / shard.files["length"].name, allow_pickle=False) - (field == "actions")
-    row = int(np.searchsorted(np.cumsum(lengths), place[0], side="right"))
-    return row, int(place[0] - lengths[:row].sum())
-
-
-def _allow_open_files(needed: int) -> None:
-    """Raise the soft limit on open files where it is below `needed` mapped files (each mapping keeps one open)."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = needed + OTHER_FILES
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return
-    if hard != resource.RLIM_INFINITY and hard < wanted:
-        raise InputError(
-            f"open files: {needed} shard files need a limit of {wanted}, found a hard limit of {hard}; "
-            "raise it (ulimit -Hn) or pack fewer, larger shards"
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def _map_file(folder: Path, file: FileRecord, field: Field) -> NDArray[Any]:
-    """The array in a .npy file, mapped read-only, if its header and size are exactly as recorded."""
-    path = folder / file.name
-    dtype, shape = np.dtype(field.dtype), (file.rows, *field.shape)
-    try:
-        size = path.stat().st_size
-    except FileNotFoundError:
-        raise InputError(f"{path}: not found, expected a file of {file.bytes} bytes") from None
-    if size != file.bytes:
-        what = "truncated" if size < file.bytes else "trailing bytes"
-        raise InputError(f"{path}: found {size} bytes, expected {file.bytes} ({what})")
-    found_shape, fortran, found_dtype, offset = _read_header(path)
-    for what, found, expected in (
-        ("dtype", found_dtype, dtype),
-        ("shape", found_shape, shape),
-        ("order", "Fortran" if fortran else "C", "C"),
-        ("size", size, offset + dtype.itemsize * int(np.prod(shape))),
-    ):
-        if found != expected:
-            raise InputError(f"{path}: {what}: found {found}, expected {expected}")
-    return np.memmap(path, dtype, "r", offset, shape).view(np.ndarray)
-
-
-def _read_header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    """Shape, whether in Fortran order, dtype and data offset of a .npy file."""
-    with path.open("rb") as stream:
-        try:
-            version = np.lib.format.read_magic(stream)
-            if version != (1, 0):
-                raise InputError(f"{path}: found .npy version {version}, expected (1, 0)")
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-        except InputError:
-            raise
-        except (ValueError, SyntaxError, TokenError) as error:
-            raise InputError(f"{path}: found no .npy header ({error}), expected one") from None
-        return shape, fortran, dtype, stream.tell()
-
-
-def _as_field(array: NDArray[Any], field: Field) -> NDArray[Any]:
-    """The array in the shape and type of its field: version 1 stored no channel axis, and corners always as bytes."""
-    return array.reshape(len(array), *field.shape).astype(field.dtype, copy=False)
-
-
-def _check_corners(folder: Path, manifest: Manifest, arrays: dict[str, tuple[NDArray[Any], ...]]) -> None:
-    """Refuse windows that reach outside the image: pasting them would write into other pixels."""
-    spec = manifest.spec
-    for group in spec.groups:
-        if group.window is None:
-            continue
-        field = f"{group.name}.corner"
-        most = np.array([spec.height - group.window[0], spec.width - group.window[1]])
-        for shard, array in zip(manifest.shards, arrays[field], strict=True):
-            corners = array.reshape(-1, 2)
-            for found in (corners.max(axis=0), corners.min(axis=0)):
-                if np.any(found > most) or np.any(found < 0):
-                    raise InputError(
-                        f"{folder / shard.files[field].name}: found a corner at {found.tolist()}, "
-                        f"expected at most {most.tolist()}"
-                    )
 
 
 def _merge_bases(

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from jepa_fast.data.decoding import decoded_group
-from jepa_fast.data.encoding import Chunk, SourceGroup
 from jepa_fast.data.shards import Split
+from jepa_fast.data.sources import Chunk, SourceGroup
 
 
 @dataclass

@@ -133,7 +133,7 @@ class Walk:
         self.action_space = gymnasium.spaces.Box(-9, 9, (2,), np.float32)
 
 
-@pytest.mark.filterwarnings("ignore:`.*` is set to None:UserWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_minari_data_set_converts_to_what_it_holds(tmp_path, monkeypatch):
     minari = pytest.importorskip("minari")
     gymnasium = pytest.importorskip("gymnasium")

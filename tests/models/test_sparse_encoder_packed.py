@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from jepa_fast.data.batches import Batch
-from jepa_fast.data.encoding import Chunk, SourceGroup
 from jepa_fast.data.host import gather, group_bases
 from jepa_fast.data.packing import pack
 from jepa_fast.data.shards import open_split
+from jepa_fast.data.sources import Chunk, SourceGroup
 from jepa_fast.data.two_rooms.source import TwoRoomsSource
 from jepa_fast.kernels.dropout import new_clock
 from jepa_fast.models.convnext import Encoder

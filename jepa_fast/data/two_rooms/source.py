@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from jepa_fast.data.encoding import Chunk, SourceGroup
+from jepa_fast.data.sources import Chunk, SourceGroup
 from jepa_fast.data.two_rooms import CHANNEL_GROUPS, SPLITS, WORLD, render_dots, render_walls, simulate
 
 # Square windows, as data sets of this world have had them from the beginning.
