@@ -263,8 +263,20 @@ def open_split(folder: Path, verify: bool = False) -> Split:
 
 
 def training_split(folder: Path) -> Path:
-    """The split that is trained on in a folder of splits, called train; a folder that is itself a split is that one."""
-    return folder if (folder / MANIFEST_NAME).is_file() else folder / "train"
+    """The split that is trained on in a folder of splits, called train or the only one; a split's own folder is it.
+
+    Raises:
+        InputError: there are several, and none is called train.
+    """
+    if (folder / MANIFEST_NAME).is_file():
+        return folder
+    found = sorted(path.parent for path in folder.glob(f"*/{MANIFEST_NAME}"))
+    if len(found) == 1 or folder / "train" in found:
+        return folder / "train" if folder / "train" in found else found[0]
+    if found:
+        names = ", ".join(path.name for path in found)
+        raise InputError(f"{folder}: holds the splits {names}, expected one called train, or the folder of one of them")
+    return folder / "train"
 
 
 def open_training(folder: Path, frames: int | None = None, skip: int = 1, verify: bool = False) -> Split:
@@ -273,7 +285,11 @@ def open_training(folder: Path, frames: int | None = None, skip: int = 1, verify
     Raises:
         InputError: it is missing or damaged, or no trajectory is long enough.
     """
-    return open_split(training_split(folder), verify).clips(frames, skip)
+    split = open_split(training_split(folder), verify)
+    if frames is None and split.count == 1:
+        # Whole, it would be a batch of one for ever.
+        frames = max(2, (split.spec.frames + skip) // (2 * skip))
+    return split.clips(frames, skip)
 
 
 def _merge_bases(
