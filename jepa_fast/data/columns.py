@@ -136,18 +136,9 @@ class ColumnSource:
         """Trajectories `start` to `stop - 1`; every frame is given, and the packer finds out what changes."""
         lengths, chosen = self.all_lengths[start:stop], self.selection
         rows = self.reader.read(chosen.columns, self.numbers[start:stop])
-        images = np.empty((self.size[0], int(lengths.sum()), self.height, self.width), np.uint8)
-        ends = np.cumsum(lengths).tolist()
-        # One by one, so that what floats take up in between stays small.
-        for first, end in pairwise([0, *ends]):
-            pixels = quantise(rows[chosen.frames][first:end], self.scale, self.offset)
-            images[:, first:end] = channels_first(pixels, self.order).swapaxes(0, 1)
-        axes = images.shape[1:2] if self.lengths is not None else (stop - start, self.frames)
-        groups, first = [], 0
-        for group in self.groups:
-            part = images[first : first + group.channels].reshape(group.channels, *axes, self.height, self.width)
-            groups.append(np.moveaxis(part, 0, len(axes)))
-            first += group.channels
+        groups = self._images(rows[chosen.frames], lengths)
+        if self.lengths is None:
+            groups = [images.reshape(stop - start, self.frames, *images.shape[1:]) for images in groups]
         actions = rows[chosen.actions]
         if len(actions) == lengths.sum():
             actions = actions[leading(lengths)]
@@ -157,6 +148,25 @@ class ColumnSource:
             tuple(self._numbers(_float32(rows[column]), 0) for _, column in chosen.targets),
             None if self.lengths is None else lengths,
         )
+
+    def _images(self, frames: NDArray[Any], lengths: Indices) -> list[NDArray[np.uint8]]:
+        """Frames end to end as bytes, each group's channels by themselves: [F, c, H, W]."""
+        if self.mapped:
+            return [channels_first(quantise(frames, self.scale), self.order)]
+        images = [np.empty((len(frames), group.channels, self.height, self.width), np.uint8) for group in self.groups]
+        # Trajectory by trajectory, so that what floats take up in between stays small.
+        for first, end in pairwise([0, *np.cumsum(lengths).tolist()]):
+            pixels, channel = channels_first(quantise(frames[first:end], self.scale, self.offset), self.order), 0
+            for group in images:
+                group[first:end] = pixels[:, channel : channel + group.shape[1]]
+                channel += group.shape[1]
+        return images
+
+    @property
+    def mapped(self) -> bool:
+        """Whether frames are given as they lie in a mapped file: one group of bytes, channels first."""
+        as_bytes = self.dtype in ("uint8", "bool")
+        return self.reader.mapped and as_bytes and len(self.groups) == 1 and self.order == "first"
 
     def _numbers(self, values: NDArray[np.float32], fewer: int) -> NDArray[np.float32]:
         """Rows end to end, [...] or [..., A]: as [n, T - fewer, A] where trajectories are of one length."""

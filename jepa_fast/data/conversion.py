@@ -292,6 +292,8 @@ def _look(source: ColumnSource, task: tuple[int, int]) -> _Seen:
                 # What follows no frame may be anything.
                 values = values[leading(lengths)]
             rows = lengths - 1
+        if column == chosen.frames and values.dtype.kind != "f":
+            continue
         low, high = float(values.min()), float(values.max())
         place = _Place(reader.where(column), values, numbers, rows)
         if values.dtype.kind == "f":

@@ -26,6 +26,12 @@ from jepa_fast.data.windows import any_channel, bounding_boxes, common_window, u
 BLOCKS, REACH = 2, 3
 # Trajectories from which the first guess of every group's codec is made.
 SAMPLE = 32
+# Frames of which the image that they have in common is made, about.
+COMMON = 64
+# Frames of a trajectory of which its background is the median, at most.
+BACKGROUND = 16
+# Share of the pixels that change from one frame to the next, beyond which a group is stored dense.
+MOST_CHANGED = 0.5
 
 UInt8 = NDArray[np.uint8]
 # Per group the data set's base image [c, H, W], on which windows over "images" lie while a split is written.
@@ -52,6 +58,7 @@ class Layout:
     square: tuple[bool, ...]
     encoding: Encoding
     images: BaseImages
+    bases: tuple[tuple[Base, ...], ...]  # that are looked at for windows
     frames: float  # of a trajectory, on average
 
     def with_group(self, index: int, group: ChannelGroup) -> "Layout":
@@ -78,15 +85,26 @@ def dense_spec(source: Source) -> FrameSpec:
 
 def first_layout(source: Source, encoding: Encoding, chunk: Chunk) -> Layout:
     """The cheapest layout for the first trajectories of a source."""
-    spec, lengths = dense_spec(source), source.lengths
-    images = tuple(
-        upper_median(np.concatenate([_flat(each.groups[index][:SAMPLE]) for each in _sample(chunk)]), axis=0)
-        for index in range(len(source.groups))
-    )
+    spec, lengths, sample = dense_spec(source), source.lengths, _sample(chunk)
+    images, bases = [], []
+    for index in range(len(source.groups)):
+        # Where more changes from frame to frame, windows would be larger than a quarter of the image: not worth a look.
+        is_still = encoding == "window" and changed_share(chunk, index) <= MOST_CHANGED
+        image = _common_image(sample, index) if is_still else np.zeros((0,), np.uint8)
+        # A black image is what "black" says already.
+        known = tuple(base for base in get_args(Base) if base != "images" or image.any())
+        images.append(image)
+        bases.append(known if is_still else ())
     square = tuple(group.square for group in source.groups)
     mean = spec.frames if lengths is None else float(lengths.mean())
-    layout = Layout(spec, square, encoding, images, mean)
-    return layout if encoding == "dense" else fitted(layout, needs_of(_sample(chunk), layout))
+    layout = Layout(spec, square, encoding, tuple(images), tuple(bases), mean)
+    return layout if encoding == "dense" else fitted(layout, needs_of(sample, layout))
+
+
+def _common_image(sample: list[Chunk], index: int) -> UInt8:
+    """What most frames of a group have in common, from some of them: [c, H, W]."""
+    frames = np.concatenate([_flat(chunk.groups[index]) for chunk in sample])
+    return upper_median(frames[:: max(1, len(frames) // COMMON)], axis=0)
 
 
 def fitted(layout: Layout, needs: tuple[Needs, ...]) -> Layout:
@@ -119,13 +137,11 @@ def _needs(array: UInt8, index: int, layout: Layout) -> Needs:
     if not changes:
         frames = frames[:, :1]
     sizes: dict[Base, tuple[int, int]] = {}
-    for base in get_args(Base) if layout.encoding == "window" else ():
-        # A black base image is what "black" says already.
-        if base != "images" or layout.images[index].any():
-            differs = any_channel(difference(frames, base_under(frames, base, layout.images[index])))
-            boxes = bounding_boxes(differs.reshape(-1, layout.spec.height, layout.spec.width))
-            height, width = boxes.sizes.max(axis=0).tolist()
-            sizes[base] = height, width
+    for base in layout.bases[index]:
+        differs = any_channel(difference(frames, base_under(frames, base, layout.images[index])))
+        boxes = bounding_boxes(differs.reshape(-1, layout.spec.height, layout.spec.width))
+        height, width = boxes.sizes.max(axis=0).tolist()
+        sizes[base] = height, width
     return Needs(changes, sizes)
 
 
@@ -177,11 +193,11 @@ def _field_bytes(spec: FrameSpec, frames: float) -> Iterator[tuple[str, float]]:
 
 
 def changed_share(chunk: Chunk, index: int) -> float:
-    """Share of a group's pixels in the first trajectories that differ from their trajectory's background."""
+    """Share of a group's pixels in the first trajectories that change from one frame to the next."""
     changed, seen = 0, 0
     for block in _sample(chunk):
-        frames = block.groups[index]
-        differs = any_channel(difference(frames, upper_median(frames, axis=1))) != 0
+        frames = per_frame(block.groups[index], 2)
+        differs = any_channel(frames[:, 1:] ^ frames[:, :-1]) != 0
         changed, seen = changed + int(differs.sum()), seen + differs.size
     return changed / seen
 
@@ -208,7 +224,9 @@ def base_under(frames: UInt8, base: Base, image: UInt8) -> UInt8 | None:
     """What the windows of frames [n, T, c, H, W] lie on: None for black, else [1 or n, c, H, W]."""
     if base == "black":
         return None
-    return image[None] if base == "images" else upper_median(frames, axis=1)
+    if base == "images":
+        return image[None]
+    return upper_median(frames[:, :: -(-frames.shape[1] // BACKGROUND)], axis=1)
 
 
 def difference(frames: UInt8, base: UInt8 | None) -> UInt8:

@@ -160,12 +160,11 @@ class _Packing:
 
     def _tell(self, manifest: Manifest, layout: Layout, group: ChannelGroup, sample: Chunk, index: int) -> None:
         """One line for the log: how a group is stored, why, and what that saves."""
-        bases = (
-            max((shard.files[f"{group.name}.base"].rows for shard in manifest.shards), default=0)
-            if (group.base == "images")
-            else 0
-        )
-        over = {None: "", "black": "black", "images": f"{bases} base images", "own": "each trajectory's background"}
+        bases = ""
+        if group.base == "images":
+            held = max(shard.files[f"{group.name}.base"].rows for shard in manifest.shards)
+            bases = f"{held} base image{'s' * (held > 1)}"
+        over = {None: "", "black": "black", "images": bases, "own": "each trajectory's background"}
         if group.codec == "static":
             what = "one image per trajectory"
             if group.window is not None:
@@ -175,7 +174,9 @@ class _Packing:
         else:
             what = "every frame"
             if self.encoding != "dense":
-                what += f", as {100 * changed_share(sample, index):.0f}% of the pixels differ from the background"
+                what += (
+                    f", as {100 * changed_share(sample, index):.0f}% of the pixels change from one frame to the next"
+                )
         dense = ChannelGroup(group.name, group.channels, "dense")
         share = 100 * stored_bytes(layout, group) / stored_bytes(layout, dense)
         work = 100 * counted_work(layout, group) / counted_work(layout, dense)
@@ -281,9 +282,10 @@ class _Packing:
         require_space(self.folder, int(rows * trajectory_bytes(layout.spec, 0) + frames * per_frame))
         tasks = [part for first in missing for part in pairwise(self._cuts(first, stops[first]))]
         work = partial(_encode_task, self.source, layout)
+        is_copy = self.source.mapped and all(group.codec == "dense" for group in layout.spec.groups)
         done = self.source.count - rows
         with (
-            ordered_map(work, tasks, self.workers) as chunks,
+            ordered_map(work, tasks, 1 if is_copy else self.workers) as chunks,
             Progress(f"packing {self.label}", self.source.count, "trajectories", done) as progress,
         ):
             for first in missing:

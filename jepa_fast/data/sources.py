@@ -99,6 +99,10 @@ class Source(Protocol):
         """Names and sizes of the targets."""
 
     @property
+    def mapped(self) -> bool:
+        """Whether chunks are views of mapped files, which no other process could make any faster."""
+
+    @property
     def description(self) -> dict[str, Any]:
         """What makes this source give these trajectories, as a JSON object: equal descriptions mean equal bits."""
 

@@ -26,6 +26,7 @@ class ArraySource:
 
     offset = 0.0
     lengths = None
+    mapped = False
     groups = (SourceGroup("agent", 1), SourceGroup("wall", 1))
     action_size = 2
 
@@ -88,6 +89,7 @@ class GroupSource:
     description: dict[str, Any] = field(default_factory=lambda: {"made": "in memory"})
 
     lengths = None
+    mapped = False
 
     @property
     def groups(self) -> tuple[SourceGroup, ...]:
@@ -174,6 +176,8 @@ class EpisodeSource:
     offset: float = 0.0
     targets: tuple[tuple[str, int], ...] = (("place", 2),)
     description: dict[str, Any] = field(default_factory=lambda: {"made": "in memory"})
+
+    mapped = False
 
     @property
     def groups(self) -> tuple[SourceGroup, ...]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,9 @@ class Column(NamedTuple):
 
 class Reader(Protocol):
     """N episodes of some files. Pickled into worker processes: holds paths, not arrays or open files."""
+
+    # Whether rows are views of mapped files where that can be.
+    mapped: ClassVar[bool]
 
     @property
     def columns(self) -> Mapping[str, Column]:

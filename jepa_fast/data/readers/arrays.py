@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ class ArrayFiles:
 
     files: Mapping[str, Path]
     lengths: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    mapped: ClassVar[bool] = True
 
     @property
     def columns(self) -> Mapping[str, Column]:
@@ -66,6 +67,7 @@ class ZippedArrays:
     """One .npz file, as np.savez writes it: columns [N, T, ...], or end to end with `ep_len` int [N]."""
 
     path: Path
+    mapped: ClassVar[bool] = True
 
     @cached_property
     def columns(self) -> Mapping[str, Column]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ class HDF5Episodes:
     """
 
     path: Path
+    mapped: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         with self._open() as file:

@@ -28,6 +28,11 @@ class TwoRoomsSource:
         """All trajectories of a split have the same length."""
 
     @property
+    def mapped(self) -> bool:
+        """Frames are drawn."""
+        return False
+
+    @property
     def height(self) -> int:
         """H, in pixels."""
         return WORLD.size
