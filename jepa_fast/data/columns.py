@@ -117,7 +117,7 @@ class ColumnSource:
     def description(self) -> dict[str, Any]:
         """Names, type and content of the files, and the worst rounding error of a pixel."""
         label, chosen = self.reader.label, self.selection
-        description = {
+        description: dict[str, Any] = {
             "converter": "jepa_fast arrays",
             "states": label(chosen.frames),
             "states_dtype": self.dtype,
@@ -129,7 +129,8 @@ class ColumnSource:
             "largest_error": self.error,
         }
         if self.part is not None:
-            description["part"] = {"name": self.part[0], "validation": self.part[1], "seed": SPLIT_SEED}
+            name, share = self.part
+            description["part"] = {"name": name, "validation": share, "seed": SPLIT_SEED}
         return description | self.reader.description
 
     def chunk(self, start: int, stop: int) -> Chunk:

@@ -85,8 +85,7 @@ def pack(
         source: picklable for more than one worker.
         folder: made where missing.
         encoding: the strongest codec to be used: "window": windows, and once what does not change; "static": whole
-            frames, and once what does not change; "dense": every frame whole. What the data does not allow is stored
-            in the next weaker way, with one log line.
+            frames, and once what does not change; "dense": every frame whole. The log says what the data allowed.
         workers: processes that compute and encode; 1 works in this one.
         shard_rows: trajectories per shard; by default about 0.25 GB.
         label: name for the progress bar and the log; by default the folder's.

@@ -103,8 +103,9 @@ def gather_into(split: Split, indices: Indices, arrays: dict[str, NDArray[Any]])
     """
     pieces = split.pieces(indices)
     arrays["indices"][...] = indices
-    for name in batch_fields(split.spec):
-        split.copy(name, pieces, arrays[name])
+    for name, out in arrays.items():
+        if name != "indices":
+            split.copy(name, pieces, out)
     require_finite(split, indices, arrays["actions"])
 
 

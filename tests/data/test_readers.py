@@ -1,6 +1,7 @@
 """Files in the layouts of other libraries, made as they make them, convert to what they hold; faults are named."""
 
 import json
+import logging
 import subprocess
 import sys
 from fractions import Fraction
@@ -352,3 +353,16 @@ def test_the_command_takes_a_file_and_columns_by_name(tmp_path):
     )
     assert done.returncode == 2
     assert done.stderr == "error: column: got 'rgb', expected one of action, pixels, proprio, reward, in mine.h5: rgb\n"
+
+
+def test_episodes_of_one_frame_are_left_out_by_name_and_may_lie_in_any_order(tmp_path, caplog):
+    h5py = pytest.importorskip("h5py")
+    episodes = list(draw(lengths=(5, 1, 9, 1, 4)))
+    write_hdf5(tmp_path / "mine.h5", episodes)
+    with h5py.File(tmp_path / "mine.h5", "r+") as file:
+        for name in ("ep_len", "ep_offset"):
+            file[name][:] = file[name][:][::-1]
+    with caplog.at_level(logging.INFO):
+        hdf5(tmp_path)
+    assert "2 episodes of fewer than 2 frames are left out: 1, 3" in caplog.text
+    assert_holds(tmp_path / "split", [episodes[4], episodes[2], episodes[0]])

@@ -34,6 +34,8 @@ class Fixed:
     groups: tuple[SourceGroup, ...] = (SourceGroup("agent", 1), SourceGroup("wall", 1))
     action_size: int = 2
     targets: tuple[tuple[str, int], ...] = ()
+    lengths: None = None
+    mapped: bool = False
 
     @property
     def description(self) -> dict[str, Any]:
