@@ -24,6 +24,8 @@ from jepa_fast.data.windows import any_channel, bounding_boxes, common_window, u
 
 # What work is counted for: blocks of an encoder, and pixels that a window grows by on every side in each of them.
 BLOCKS, REACH = 2, 3
+# Windows are taken where they make it at most this share of the work on whole frames: they have costs beside pixels.
+WORTH = 2 / 3
 # Trajectories from which the first guess of every group's codec is made.
 SAMPLE = 32
 # Frames of which the image that they have in common is made, about.
@@ -148,28 +150,28 @@ def _needs(array: UInt8, index: int, layout: Layout) -> Needs:
 def _cheapest(layout: Layout, index: int, need: Needs) -> ChannelGroup:
     """The way to store a group that makes an encoder do the least, of equals the one that takes the fewest bytes."""
     spec, group = layout.spec, layout.spec.groups[index]
-    ways = [replace(group, codec="dense", window=None, base=None)]
+    dense = replace(group, codec="dense", window=None, base=None)
+    ways = []
     for base, sizes in need.sizes.items():
         window = common_window(np.array([sizes]), (spec.height, spec.width), layout.square[index])
-        ways.append(replace(group, codec="window", window=window, base=base))
-    return min(ways, key=lambda way: (counted_work(layout, way), stored_bytes(layout, way)))
+        way = replace(group, codec="window", window=window, base=base)
+        if counted_work(layout, way) <= WORTH * counted_work(layout, dense):
+            ways.append(way)
+    return min(ways, key=lambda way: (counted_work(layout, way), stored_bytes(layout, way)), default=dense)
 
 
 def counted_work(layout: Layout, group: ChannelGroup) -> float:
     """Pixels that the blocks of an encoder compute for one trajectory of a group: what windows grow to, and bases."""
     height, width = layout.spec.height, layout.spec.width
-    whole = float(BLOCKS * height * width)
-    if group.codec == "static":
-        return whole
+    whole, images = float(BLOCKS * height * width), 1 if group.codec == "static" else layout.frames
     if group.window is None:
-        return layout.frames * whole
+        return images * whole
     grown = 2 * REACH * np.arange(1, BLOCKS + 1)
     sides = [
         side + grown if side < most else np.full(BLOCKS, most)
         for side, most in zip(group.window, (height, width), strict=True)
     ]
-    windows = float((sides[0] * sides[1]).sum())
-    return layout.frames * windows + (whole if group.base == "own" else 0)
+    return images * float((sides[0] * sides[1]).sum()) + (whole if group.base == "own" else 0)
 
 
 def stored_bytes(layout: Layout, group: ChannelGroup) -> float:
