@@ -111,7 +111,7 @@ def test_fewer_trajectories_than_a_batch_are_one_batch_and_one_is_cut_into_clips
     convert_by(save(tmp_path, images[:1], np.zeros((1, 5, 2)), places[:1]), tmp_path / "one")
     with caplog.at_level(logging.INFO):
         run(train, "--data.path", tmp_path / "one", "--out", tmp_path / "second", *small, "--steps", "2")
-    assert "4 clips of 3 frames (--data.frames) from 1 trajectories of 6 frames" in caplog.text
+    assert "4 clips of 3 frames (--data.frames) from 1 trajectory of 6 frames" in caplog.text
 
 
 def test_a_folder_of_splits_names_them_and_the_only_one_is_trained_on(tmp_path):

@@ -93,9 +93,10 @@ def explain(clips: Clips, lengths: Indices) -> str:
     by = f", {clips.skip} frames from one to the next," if clips.skip > 1 else ""
     short = np.flatnonzero(np.diff(clips.first) == 0)
     longest, shortest = lengths.max(), lengths.min()
+    used = len(lengths) - len(short)
     text = (
-        f"{clips.count:,} clips of {clips.frames} frames{by} (--data.frames) from {len(lengths) - len(short):,} "
-        f"trajectories of {longest if longest == shortest else f'{shortest} to {longest}'} frames"
+        f"{clips.count:,} clips of {clips.frames} frames{by} (--data.frames) from {used:,} "
+        f"trajector{'y' if used == 1 else 'ies'} of {longest if longest == shortest else f'{shortest} to {longest}'} frames"
     )
     if not len(short):
         return text

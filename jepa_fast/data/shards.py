@@ -271,12 +271,12 @@ def training_split(folder: Path) -> Path:
     if (folder / MANIFEST_NAME).is_file():
         return folder
     found = sorted(path.parent for path in folder.glob(f"*/{MANIFEST_NAME}"))
-    if len(found) == 1 or folder / "train" in found:
-        return folder / "train" if folder / "train" in found else found[0]
-    if found:
+    if (folder / "train").exists() or not found:
+        return folder / "train"
+    if len(found) > 1:
         names = ", ".join(path.name for path in found)
         raise InputError(f"{folder}: holds the splits {names}, expected one called train, or the folder of one of them")
-    return folder / "train"
+    return found[0]
 
 
 def open_training(folder: Path, frames: int | None = None, skip: int = 1, verify: bool = False) -> Split:
