@@ -92,11 +92,11 @@ def explain(clips: Clips, lengths: Indices) -> str:
     """One line for the log: how many clips there are, and which trajectories of `lengths` int64 [N] have none."""
     by = f", {clips.skip} frames from one to the next," if clips.skip > 1 else ""
     short = np.flatnonzero(np.diff(clips.first) == 0)
-    longest, shortest = lengths.max(), lengths.min()
-    used = len(lengths) - len(short)
+    longest, shortest, used = lengths.max(), lengths.min(), len(lengths) - len(short)
+    span = f"{longest}" if longest == shortest else f"{shortest} to {longest}"
     text = (
         f"{clips.count:,} clips of {clips.frames} frames{by} (--data.frames) from {used:,} "
-        f"trajector{'y' if used == 1 else 'ies'} of {longest if longest == shortest else f'{shortest} to {longest}'} frames"
+        f"trajector{'y' if used == 1 else 'ies'} of {span} frames"
     )
     if not len(short):
         return text
