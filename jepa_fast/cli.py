@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from itertools import zip_longest
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
@@ -25,6 +26,8 @@ Arguments = TypeVar("Arguments")
 Value = TypeVar("Value")
 # A setting that is chosen where it is not given: None as a default, and no value on the command line.
 Chosen = Annotated[Value | None, tyro.conf.DisallowNone, tyro.conf.arg(help_behavior_hint="")]
+# The data's folder among other settings of the data: --data, as in every command, and --data.path.
+DataFolder = Annotated[Path | None, tyro.conf.DisallowNone, tyro.conf.arg(help_behavior_hint="", aliases=("--data",))]
 
 
 def run(

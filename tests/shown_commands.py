@@ -69,7 +69,7 @@ STAND_INS = {
     r" --benchmark-json=\S+": "",
 }
 MEASURES = "measures for minutes"
-DATA = "--data.path data/full --data.batch-size 4"
+DATA = "--data data/full --data.batch-size 4"
 NARROW = "--model.channels 4 --model.blocks 1"
 # The first rule that matches is taken. OUT is a folder of the command's own that does not exist yet. A flag that is
 # added takes the place of the same flag in the command.
