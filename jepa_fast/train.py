@@ -283,6 +283,7 @@ def resolve(
         kernels=choose_kernels(arguments.kernels, device, recipe.model.dim),
         sparse=arguments.encoder.sparse is not False,
         capture=device == "cuda" if arguments.capture is None else arguments.capture,
+        inputs=split.spec.inputs(),
     )
 
 

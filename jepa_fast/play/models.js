@@ -250,7 +250,7 @@ class JEPA {
     const planes = config.fusion ? [[frame[0]], [frame[1]], frame] : [[frame[0]], [frame[1]]];
     const latent = new Float64Array(config.dim);
     planes.forEach((some, i) => {
-      const part = branch(tensors, `encoder.${["agent", "wall", "fusion"][i]}`, some, this.side, config.blocks);
+      const part = branch(tensors, `encoder.${["agent", "wall", "fusion"][i]}`, some, this.side, config.blocks, config.white ?? 1);
       for (let d = 0; d < latent.length; d++) latent[d] += part[d];
     });
     if (config.norm_after_add) normalise(tensors, "encoder.norm", latent);

@@ -36,7 +36,7 @@ KNOWN = {
     "gated_convnext": {"channels", "blocks", "dim", "frame", "spread", "hidden"},
     "jepa": {
         "channels", "blocks", "dim", "dropout", "residual", "activation", "bias", "head", "fusion", "norm_before_add",
-        "norm_after_add", "history", "history_decay", "groups", "action_size",
+        "norm_after_add", "white", "history", "history_decay", "groups", "action_size",
     },
 }  # fmt: skip
 # Walks that a probe of positions is trained on.
@@ -81,6 +81,8 @@ def check(config: ModelConfig, where: str) -> None:
         value = getattr(config, field.name)
         if field.name not in {"kind", *KNOWN[config.kind]} and value != field.default:
             raise InputError(f"{where}: model.{field.name} is {value!r}, the page knows {field.default!r} alone")
+    if getattr(config, "head", "pool") == "spatial":
+        raise InputError(f"{where}: model.head is 'spatial', the page knows 'pool' and 'softargmax' alone")
     groups = tuple((group.name, group.channels) for group in getattr(config, "groups", ()))
     if getattr(config, "frame", WORLD.size) != WORLD.size or groups not in ((), CHANNEL_GROUPS):
         raise InputError(f"{where}: its frames are not those of the two-room world, which the page shows")

@@ -152,13 +152,13 @@ function softArgmax(size, logit) {
   return [x / total, y / total];
 }
 
-/** A branch of the ConvNeXt encoder: images, a list of [size * size] planes, to a latent. */
-function branch(tensors, name, planes, size, blocks) {
+/** A branch of the ConvNeXt encoder: images, a list of [size * size] planes, to a latent; `white` is seen as 1. */
+function branch(tensors, name, planes, size, blocks, white = 1) {
   const { shape: [channels], data: stem } = tensors[`${name}.stem.weight`];
   const x = new Float64Array(size * size * channels);
   for (let i = 0; i < size * size; i++) {
     for (let c = 0; c < channels; c++) {
-      for (let p = 0; p < planes.length; p++) x[i * channels + c] += stem[c * planes.length + p] * planes[p][i];
+      for (let p = 0; p < planes.length; p++) x[i * channels + c] += (stem[c * planes.length + p] * planes[p][i]) / white;
     }
   }
   for (let b = 0; b < blocks; b++) convnextBlock(tensors, `${name}.blocks.${b}`, x, size);

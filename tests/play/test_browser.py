@@ -25,7 +25,7 @@ SMALL = {
     "jepa": JEPAConfig(channels=4, blocks=2, dim=12),
     "jepa_options": JEPAConfig(
         channels=4, blocks=1, dim=12, residual="state", activation="before_norm", bias=False, head="softargmax",
-        fusion=True, norm_before_add=False, norm_after_add=True, history=2, history_decay=0.7,
+        fusion=True, norm_before_add=False, norm_after_add=True, history=2, history_decay=0.7, white=0.5,
     ),
 }  # fmt: skip
 ROLLOUT = """({number, place, room, actions}) => {

@@ -72,6 +72,10 @@ def test_a_model_that_the_page_does_not_know_is_refused_by_name():
         check(CustomConfig(), "run")
     with pytest.raises(InputError, match="its frames are not those of the two-room world"):
         check(JEPAConfig(groups=(Group("rgb", 3),)), "run")
+    with pytest.raises(InputError, match=r"model\.head is 'spatial'"):
+        check(JEPAConfig(head="spatial", dim=72), "run")
+    with pytest.raises(InputError, match=r"model\.stride is 4"):
+        check(JEPAConfig(stride=4), "run")
     with pytest.raises(InputError, match="its actions are not those"):
         check(JEPAConfig(action_size=7), "run")
     with pytest.raises(InputError, match="its frames are not those"):
