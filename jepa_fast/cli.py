@@ -22,8 +22,6 @@ from jepa_fast.config import require
 from jepa_fast.errors import InputError, RunError
 from jepa_fast.progress import LogHandler
 
-logger = logging.getLogger(__name__)
-
 Arguments = TypeVar("Arguments")
 Value = TypeVar("Value")
 # A setting that is chosen where it is not given: None as a default, and no value on the command line.
@@ -162,18 +160,21 @@ def choose_device(flag: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"
 
     has_cuda = torch.cuda.is_available()
     require(flag != "cuda" or has_cuda, "--device", flag, "cpu: torch sees no CUDA device")
-    if flag == "auto":
-        logger.info("device: %s", "cuda, which torch sees" if has_cuda else f"cpu, {_why_no_gpu()}")
     return "cuda" if has_cuda and flag != "cpu" else "cpu"
 
 
-def _why_no_gpu() -> str:
+def explain_device(flag: Literal["auto", "cpu", "cuda"]) -> str:
+    """What `choose_device` chose, and why, in words. Imports torch."""
     import torch
 
+    if flag != "auto":
+        return f"{flag}, as asked for"
+    if torch.cuda.is_available():
+        return "cuda, which torch sees"
     if torch.backends.mps.is_available():
         # Latents are watched and probed in float64, and no run has been tried there.
-        return "for torch sees no CUDA device; Apple's GPU is left out, as it has no float64, which runs need"
-    return "for torch sees no CUDA device"
+        return "cpu, for torch sees no CUDA device; Apple's GPU is left out: it has no float64, which runs need"
+    return "cpu, for torch sees no CUDA device"
 
 
 def fail(message: str, status: int = 2, details: str = "") -> None:

@@ -61,6 +61,7 @@ def main(arguments: Arguments) -> None:
     device = cli.choose_device(arguments.device)
     missing = why_no_triton(device)
     model, data, place = load_model(arguments, "triton" if missing is None else "reference")
+    logger.info("device: %s", cli.explain_device(arguments.device))
     logger.info("encoder and predictor: %s", "Triton kernels" if missing is None else f"{PLAIN}, {missing}")
     model = model.to(device)
     evaluation: Evaluation | TargetEvaluation

@@ -226,6 +226,7 @@ def begin(arguments: Arguments, folder: Path, config: RunConfig) -> RunConfig:
 
     if arguments.resume is None:
         create_run(folder, config)
+    logger.info("device: %s", cli.explain_device(arguments.device))
     write_environment(folder, torch.device(config.device))
     logger.info(
         "%s: %s, %d steps of %d trajectories, %s, amp %s, compile %s, capture %s, loader %s, kernels %s", folder,

@@ -39,7 +39,7 @@ def comparison(runs: Sequence[Run]) -> Markup:
     """The page of several runs side by side."""
     names = _names(runs)
     sections = [
-        Section("In one table", [NOTE] if _sets(runs) else [], _scores(runs, names) + _training(runs, names)),
+        Section("Side by side", [NOTE] if _sets(runs) else [], _scores(runs, names) + _training(runs, names)),
         Section("What was set differently", [_alike(runs)], _differences(runs, names)),
         Section("Error at every step", _unevaluated(runs, names), figures=_errors(runs, names)),
         Section("Training", figures=_curves(runs, names)),
