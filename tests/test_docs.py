@@ -97,7 +97,7 @@ def place(tmp_path_factory):
         "    file['proprio'] = rng.normal(size=(lengths.sum(), 4))\n"
     )
     finish_block(arrays, place)
-    flags = f"--data.path data/full --data.batch-size 4 --steps {STEPS} --checkpoint-minutes 0"
+    flags = f"--data data/full --data.batch-size 4 --steps {STEPS} --checkpoint-minutes 0"
     finish("python -m jepa_fast.train --out runs/first", place, flags)
     max((place / "runs" / "first").glob("checkpoints/*")).unlink()
     for name in ("five", "gated_features"):

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from jepa_fast.config import InputSpec
+
 Codec = Literal["static", "window", "dense"]
 Base = Literal["black", "images", "own"]
 # What a stored field has a row for. Where trajectories are of one length, the rows of its frames or of its actions are
@@ -71,6 +73,10 @@ class FrameSpec:
     def channels(self) -> int:
         """C, over all groups."""
         return sum(group.channels for group in self.groups)
+
+    def inputs(self) -> InputSpec:
+        """What a model that is trained on such frames is told of them."""
+        return InputSpec(self.channels, self.height, self.width, self.action_size, self.scale, self.offset)
 
     def index(self, name: str) -> int:
         """The number of the group `name`. Raises LookupError where there is none."""

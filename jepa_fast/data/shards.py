@@ -98,6 +98,10 @@ class Split:
             return f"{self.folder}: {explain(self.drawn, self.all_lengths)}"
         return f"{self.folder}: {self.count:,} trajectories of {self.spec.frames} frames"
 
+    def first(self, count: int) -> "Split":
+        """The same split as if it ended after `count` trajectories, or where it ends if that is earlier."""
+        return replace(self, manifest=replace(self.manifest, trajectories=min(count, self.count)))
+
     def require_indices(self, indices: NDArray[np.int64]) -> None:
         """Raise IndexError unless `indices` ascend within [0, count)."""
         if indices.size and (indices[0] < 0 or indices[-1] >= self.count or np.any(indices[1:] < indices[:-1])):
