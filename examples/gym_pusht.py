@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 import jepa_fast as jf
 from jepa_fast import train
+from jepa_fast.config import JEPAConfig
 from jepa_fast.presets import preset
 from jepa_fast.probing.target_results import TARGETS, TargetEvaluation
 
@@ -51,7 +52,9 @@ def collect(first: int, end: int) -> Iterator[Episode]:
 
 def learn(folder: Path, steps: int, channels: int = 32, stride: int = 4) -> TargetEvaluation:
     """Train on packed episodes, probe both positions in pixels on the held-out ones, and print the table."""
-    model = replace(preset("generic").model, channels=channels, stride=stride)  # type: ignore[type-var]
+    usual = preset("generic").model
+    assert isinstance(usual, JEPAConfig)
+    model = replace(usual, channels=channels, stride=stride)
     data = train.DataArguments(folder / "data", batch_size=16)
     run, _ = train.start(train.Arguments(preset="generic", model=model, out=folder / "run", steps=steps, data=data))
     found = jf.evaluate_targets(jf.load(run), folder / "data")

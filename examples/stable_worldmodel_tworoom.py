@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 import jepa_fast as jf
 from jepa_fast import train
+from jepa_fast.config import JEPAConfig
 from jepa_fast.presets import preset
 from jepa_fast.probing.target_results import TARGETS, TargetEvaluation
 
@@ -53,7 +54,9 @@ def learn(path: Path, folder: Path, steps: int, channels: int = 16, stride: int 
         count = len(file["ep_len"])
     jf.pack(clips(path, 0, count - HELD_OUT), folder / "data" / "train", channels="last")
     jf.pack(clips(path, count - HELD_OUT, count), folder / "data" / "val", channels="last")
-    model = replace(preset("generic").model, channels=channels, stride=stride)  # type: ignore[type-var]
+    usual = preset("generic").model
+    assert isinstance(usual, JEPAConfig)
+    model = replace(usual, channels=channels, stride=stride)
     data = train.DataArguments(folder / "data", batch_size=16)
     run, _ = train.start(train.Arguments(preset="generic", model=model, out=folder / "run", steps=steps, data=data))
     found = jf.evaluate_targets(jf.load(run), folder / "data")
