@@ -9,7 +9,8 @@ import tyro
 
 from jepa_fast import cli
 from jepa_fast.config import Kernels, RunConfig
-from jepa_fast.errors import InputError
+from jepa_fast.errors import InputError, printable
+from jepa_fast.locking import output
 
 if TYPE_CHECKING:
     from jepa_fast.models.model import Model
@@ -48,9 +49,11 @@ def main(arguments: Arguments) -> None:
     missing = why_no_triton(device)
     model, data, path = load_model(arguments, "triton" if missing is None else "reference")
     logger.info("encoder and predictor: %s", "Triton kernels" if missing is None else f"{PLAIN}, {missing}")
-    evaluation = evaluate(model.to(device), data, arguments.seed, floor=arguments.floor)
-    evaluation.save(path)
-    print(evaluation.table())
+    with output(path):
+        evaluation = evaluate(model.to(device), data, arguments.seed, floor=arguments.floor)
+        # Shown first: whatever becomes of the file, minutes of work are not lost.
+        print(printable(evaluation.table()), flush=True)
+        evaluation.save(path)
     logger.info("%s", path)
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from jepa_fast.config import Kernels, read_model_config
+from jepa_fast.data.writing import write_text
 from jepa_fast.errors import InputError
 from jepa_fast.models.model import Model
 from jepa_fast.models.registry import build_model
+from jepa_fast.reading import MALFORMED, described, read_json
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_CONFIG = "config.json"
@@ -35,7 +36,7 @@ def save_weights(model: Model, folder: Path, origin: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS)
         config = {"model": dataclasses.asdict(model.config), "origin": origin}
-        (folder / WEIGHTS_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        write_text(folder / WEIGHTS_CONFIG, json.dumps(config, indent=2) + "\n")
     except (OSError, SafetensorError) as error:
         raise InputError(f"{folder}: cannot be written ({error})") from error
 
@@ -47,13 +48,14 @@ def load_weights(folder: Path, kernels: Kernels = "reference", model: Model | No
         InputError: a file is missing or damaged, or the two do not fit.
     """
     try:
-        config = read_model_config(json.loads((folder / WEIGHTS_CONFIG).read_text())["model"])
-    except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError, InputError) as error:
-        raise InputError(f"{folder / WEIGHTS_CONFIG}: not the configuration of exported weights ({error})") from error
+        config = read_model_config(read_json(folder / WEIGHTS_CONFIG, "the configuration of the weights")["model"])
+    except MALFORMED as error:
+        why = described(error)
+        raise InputError(f"{folder / WEIGHTS_CONFIG}: not the configuration of exported weights ({why})") from error
     model = model or build_model(config, kernels=kernels)
     try:
         model.load_state_dict(read_tensors(folder / WEIGHTS))
-    except RuntimeError as error:
+    except (TypeError, AttributeError, RuntimeError) as error:
         raise InputError(f"{folder / WEIGHTS}: not of the model in {WEIGHTS_CONFIG} ({error})") from error
     return model.eval()
 
@@ -70,8 +72,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
+    # What a damaged file makes torch's unpickler raise can be anything.
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise InputError(f"{path}: not a file of plain tensors ({reason})") from error
     if not isinstance(tensors, dict) or not all(isinstance(name, str) for name in tensors):
         raise InputError(f"{path}: found a {type(tensors).__name__}, expected a dict of tensors under names")

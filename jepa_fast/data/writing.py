@@ -1,11 +1,10 @@
 """Files that appear whole or not at all: temporary name, hash while writing, fsync, rename, fsync the folder."""
 
-import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import sys
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -97,7 +96,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
+    """Make the names in a folder durable, where the system opens folders."""
+    if sys.platform == "win32":
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -112,23 +113,3 @@ def require_space(folder: Path, needed: int) -> None:
         raise InputError(
             f"{folder}: found {free / 1e9:.2f} GB free, expected {(needed + SPARE_BYTES) / 1e9:.2f} GB for the shards"
         )
-
-
-@contextmanager
-def locked(folder: Path, by_whom: str = "another process is writing this split") -> Iterator[int]:
-    """Hold the folder against a second process; the lock ends with the process, however it ends.
-
-    Gives the descriptor: children that inherit it hold the lock as well.
-
-    Raises:
-        InputError: `by_whom` it is held already.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{folder}: {by_whom}") from None
-        yield descriptor
-    finally:
-        os.close(descriptor)

@@ -14,7 +14,7 @@ from jepa_fast.data.batches import Batch
 from jepa_fast.data.host import gather
 from jepa_fast.data.sampler import Sampler
 from jepa_fast.data.shards import Split
-from jepa_fast.engine.checkpoint import State, write_whole
+from jepa_fast.engine.checkpoint import State, read_whole, write_whole
 from jepa_fast.engine.distributed import Ranks
 from jepa_fast.engine.forward import Forward
 from jepa_fast.engine.step import StepResult, Trainer
@@ -26,6 +26,26 @@ logger = logging.getLogger(__name__)
 TRAJECTORIES, EVERY_FRAME = 64, 4
 # Looks in a row that find them so before the watch strikes.
 PATIENCE = 3
+
+
+@torch.no_grad()
+def try_out(trainer: Trainer, split: Split) -> None:
+    """Run a small batch through model and objective, so that what does not fit is known before anything is written.
+
+    Nothing is changed by it, and nothing is compiled for it.
+
+    Raises:
+        InputError: the objective cannot have trajectories of this length.
+        Exception: what a model that was made in Python raises.
+    """
+    batch = gather(split, np.arange(min(2, split.count))).to(trainer.device)
+    weights = dict.fromkeys(trainer.scheduled, torch.ones((), device=trainer.device))
+    model = trainer.model.eval()
+    try:
+        with torch.random.fork_rng(), torch.compiler.set_stance("force_eager"):
+            trainer.forward(batch, weights)
+    finally:
+        model.train()
 
 
 def finite_metrics(
@@ -66,8 +86,12 @@ class Failure:
 
 
 def load_failure(path: Path) -> Failure:
-    """What a run kept of a step that was not finite."""
-    kept = torch.load(path, map_location="cpu", weights_only=True)
+    """What a run kept of a step that was not finite.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    kept = read_whole(path)
     return Failure(kept["metrics"], kept["state"], Batch.of(kept["batch"]))
 
 

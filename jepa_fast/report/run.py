@@ -1,6 +1,6 @@
 """A run folder as the report reads it. Whatever is missing is missing from the report, and said there."""
 
-import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +8,12 @@ from statistics import fmean
 from typing import Any
 
 from jepa_fast.config import RunConfig
-from jepa_fast.engine.record import Metrics, read_metrics, read_spectra
-from jepa_fast.errors import InputError
+from jepa_fast.engine.record import ENVIRONMENT, METRICS, Metrics, load_environment, read_metrics, read_spectra
+from jepa_fast.errors import InputError, require
 from jepa_fast.probing.results import EVALUATION, Evaluation
 from jepa_fast.runs import CONFIG
+
+logger = logging.getLogger(__name__)
 
 # Points of a curve: more are not told apart on a screen.
 POINTS = 250
@@ -70,17 +72,17 @@ def read_run(folder: Path) -> Run:
         InputError: not a run folder, or a damaged file in it.
     """
     config = RunConfig.load(folder / CONFIG)
-    try:
-        environment_path = folder / "environment.json"
-        environment = json.loads(environment_path.read_text()) if environment_path.is_file() else {}
-        metrics, spectra = read_metrics(folder), read_spectra(folder)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{folder}: a file of the run is damaged ({error})") from error
+    environment = load_environment(folder) if (folder / ENVIRONMENT).exists() else {}
+    metrics, spectra = read_metrics(folder), read_spectra(folder)
+    for number, line in enumerate(metrics, 1):
+        for name in ("learning_rate", "gradient_norm", "trajectories_per_s", *config.recipe.terms):
+            require(name in line, f"{folder / METRICS}, line {number}", sorted(line), f"{name} among the names")
     evaluation, no_evaluation = None, ""
     if (folder / EVALUATION).is_file():
         try:
             evaluation = Evaluation.load(folder / EVALUATION)
-        except InputError:
+        except InputError as error:
+            logger.warning("%s", error)
             no_evaluation = f"{EVALUATION} is damaged or was written by another version."
     else:
         no_evaluation = "This run has not been evaluated."
