@@ -14,13 +14,17 @@ from jepa_fast.locking import output
 
 if TYPE_CHECKING:
     from jepa_fast.models.model import Model
+    from jepa_fast.probing.results import Evaluation
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Locate the agent from predicted latents alone, and print the errors beside the floors."""
+    """Read targets off predicted latents alone, and print the errors beside the floors.
+
+    With the probe sets of two rooms by their protocol, with other data for any targets of a validation split.
+    """
 
     run: tyro.conf.Positional[Path | None] = None
     """Run folder, or one written by jepa_fast.export."""
@@ -31,7 +35,9 @@ class Arguments:
     data: cli.Chosen[Path] = None
     """Folder of packed splits. Default: the one the run was trained on."""
     out: cli.Chosen[Path] = None
-    """Where to write the JSON. Default: evaluation.json in the run folder, or beside --weights."""
+    """Where to write the JSON. Default: evaluation.json, or targets.json, in the run folder or beside --weights."""
+    split: cli.Chosen[str] = None
+    """Validation split of data other than two rooms. Default: val, or the only one; without any, a part of train."""
     seed: int = 0
     """Of the probes and of the untrained floor."""
     floor: bool = True
@@ -43,14 +49,25 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     """Evaluate; the table goes to standard output, the JSON into the run folder."""
     from jepa_fast.kernels.dispatch import PLAIN, why_no_triton
-    from jepa_fast.probing.evaluation import evaluate
+    from jepa_fast.probing.evaluation import evaluate, probe_sets
+    from jepa_fast.probing.results import EVALUATION
+    from jepa_fast.probing.target_results import TARGETS, TargetEvaluation
+    from jepa_fast.probing.targets import evaluate_targets
 
     device = cli.choose_device(arguments.device)
     missing = why_no_triton(device)
-    model, data, path = load_model(arguments, "triton" if missing is None else "reference")
+    model, data, place = load_model(arguments, "triton" if missing is None else "reference")
     logger.info("encoder and predictor: %s", "Triton kernels" if missing is None else f"{PLAIN}, {missing}")
+    model = model.to(device)
+    is_two_rooms = arguments.split is None and bool(probe_sets(data))
+    path = arguments.out or place.with_name(place.name.replace(EVALUATION, EVALUATION if is_two_rooms else TARGETS))
     with output(path):
-        evaluation = evaluate(model.to(device), data, arguments.seed, floor=arguments.floor)
+        evaluation: Evaluation | TargetEvaluation
+        if is_two_rooms:
+            evaluation = evaluate(model, data, arguments.seed, floor=arguments.floor)
+        else:
+            seed, floor = arguments.seed, arguments.floor
+            evaluation = evaluate_targets(model, data, split=arguments.split, probe_seed=seed, floor=floor)
         # Shown first: whatever becomes of the file, minutes of work are not lost.
         print(printable(evaluation.table()), flush=True)
         evaluation.save(path)
@@ -58,7 +75,7 @@ def main(arguments: Arguments) -> None:
 
 
 def load_model(arguments: Arguments, kernels: Kernels) -> "tuple[Model, Path, Path]":
-    """The model to probe, on `kernels`, its data folder and where the result goes.
+    """The model to probe, on `kernels`, its data folder and where an evaluation of it goes.
 
     Raises:
         InputError: not exactly one of a run and weights, weights without data, or files that do not open.
@@ -83,7 +100,7 @@ def load_model(arguments: Arguments, kernels: Kernels) -> "tuple[Model, Path, Pa
             data = Path(RunConfig.load(arguments.run / CONFIG).data)
     if data is None:
         raise InputError("--data: not given, expected a folder of packed splits: weights do not name their data")
-    return model, data, arguments.out or path
+    return model, data, path
 
 
 if __name__ == "__main__":

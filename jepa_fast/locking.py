@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import socket
-import sys
 import tempfile
 import threading
 import time
@@ -20,11 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from jepa_fast.errors import InputError, RunError, require
-
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
+from jepa_fast.platforms import try_lock_file
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +67,7 @@ class Lock:
         # The thread is not waited for: this may run wherever a generator that holds the lock is collected.
         self._ended.set()
         if self.is_held():
-            if sys.platform != "win32":
+            if os.name != "nt":
                 self._path.unlink(missing_ok=True)
                 os.close(self.descriptor)
             else:
@@ -105,7 +100,7 @@ class Lock:
         Raises:
             InputError: another process holds it.
         """
-        free = _lock(descriptor)
+        free = try_lock_file(descriptor)
         if not _is_at(descriptor, self._path):
             return False
         if free is False:
@@ -210,22 +205,6 @@ def _open(path: Path) -> tuple[int, bool]:
             return os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666), True
         with contextlib.suppress(FileNotFoundError):
             return os.open(path, flags), False
-
-
-def _lock(descriptor: int) -> bool | None:
-    """Whether the system gave its lock on the file to this process; None where it has no such locks."""
-    try:
-        if sys.platform == "win32":
-            # A byte beyond all content, which others can go on reading.
-            os.lseek(descriptor, 2**30, os.SEEK_SET)
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        else:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError:
-        return None
-    return True
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

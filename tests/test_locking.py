@@ -1,5 +1,6 @@
 """One writer per folder: who is alive keeps others away, who is dead does not, here and on other machines."""
 
+import fcntl
 import json
 import logging
 import os
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from jepa_fast import locking
+from jepa_fast import locking, platforms
 from jepa_fast.errors import InputError, RunError
 from jepa_fast.locking import LOCK, Lock
 
@@ -63,7 +64,7 @@ def test_a_second_process_is_told_who_is_there_and_a_killed_holder_is_taken_over
 def test_on_another_machine_who_is_silent_is_dead_and_who_is_not_is_not(
     tmp_path, fast, monkeypatch, caplog, sees_locks
 ):
-    monkeypatch.setattr(locking, "_lock", lambda descriptor: sees_locks)
+    monkeypatch.setattr(locking, "try_lock_file", lambda descriptor: sees_locks)
     caplog.set_level(logging.INFO)
     elsewhere(tmp_path, age_s=1000)
     with Lock(tmp_path):
@@ -84,7 +85,7 @@ def test_on_another_machine_who_is_silent_is_dead_and_who_is_not_is_not(
 
 
 def test_a_holder_gives_signs_of_life_that_keep_it_alive_where_there_are_no_locks(tmp_path, fast, monkeypatch):
-    monkeypatch.setattr(locking, "_lock", lambda descriptor: None)
+    monkeypatch.setattr(locking, "try_lock_file", lambda descriptor: None)
     with Lock(tmp_path):
         time.sleep(0.5)
         with pytest.raises(InputError, match=f"in use by process {os.getpid()} on"):
@@ -96,7 +97,7 @@ def test_a_holder_gives_signs_of_life_that_keep_it_alive_where_there_are_no_lock
 @pytest.mark.parametrize("sees_locks", [True, False])
 def test_one_of_many_that_take_over_at_once_gets_it(tmp_path, fast, monkeypatch, sees_locks):
     if not sees_locks:
-        monkeypatch.setattr(locking, "_lock", lambda descriptor: None)
+        monkeypatch.setattr(locking, "try_lock_file", lambda descriptor: None)
     elsewhere(tmp_path, age_s=1000)
     start, held, refused = threading.Barrier(8), [], []
     done = threading.Event()
@@ -191,8 +192,6 @@ def test_outputs_are_refused_before_the_work(tmp_path):
 
 def test_windows_locks_a_byte_that_nobody_reads(tmp_path, monkeypatch):
     """The calls that its C library gets, by a stand-in for it."""
-    import fcntl
-
     calls = []
 
     def locking_call(descriptor, mode, count):
@@ -202,11 +201,9 @@ def test_windows_locks_a_byte_that_nobody_reads(tmp_path, monkeypatch):
         except BlockingIOError:
             raise PermissionError(13, "Permission denied") from None
 
-    monkeypatch.setattr(sys, "platform", "win32")
-    monkeypatch.setitem(sys.modules, "msvcrt", types.SimpleNamespace(locking=locking_call, LK_NBLCK=2))
-    other = types.ModuleType("locking_of_windows")
-    exec(compile(Path(locking.__file__).read_text(), "locking.py", "exec"), other.__dict__)
-    with other.Lock(tmp_path), pytest.raises(InputError, match="in use by process"):
-        other.Lock(tmp_path).__enter__()
+    monkeypatch.setattr(platforms, "_fcntl", None)
+    monkeypatch.setattr(platforms, "_msvcrt", types.SimpleNamespace(locking=locking_call, LK_NBLCK=2))
+    with Lock(tmp_path), pytest.raises(InputError, match="in use by process"):
+        Lock(tmp_path).__enter__()
     assert calls == [(2**30, 2, 1)] * 2
     assert list(tmp_path.iterdir()) == []

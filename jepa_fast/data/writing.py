@@ -3,7 +3,6 @@
 import hashlib
 import os
 import shutil
-import sys
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from jepa_fast.data.manifest import Field, FileRecord
 from jepa_fast.errors import InputError
+from jepa_fast.platforms import sync_folder as sync_folder
 
 TEMPORARY_SUFFIX = ".tmp"
 # Left free on the disk beyond the shards: manifest, file system overhead, the neighbours.
@@ -93,17 +93,6 @@ def write_text(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from None
     sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable, where the system opens folders."""
-    if sys.platform == "win32":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def require_space(folder: Path, needed: int) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from jepa_fast import migrations
-from jepa_fast.data.writing import sync_folder
 from jepa_fast.errors import InputError
+from jepa_fast.platforms import sync_folder
 
 logger = logging.getLogger(__name__)
 
