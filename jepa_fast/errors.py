@@ -19,9 +19,13 @@ class InputError(ValueError):
 def require(condition: bool, argument: str, got: object, expected: str) -> None:
     """Raise InputError naming the argument, what came and what was expected, unless `condition` holds."""
     if not condition:
-        shown = repr(got)
-        shown = shown if len(shown) <= MOST_SHOWN else f"{shown[:MOST_SHOWN]}..."
-        raise InputError(f"{argument}: got {shown}, expected {expected}")
+        raise InputError(f"{argument}: got {shown(got)}, expected {expected}")
+
+
+def shown(value: object) -> str:
+    """A value as an error shows it."""
+    text = repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def printable(text: str) -> str:

@@ -68,9 +68,11 @@ def main(arguments: Arguments) -> None:
         else:
             seed, floor = arguments.seed, arguments.floor
             evaluation = evaluate_targets(model, data, split=arguments.split, probe_seed=seed, floor=floor)
-        # Shown first: whatever becomes of the file, minutes of work are not lost.
-        print(printable(evaluation.table()), flush=True)
-        evaluation.save(path)
+        try:
+            # First: whatever becomes of the file, minutes of work are not lost.
+            print(printable(evaluation.table()), flush=True)
+        finally:
+            evaluation.save(path)
     logger.info("%s", path)
 
 

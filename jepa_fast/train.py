@@ -4,6 +4,7 @@ Every field of a preset's recipe is a flag: `--model.dim 64 --optimizer.learning
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -268,9 +269,9 @@ def resolve(
     if len(given) > 1:
         raise InputError(f"{', '.join(given)}: got {'both' if len(given) == 2 else 'all'}, expected at most one")
     epochs = recipe.epochs if arguments.epochs is None else arguments.epochs
-    require(epochs > 0, "--epochs", epochs, "a positive number")
+    require(0 < epochs < math.inf, "--epochs", epochs, "a positive number")
     minutes = arguments.minutes
-    require(minutes is None or minutes > 0, "--minutes", minutes, "a positive number")
+    require(minutes is None or 0 < minutes < math.inf, "--minutes", minutes, "a positive number")
     return RunConfig(
         preset=name,
         recipe=recipe,

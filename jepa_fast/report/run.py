@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from jepa_fast.config import RunConfig
+from jepa_fast.engine.guards import find_divergence
 from jepa_fast.engine.record import ENVIRONMENT, METRICS, Metrics, load_environment, read_metrics, read_spectra
 from jepa_fast.errors import InputError, require
 from jepa_fast.probing.results import EVALUATION, Evaluation
@@ -31,6 +32,7 @@ class Run:
         spectra: lines of spectra.jsonl, in order of steps; may be empty.
         evaluation: the probes' results, or none.
         no_evaluation: why there is none, and what to do, in one sentence.
+        divergence: where the run ended because a step was not finite, in one sentence; empty where it did not.
     """
 
     folder: Path
@@ -40,6 +42,7 @@ class Run:
     spectra: list[dict[str, Any]]
     evaluation: Evaluation | None
     no_evaluation: str
+    divergence: str
 
     @property
     def name(self) -> str:
@@ -78,7 +81,7 @@ def read_run(folder: Path) -> Run:
         for name in ("learning_rate", "gradient_norm", "trajectories_per_s", *config.recipe.terms):
             require(name in line, f"{folder / METRICS}, line {number}", sorted(line), f"{name} among the names")
     evaluation, no_evaluation = None, ""
-    if (folder / EVALUATION).is_file():
+    if (folder / EVALUATION).exists():
         try:
             evaluation = Evaluation.load(folder / EVALUATION)
         except InputError as error:
@@ -88,7 +91,13 @@ def read_run(folder: Path) -> Run:
         no_evaluation = "This run has not been evaluated."
     if no_evaluation:
         no_evaluation += f" Run: python -m jepa_fast.evaluate {folder}"
-    return Run(folder, config, environment, metrics, spectra, evaluation, no_evaluation)
+    found, divergence = find_divergence(folder, int(metrics[-1]["step"]) if metrics else 0), ""
+    if found is not None:
+        divergence = (
+            f"It diverged: at step {found.step:,} {found.term} was {found.value}, and the run stopped. {found.path} "
+            "keeps the batch and the state before it; checkpoints are of earlier steps."
+        )
+    return Run(folder, config, environment, metrics, spectra, evaluation, no_evaluation, divergence)
 
 
 def thinned(values: Sequence[float]) -> list[float]:
