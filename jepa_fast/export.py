@@ -22,6 +22,8 @@ class Arguments:
     """Run folder."""
     out: cli.Chosen[Path] = None
     """Folder to write. Default: RUN/export."""
+    onnx: bool = False
+    """Also write encoder.onnx and predictor.onnx, compared with the model by onnxruntime."""
 
 
 def main(arguments: Arguments) -> None:
@@ -43,6 +45,10 @@ def main(arguments: Arguments) -> None:
     with Lock(folder):
         save_weights(model, folder, describe_run(arguments.run))
         jepa_fast.load(folder)
+        if arguments.onnx:
+            from jepa_fast.onnx_export import export_onnx
+
+            export_onnx(model, folder)
     logger.info("%s: written; read it with jepa_fast.load(%r)", folder / WEIGHTS, str(folder))
 
 

@@ -10,12 +10,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from jepa_fast.config import Kernels, read_model_config
+from jepa_fast.config import InputSpec, Kernels, read_model_config
 from jepa_fast.data.writing import write_text
 from jepa_fast.errors import InputError
 from jepa_fast.models.model import Model
 from jepa_fast.models.registry import build_model
-from jepa_fast.reading import MALFORMED, described, read_json
+from jepa_fast.reading import MALFORMED, decode, described, read_json
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_CONFIG = "config.json"
@@ -36,6 +36,8 @@ def save_weights(model: Model, folder: Path, origin: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS)
         config = {"model": dataclasses.asdict(model.config), "origin": origin}
+        if model.inputs is not None:
+            config["inputs"] = dataclasses.asdict(model.inputs)
         write_text(folder / WEIGHTS_CONFIG, json.dumps(config, indent=2) + "\n")
     except (OSError, SafetensorError) as error:
         raise InputError(f"{folder}: cannot be written ({error})") from error
@@ -48,7 +50,9 @@ def load_weights(folder: Path, kernels: Kernels = "reference", model: Model | No
         InputError: a file is missing or damaged, or the two do not fit.
     """
     try:
-        config = read_model_config(read_json(folder / WEIGHTS_CONFIG, "the configuration of the weights")["model"])
+        stored = read_json(folder / WEIGHTS_CONFIG, "the configuration of the weights")
+        config = read_model_config(stored["model"])
+        inputs = decode(InputSpec, stored["inputs"], "inputs") if "inputs" in stored else None
     except MALFORMED as error:
         why = described(error)
         raise InputError(f"{folder / WEIGHTS_CONFIG}: not the configuration of exported weights ({why})") from error
@@ -57,6 +61,7 @@ def load_weights(folder: Path, kernels: Kernels = "reference", model: Model | No
         model.load_state_dict(read_tensors(folder / WEIGHTS))
     except (TypeError, AttributeError, RuntimeError) as error:
         raise InputError(f"{folder / WEIGHTS}: not of the model in {WEIGHTS_CONFIG} ({error})") from error
+    model.inputs = inputs
     return model.eval()
 
 

@@ -22,7 +22,6 @@ import torch
 from matplotlib.image import imsave
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from jepa_fast.data.batches import expand_pixels
 from jepa_fast.data.host import gather, group_bases
@@ -39,6 +38,7 @@ from jepa_fast.probing.target_results import (
     TargetResult,
     shown_steps,
 )
+from jepa_fast.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,14 @@ class Rolled(NamedTuple):
 
 
 def evaluate_targets(
-    model: Model, data: str | Path, *, split: str | None = None, probe_seed: int = 0, floor: bool = True
+    model: Model,
+    data: str | Path,
+    *,
+    split: str | None = None,
+    probe_seed: int = 0,
+    floor: bool = True,
+    frames: int | None = None,
+    frame_skip: int = 1,
 ) -> TargetEvaluation:
     """Probe `model` for every target of a validation split; without targets, only its rollouts are looked at.
 
@@ -75,13 +82,18 @@ def evaluate_targets(
             trajectories of the training split that the probes are not fitted on.
         probe_seed: of the probes and of the untrained floor.
         floor: whether the model is probed untrained as well.
+        frames: T of the clips that are rolled out, which share no frame; as the model was trained. Default: whole
+            trajectories, or 16 frames where lengths differ.
+        frame_skip: frames from one frame of a clip to its next.
 
     Raises:
         InputError: a split is missing, has another layout than the training split, or is too small.
     """
     data = Path(data)
-    fitted_on = open_split(training_split(data))
+    fitted_on = open_split(training_split(data)).clips(frames, frame_skip, apart=True)
     scored_on, name = _validation(data, fitted_on, split)
+    if scored_on is not fitted_on:
+        scored_on = scored_on.clips(fitted_on.spec.frames, frame_skip, apart=True)
     if scored_on.spec.targets != fitted_on.spec.targets:
         found = f"targets {scored_on.spec.targets}, expected {fitted_on.spec.targets} as in {fitted_on.folder}"
         raise InputError(f"{scored_on.folder}: found {found}")
@@ -172,13 +184,13 @@ def roll_out(model: Model, split: Split, rows: NDArray[np.int64]) -> Rolled:
     model.eval()
     encode = model.batch_encoder(split.spec, group_bases(split, device))
     predicted, encoded = [], []
-    with tqdm(total=len(rows), desc=f"rollout {split.folder.name}", unit="traj", leave=False) as bar:
+    with Progress(f"rollout {split.folder.name}", len(rows), "trajectories") as progress:
         for first in range(0, len(rows), ROLLED_OUT):
             batch = gather(split, rows[first : first + ROLLED_OUT]).to(device)
             whole = encode(batch, model.dropout_clock)
             predicted.append(model.unroll(model.frame(whole, 0), batch.actions).float().cpu())
             encoded.append(model.latents(whole).float().cpu())
-            bar.update(len(batch.indices))
+            progress.update(len(batch.indices))
     model.train(training)
     return Rolled(torch.cat(predicted), torch.cat(encoded))
 
@@ -219,7 +231,8 @@ def fit_linear(inputs: Tensor, outputs: Tensor, held_inputs: Tensor, held_output
     def solved(rows: Tensor, values: Tensor, penalty: float) -> Tensor:
         wide = widened(rows)
         diagonal = torch.full((wide.shape[1],), penalty * len(wide), dtype=torch.float64)
-        return torch.linalg.solve(wide.T @ wide + diagonal.diag(), wide.T @ values.double())
+        solution: Tensor = torch.linalg.solve(wide.T @ wide + diagonal.diag(), wide.T @ values.double())
+        return solution
 
     errors = {
         penalty: float((widened(held_inputs) @ solved(inputs, outputs, penalty) - held_outputs).square().mean())
@@ -227,7 +240,12 @@ def fit_linear(inputs: Tensor, outputs: Tensor, held_inputs: Tensor, held_output
     }
     best = min(errors, key=errors.__getitem__)
     weights = solved(torch.cat([inputs, held_inputs]), torch.cat([outputs, held_outputs]), best)
-    return lambda latents: (widened(latents) @ weights).to(latents.dtype)
+
+    def probe(latents: Tensor) -> Tensor:
+        found: Tensor = widened(latents) @ weights
+        return found.to(latents.dtype)
+
+    return probe
 
 
 def fit_mlp(inputs: Tensor, outputs: Tensor, held_inputs: Tensor, held_outputs: Tensor, seed: int) -> Probe:
@@ -242,9 +260,11 @@ def fit_mlp(inputs: Tensor, outputs: Tensor, held_inputs: Tensor, held_outputs: 
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * batches)
     best, weights = math.inf, copy.deepcopy(network.state_dict())
     for _ in range(epochs):
-        for rows in torch.randperm(len(inputs), generator=generator).split(BATCH):
+        order = torch.randperm(len(inputs), generator=generator)
+        for first in range(0, len(order), BATCH):
+            rows = order[first : first + BATCH]
             optimizer.zero_grad()
-            nn.functional.mse_loss(network(inputs[rows]), outputs[rows]).backward()
+            torch.autograd.backward(nn.functional.mse_loss(network(inputs[rows]), outputs[rows]))
             optimizer.step()
             schedule.step()
         with torch.no_grad():
@@ -252,7 +272,8 @@ def fit_mlp(inputs: Tensor, outputs: Tensor, held_inputs: Tensor, held_outputs: 
         if error < best:
             best, weights = error, copy.deepcopy(network.state_dict())
     network.load_state_dict(weights)
-    return network.requires_grad_(False)
+    network.requires_grad_(False)
+    return network
 
 
 PROBES = (fit_linear, fit_mlp)

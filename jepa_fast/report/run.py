@@ -12,6 +12,7 @@ from jepa_fast.engine.guards import find_divergence
 from jepa_fast.engine.record import ENVIRONMENT, METRICS, Metrics, load_environment, read_metrics, read_spectra
 from jepa_fast.errors import InputError, require
 from jepa_fast.probing.results import EVALUATION, Evaluation
+from jepa_fast.probing.target_results import TARGETS, TargetEvaluation
 from jepa_fast.runs import CONFIG
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,8 @@ class Run:
         environment: environment.json; empty where there is none.
         metrics: of the log steps, in order of steps; may be empty.
         spectra: lines of spectra.jsonl, in order of steps; may be empty.
-        evaluation: the probes' results, or none.
+        evaluation: the probes' results on two rooms, or none.
+        targets: the probes' results on any other data, or none.
         no_evaluation: why there is none, and what to do, in one sentence.
         divergence: where the run ended because a step was not finite, in one sentence; empty where it did not.
     """
@@ -41,6 +43,7 @@ class Run:
     metrics: list[Metrics]
     spectra: list[dict[str, Any]]
     evaluation: Evaluation | None
+    targets: TargetEvaluation | None
     no_evaluation: str
     divergence: str
 
@@ -80,14 +83,18 @@ def read_run(folder: Path) -> Run:
     for number, line in enumerate(metrics, 1):
         for name in ("learning_rate", "gradient_norm", "trajectories_per_s", *config.recipe.terms):
             require(name in line, f"{folder / METRICS}, line {number}", sorted(line), f"{name} among the names")
-    evaluation, no_evaluation = None, ""
-    if (folder / EVALUATION).exists():
-        try:
-            evaluation = Evaluation.load(folder / EVALUATION)
-        except InputError as error:
-            logger.warning("%s", error)
-            no_evaluation = f"{EVALUATION} is damaged or was written by another version."
-    else:
+    evaluation, targets, no_evaluation = None, None, ""
+    try:
+        evaluation = Evaluation.load(folder / EVALUATION) if (folder / EVALUATION).exists() else None
+    except InputError as error:
+        logger.warning("%s", error)
+        no_evaluation = f"{EVALUATION} is damaged or was written by another version."
+    try:
+        targets = TargetEvaluation.load(folder / TARGETS) if (folder / TARGETS).exists() else None
+    except InputError as error:
+        logger.warning("%s", error)
+        no_evaluation = f"{TARGETS} is damaged or was written by another version."
+    if evaluation is None and targets is None and not no_evaluation:
         no_evaluation = "This run has not been evaluated."
     if no_evaluation:
         no_evaluation += f" Run: python -m jepa_fast.evaluate {folder}"
@@ -97,7 +104,7 @@ def read_run(folder: Path) -> Run:
             f"It diverged: at step {found.step:,} {found.term} was {found.value}, and the run stopped. {found.path} "
             "keeps the batch and the state before it; checkpoints are of earlier steps."
         )
-    return Run(folder, config, environment, metrics, spectra, evaluation, no_evaluation, divergence)
+    return Run(folder, config, environment, metrics, spectra, evaluation, targets, no_evaluation, divergence)
 
 
 def thinned(values: Sequence[float]) -> list[float]:
