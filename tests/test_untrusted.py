@@ -170,7 +170,7 @@ def test_a_report_of_a_damaged_run_is_refused_or_made(whole, name, monkeypatch):
         def read():
             page = report.report(read_run(whole))
             report.comparison([read_run(whole)] * 2)
-            assert "<script" not in page
+            assert page.count("<script") <= 1
             page.encode(errors="replace")
 
         outcomes.append(refused(read))
