@@ -133,7 +133,7 @@ def test_float64_gradients_pass_gradcheck():
 def test_op_passes_opcheck(has_addend, device):
     arguments = draw((2, 5, 6), 16, device=device, has_addend=has_addend)
     leaves = [None if leaf is None else leaf.requires_grad_() for leaf in arguments.values()]
-    torch.library.opcheck(torch.ops.jepa_fast.convnext_block, (*leaves, [3, 3], 1e-5))
+    torch.library.opcheck(torch.ops.jepa_fast.convnext_block, (*leaves, [3, 3], 1e-5, False))
 
 
 @pytest.mark.parametrize("device", DEVICES)
