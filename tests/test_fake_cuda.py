@@ -1,4 +1,4 @@
-"""Runs the tests of tests/fake_cuda, in a process of its own: guard.cpp, a device that does nothing, goes before torch."""
+"""Runs the tests of tests/fake_cuda, each on guard.cpp, a device that does nothing and has to be there before torch."""
 
 import importlib.util
 import os
