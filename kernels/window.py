@@ -173,15 +173,19 @@ def _crop_backward(
     pixels = _window_pixels(torch.Size(padded), corners, groups, size)
     parts = gradient.reshape(-1, channels)
     length = padded[0] * padded[1] * padded[2]
-    if gradient.is_cuda:
-        # index_add_ is not deterministic there; this sorts.
-        total: Tensor = torch.ops.aten.embedding_dense_backward(parts, pixels, length, -1, False)
-    else:
-        total = parts.new_zeros(length, channels).index_add_(0, pixels, parts)
+    total = added_up(parts, pixels, length, sorts=gradient.is_cuda)
     rows, columns = (slice(m, m + side) for m, side in zip(margin, (height, width), strict=True))
     # Negated while it is one image.
     total = total if sign == 1 else total * sign
     return total.view(padded)[:, rows, columns].contiguous()
+
+
+def added_up(parts: Tensor, places: Tensor, length: int, sorts: bool) -> Tensor:
+    """[length, C]: the sum of the parts [P, C] of each place. On CUDA only sorted parts are added in a fixed order."""
+    if sorts:
+        total: Tensor = torch.ops.aten.embedding_dense_backward(parts, places, length, -1, False)
+        return total
+    return parts.new_zeros(length, parts.shape[1]).index_add_(0, places, parts)
 
 
 @_crop_backward.register_fake
