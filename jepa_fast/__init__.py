@@ -27,15 +27,18 @@ if TYPE_CHECKING:
     from jepa_fast.fitting import Run as Run
     from jepa_fast.fitting import fit as fit
     from jepa_fast.models.jepa import JEPA as JEPA
+    from jepa_fast.models.predictor import ConvPredictor as ConvPredictor
     from jepa_fast.models.predictor import MLPPredictor as MLPPredictor
     from jepa_fast.objectives.infonce import InfoNCE as InfoNCE
     from jepa_fast.objectives.vicreg import VICReg as VICReg
+    from jepa_fast.probing.targets import evaluate_targets as evaluate_targets
     from jepa_fast.runs import load as load
 
 __version__ = "0.1.0"
 
 # Public name -> the module that has it; functional and nn are modules themselves.
 _PLACES = {
+    "ConvPredictor": "jepa_fast.models.predictor",
     "InfoNCE": "jepa_fast.objectives.infonce",
     "InfoNCEConfig": "jepa_fast.config",
     "JEPA": "jepa_fast.models.jepa",
@@ -46,6 +49,7 @@ _PLACES = {
     "VICRegConfig": "jepa_fast.config",
     "TrajectoryDataset": "jepa_fast.data.dataset",
     "VICReg": "jepa_fast.objectives.vicreg",
+    "evaluate_targets": "jepa_fast.probing.targets",
     "fit": "jepa_fast.fitting",
     "load": "jepa_fast.runs",
     "pack": "jepa_fast.data.dataset",
@@ -54,6 +58,7 @@ _MODULES = ("functional", "nn")
 
 __all__ = [
     "JEPA",
+    "ConvPredictor",
     "InfoNCE",
     "InfoNCEConfig",
     "MLPPredictor",
@@ -63,6 +68,7 @@ __all__ = [
     "TrajectoryDataset",
     "VICReg",
     "VICRegConfig",
+    "evaluate_targets",
     "fit",
     "functional",
     "load",

@@ -8,18 +8,25 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from jepa_fast import cli
-from jepa_fast.config import Kernels, RunConfig
+from jepa_fast.config import Kernels, RunConfig, require
 from jepa_fast.errors import InputError
 
 if TYPE_CHECKING:
     from jepa_fast.models.model import Model
+    from jepa_fast.probing.results import Evaluation
 
 logger = logging.getLogger(__name__)
+
+# Trajectories of a split that a quick evaluation takes at most.
+QUICK = 1000
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Locate the agent from predicted latents alone, and print the errors beside the floors."""
+    """Read targets off predicted latents alone, and print the errors beside the floors.
+
+    With the probe sets of two rooms by their protocol, with other data for any targets of a validation split.
+    """
 
     run: tyro.conf.Positional[Path | None] = None
     """Run folder, or one written by jepa_fast.export."""
@@ -30,11 +37,15 @@ class Arguments:
     data: cli.Chosen[Path] = None
     """Folder of packed splits. Default: the one the run was trained on."""
     out: cli.Chosen[Path] = None
-    """Where to write the JSON. Default: evaluation.json in the run folder, or beside --weights."""
+    """Where to write the JSON. Default: evaluation.json, or targets.json, in the run folder or beside --weights."""
+    split: cli.Chosen[str] = None
+    """Validation split of data other than two rooms. Default: val, or the only one; without any, a part of train."""
     seed: int = 0
     """Of the probes and of the untrained floor."""
     floor: bool = True
     """Also probe the model untrained, which is half of the work."""
+    quick: bool = False
+    """A first look: 1,000 trajectories of every split of two rooms and no floor, in quick-evaluation.json."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one."""
 
@@ -42,20 +53,50 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     """Evaluate; the table goes to standard output, the JSON into the run folder."""
     from jepa_fast.kernels.dispatch import PLAIN, why_no_triton
-    from jepa_fast.probing.evaluation import evaluate
+    from jepa_fast.probing.evaluation import evaluate, probe_sets
+    from jepa_fast.probing.results import EVALUATION
+    from jepa_fast.probing.target_results import TARGETS, TargetEvaluation
+    from jepa_fast.probing.targets import evaluate_targets
 
     device = cli.choose_device(arguments.device)
     missing = why_no_triton(device)
-    model, data, path = load_model(arguments, "triton" if missing is None else "reference")
+    model, data, place = load_model(arguments, "triton" if missing is None else "reference")
+    logger.info("device: %s", cli.explain_device(arguments.device))
     logger.info("encoder and predictor: %s", "Triton kernels" if missing is None else f"{PLAIN}, {missing}")
-    evaluation = evaluate(model.to(device), data, arguments.seed, floor=arguments.floor)
+    model = model.to(device)
+    evaluation: Evaluation | TargetEvaluation
+    if arguments.split is None and probe_sets(data):
+        floor, most = arguments.floor and not arguments.quick, QUICK if arguments.quick else None
+        evaluation, name = evaluate(model, data, arguments.seed, floor, most), EVALUATION
+    else:
+        require(not arguments.quick, "--quick", True, "probe sets of two rooms, of which this data has none")
+        frames, skip = trained_on(arguments.run)
+        found = evaluate_targets(
+            model, data, split=arguments.split, probe_seed=arguments.seed, floor=arguments.floor, frames=frames,
+            frame_skip=skip,
+        )  # fmt: skip
+        evaluation, name = found, TARGETS
+    if arguments.quick:
+        logger.info("quick: errors on few trajectories, which do not compare with those of a whole evaluation")
+        name = f"quick-{name}"
+    path = arguments.out or place.with_name(place.name.replace(EVALUATION, name))
     evaluation.save(path)
     print(evaluation.table())
     logger.info("%s", path)
 
 
+def trained_on(run: Path | None) -> tuple[int | None, int]:
+    """Frames of the clips that a run was trained on, None for whole trajectories, and frames between theirs."""
+    from jepa_fast.runs import CONFIG
+
+    if run is None or not (run / CONFIG).is_file():
+        return None, 1
+    config = RunConfig.load(run / CONFIG)
+    return config.frames, config.frame_skip
+
+
 def load_model(arguments: Arguments, kernels: Kernels) -> "tuple[Model, Path, Path]":
-    """The model to probe, on `kernels`, its data folder and where the result goes.
+    """The model to probe, on `kernels`, its data folder and where an evaluation of it goes.
 
     Raises:
         InputError: not exactly one of a run and weights, weights without data, or files that do not open.
@@ -80,7 +121,7 @@ def load_model(arguments: Arguments, kernels: Kernels) -> "tuple[Model, Path, Pa
             data = Path(RunConfig.load(arguments.run / CONFIG).data)
     if data is None:
         raise InputError("--data: not given, expected a folder of packed splits: weights do not name their data")
-    return model, data, arguments.out or path
+    return model, data, path
 
 
 if __name__ == "__main__":

@@ -5,10 +5,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from markupsafe import Markup
+
 from jepa_fast.report.charts import COLORS, Series, line_chart
-from jepa_fast.report.page import Figure, Section, folded, key_of, page, table
+from jepa_fast.report.page import NO_HTML, Figure, Section, folded, key_of, page, table
 from jepa_fast.report.probes import evaluation_sections, short
 from jepa_fast.report.run import Run
+from jepa_fast.report.targets import target_tiles
 from jepa_fast.report.training import (
     collapse_section,
     curve,
@@ -18,8 +21,10 @@ from jepa_fast.report.training import (
 )
 from jepa_fast.report.words import duration, listed, number, root
 
+NOTE = "Errors are the converged probe's; terms are unweighted, at the last log step."
 
-def report(run: Run) -> str:
+
+def report(run: Run) -> Markup:
     """The page of one run."""
     config = run.config
     subtitle = (
@@ -30,11 +35,11 @@ def report(run: Run) -> str:
     return page(f"Run {run.name}", subtitle, _tiles(run), sections)
 
 
-def comparison(runs: Sequence[Run]) -> str:
+def comparison(runs: Sequence[Run]) -> Markup:
     """The page of several runs side by side."""
     names = _names(runs)
     sections = [
-        Section("In one table", html=_table(runs, names)),
+        Section("Side by side", [NOTE] if _sets(runs) else [], _scores(runs, names) + _training(runs, names)),
         Section("What was set differently", [_alike(runs)], _differences(runs, names)),
         Section("Error at every step", _unevaluated(runs, names), figures=_errors(runs, names)),
         Section("Training", figures=_curves(runs, names)),
@@ -46,6 +51,7 @@ def _tiles(run: Run) -> list[tuple[str, str]]:
     """The figures to see first."""
     results = [] if run.evaluation is None else run.evaluation.probe_sets
     tiles = [(root(result.trained.converged), f"off per axis, {short(result.name)}") for result in results]
+    tiles += [] if run.targets is None else target_tiles(run.targets)
     if run.spectra:
         tiles.append((f"{run.spectra[-1]['rank']:.0f} of {len(run.spectra[-1]['std'])}", "effective rank"))
     if run.metrics:
@@ -63,11 +69,11 @@ def _settings(run: Run) -> Section:
     """Configuration and environment, folded."""
     config = [[key, value] for key, value in _flat(asdict(run.config)).items()]
     environment = [[key, _text(value)] for key, value in run.environment.items()]
-    html = folded("Configuration", table([], config, settings=True))
-    html += folded("Environment", table([], environment, settings=True))
+    content = folded("Configuration", table([], config, settings=True))
+    content += folded("Environment", table([], environment, settings=True))
     version, commit = run.environment.get("torch", "unknown"), run.environment.get("commit") or "unknown"
     words = f"Run with torch {version} at commit {commit[:12]}, data in {run.config.data}."
-    return Section("Configuration and environment", [words], html)
+    return Section("Configuration and environment", [words], content)
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
@@ -94,23 +100,30 @@ def _names(runs: Sequence[Run]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(run.folder) for run in runs]
 
 
-def _table(runs: Sequence[Run], names: list[str]) -> str:
+def _scores(runs: Sequence[Run], names: list[str]) -> Markup:
+    """What the probes found, a row for each run."""
     sets = _sets(runs)
-    head = ["run", *(f"{short(name)}, px²" for name in sets), "wall / normal"]
-    terms = _terms(runs)
-    head += ["effective rank", *terms, "steps", "traj / s", "in steps"]
+    head = ["run", *(f"{short(name)}, px²" for name in sets), "wall / normal", "effective rank"]
     rows = []
     for run, name in zip(runs, names, strict=True):
         found = {} if run.evaluation is None else {result.name: result for result in run.evaluation.probe_sets}
         scores = [f"{found[one].trained.converged:.3f}" if one in found else "-" for one in sets]
         ratio = {} if run.evaluation is None else run.evaluation.wall_to_agent
         scores.append(number(ratio["converged"]) if ratio else "-")
-        rank = number(run.spectra[-1]["rank"]) if run.spectra else "-"
+        rows.append([name, *scores, number(run.spectra[-1]["rank"]) if run.spectra else "-"])
+    return table(head, rows)
+
+
+def _training(runs: Sequence[Run], names: list[str]) -> Markup:
+    """What training came to, a row for each run."""
+    terms = _terms(runs)
+    head = ["run", *terms, "steps", "traj / s", "in steps"]
+    rows = []
+    for run, name in zip(runs, names, strict=True):
         last = run.metrics[-1] if run.metrics else {}
         shown = [number(last[term]) if term in last else "-" for term in terms]
-        rows.append([name, *scores, rank, *shown, f"{run.steps:,}", number(_speed(run)), duration(run.training_s())])
-    note = "<p>Errors are the converged probe's; terms are unweighted, at the last log step.</p>" if sets else ""
-    return note + table(head, rows)
+        rows.append([name, *shown, f"{run.steps:,}", number(_speed(run)), duration(run.training_s())])
+    return table(head, rows)
 
 
 def _terms(runs: Sequence[Run]) -> list[str]:
@@ -136,10 +149,10 @@ def _differing(runs: Sequence[Run]) -> list[str]:
     return [key for key in keys if len({one.get(key, "-") for one in settings}) > 1]
 
 
-def _differences(runs: Sequence[Run], names: list[str]) -> str:
+def _differences(runs: Sequence[Run], names: list[str]) -> Markup:
     settings = [_flat(asdict(run.config)) for run in runs]
     rows = [[key, *(one.get(key, "-") for one in settings)] for key in _differing(runs)]
-    return table(["setting", *names], rows) if rows else ""
+    return table(["setting", *names], rows, settings=True) if rows else NO_HTML
 
 
 def _unevaluated(runs: Sequence[Run], names: list[str]) -> list[str]:
