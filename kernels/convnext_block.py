@@ -181,7 +181,7 @@ def _convnext_block_backward(
         dx, to_z, *gradients = _backward_fallback(wide, wide_dz, wide_dupdate, padding, eps)
     parameters = (weight, gamma, beta, expand, project)
     kept = (gradient.to(like.dtype).contiguous() for gradient, like in zip(gradients, parameters, strict=True))
-    return dx.to(x.dtype), to_z.to(z.dtype), *kept  # type: ignore[return-value]
+    return dx.to(x.dtype), to_z.to(z.dtype), *kept
 
 
 def _backward_fallback(

@@ -234,7 +234,7 @@ def run_profile(data: Path, out: Path, size: Sizes) -> None:
             torch.cuda.synchronize()
     key = "self_cpu_time_total" if size.device == "cpu" else "self_device_time_total"
     table = profiler.key_averages().table(sort_by=key, row_limit=120, max_name_column_width=90)
-    kernels = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    kernels = [event for event in profiler.events() if event.device_type.name == "CUDA"]
     listed = "\n".join(f"{event.time_range.elapsed_us():9.1f} us  {event.name}" for event in kernels)
     (out / "profile.txt").write_text(f"{len(kernels)} kernels in {size.profiled} steps\n\n{table}\n\n{listed}\n")
 
@@ -271,8 +271,8 @@ STAGES: dict[str, Callable[[Path, Path, Sizes], None]] = {
 }
 
 
-def main() -> None:
-    """Run all stages, or in a process of its own one of them."""
+def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
+    """What the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--quick", action="store_true", help="three minutes: build, steps, profile, the target")
@@ -281,16 +281,22 @@ def main() -> None:
     parser.add_argument("--rehearse", action="store_true", help="small, and without a GPU")
     parser.add_argument("--stage", choices=sorted(STAGES), help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     options.out = options.out.absolute()
+    if options.seconds is None:
+        options.seconds = 175 if options.quick else 340 if options.part else 680
+    return options
+
+
+def main() -> None:
+    """Run all stages, or in a process of its own one of them."""
+    options = options_of()
     if options.stage is not None:
         import logging
 
         logging.basicConfig(level=logging.INFO, format="%(message)s")
         STAGES[options.stage](options.data, options.out, sizes(options.rehearse))
         return
-    if options.seconds is None:
-        options.seconds = 175 if options.quick else 340 if options.part else 680
     sys.exit(run_all(options))
 
 
