@@ -82,14 +82,13 @@ class LatentTask(Task):
     def _rollout(self, actions: Tensor, read: Callable[[Tensor], Tensor]) -> list[Tensor]:
         """What `read` makes of the latents [N, S, D] after each action of [N, S, H, A]."""
         samples, horizon = actions.shape[1:3]
-        if hasattr(self.model, "transition"):
+        if self.model.can_advance:
             # Samples stand where frames of a trajectory do: in the same surroundings, each by itself.
             moving = _each(self.states, lambda part, is_latent: part.expand(-1, samples, -1) if is_latent else part)
             found = []
             for time in range(horizon):
-                latents = self.model.transition(moving, actions[:, :, time]).mean
-                moving = moving._replace(latents=latents)
-                found.append(read(latents))
+                moving = self.model.advance(moving, actions[:, :, time])
+                found.append(read(self.model.latents(moving)))
             return found
         dim = self.model.latents(self.states).shape[-1]
         together = max(1, NUMBERS_TOGETHER // (self.count * horizon * dim))
