@@ -32,7 +32,7 @@ def main(arguments: Arguments) -> None:
         default = arguments.runs[0].resolve().parent / "comparison.html"
     path = arguments.out or default
     try:
-        path.write_text(report(runs[0]) if len(runs) == 1 else comparison(runs))
+        path.write_text(report(runs[0]) if len(runs) == 1 else comparison(runs), encoding="utf-8")
     except OSError as error:
         raise InputError(f"--out: {path} cannot be written ({error.strerror})") from error
     print(path)

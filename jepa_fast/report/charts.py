@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
+from markupsafe import Markup
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -67,7 +68,7 @@ class Band:
 
 def line_chart(
     series: Sequence[Series], x_label: str, y_label: str, log: bool = False, bands: Sequence[Band] = ()
-) -> str:
+) -> Markup:
     """The chart as an <svg> element, without a legend. On a log axis values of zero or less are left out.
 
     Where a curve ends in such values, the chart ends before them.
@@ -104,7 +105,8 @@ def line_chart(
         axes.margins(x=0.01)
         drawn = io.StringIO()
         figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return _themed(drawn.getvalue())
+    # matplotlib escapes text.
+    return Markup(_themed(drawn.getvalue()))
 
 
 def _ends_cut(series: Series) -> tuple[Sequence[float], Sequence[float]]:

@@ -2,9 +2,11 @@
 
 import math
 
+from markupsafe import Markup
+
 from jepa_fast.probing.results import Evaluation, Example, ProbeSetResult
 from jepa_fast.report.charts import Series, line_chart
-from jepa_fast.report.page import Figure, Section, bullets, key_of, table
+from jepa_fast.report.page import Figure, Section, bullets, html, key_of, table
 from jepa_fast.report.rooms import Path, room
 from jepa_fast.report.run import Run
 from jepa_fast.report.words import listed, number, root
@@ -82,7 +84,7 @@ def _protocol(evaluation: Evaluation) -> str:
     )
 
 
-def _scores(evaluation: Evaluation) -> str:
+def _scores(evaluation: Evaluation) -> Markup:
     head = ["set", "converged", "(untrained)", "official", "(untrained)", "constant", "trajectories"]
     rows = [
         [
@@ -149,7 +151,7 @@ def _paths(result: ProbeSetResult) -> Figure:
     # Row by row: one of each kind, then the next of each.
     by_kind = [[example for example in result.examples if example.kind == kind] for kind in kinds]
     ordered = [example for row in zip(*by_kind, strict=True) for example in row]
-    rooms = "".join(_room(result, example) for example in ordered)
+    rooms = [_room(result, example) for example in ordered]
     parts = [f"{kind} {root(found[0].error)}" for kind, found in zip(kinds, by_kind, strict=True)]
     missed = max(range(len(ordered)), key=lambda index: _gap(ordered[index]))
     caption = (
@@ -157,7 +159,7 @@ def _paths(result: ProbeSetResult) -> Figure:
         f"{ordered[missed].kind} trajectory {ordered[missed].trajectory}."
     )
     key = [("true", TRUE, False), ("located", LOCATED, False)]
-    return Figure(short(result.name), f'<div class="rooms">{rooms}</div>', caption, key)
+    return Figure(short(result.name), html("rooms", rooms), caption, key)
 
 
 def _gap(example: Example) -> float:
@@ -165,9 +167,9 @@ def _gap(example: Example) -> float:
     return max(math.dist(true, located) for true, located in zip(example.true, example.located, strict=True))
 
 
-def _room(result: ProbeSetResult, example: Example) -> str:
+def _room(result: ProbeSetResult, example: Example) -> tuple[Markup, str]:
+    """A trajectory's picture, and the words below it."""
     # The true path is wider, so that a located one on top of it does not hide it.
     paths = [Path(example.true, TRUE, 2.2), Path(example.located, LOCATED, 0.8)]
     label = f"{short(result.name)}, {example.kind} trajectory {example.trajectory}"
-    drawn = room(result.image_size, example.solid, paths, label)
-    return f"<div>{drawn}<span>{example.kind}, {number(example.error)} px²</span></div>"
+    return room(result.image_size, example.solid, paths, label), f"{example.kind}, {number(example.error)} px²"

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from markupsafe import Markup
+
 from jepa_fast.report.charts import COLORS, Series, line_chart
-from jepa_fast.report.page import Figure, Section, folded, key_of, page, table
+from jepa_fast.report.page import NO_HTML, Figure, Section, folded, key_of, page, table
 from jepa_fast.report.probes import evaluation_sections, short
 from jepa_fast.report.run import Run
 from jepa_fast.report.training import (
@@ -18,8 +20,10 @@ from jepa_fast.report.training import (
 )
 from jepa_fast.report.words import duration, listed, number, root
 
+NOTE = "Errors are the converged probe's; terms are unweighted, at the last log step."
 
-def report(run: Run) -> str:
+
+def report(run: Run) -> Markup:
     """The page of one run."""
     config = run.config
     subtitle = (
@@ -30,11 +34,11 @@ def report(run: Run) -> str:
     return page(f"Run {run.name}", subtitle, _tiles(run), sections)
 
 
-def comparison(runs: Sequence[Run]) -> str:
+def comparison(runs: Sequence[Run]) -> Markup:
     """The page of several runs side by side."""
     names = _names(runs)
     sections = [
-        Section("In one table", html=_table(runs, names)),
+        Section("In one table", [NOTE] if _sets(runs) else [], _table(runs, names)),
         Section("What was set differently", [_alike(runs)], _differences(runs, names)),
         Section("Error at every step", _unevaluated(runs, names), figures=_errors(runs, names)),
         Section("Training", figures=_curves(runs, names)),
@@ -63,11 +67,11 @@ def _settings(run: Run) -> Section:
     """Configuration and environment, folded."""
     config = [[key, value] for key, value in _flat(asdict(run.config)).items()]
     environment = [[key, _text(value)] for key, value in run.environment.items()]
-    html = folded("Configuration", table([], config, settings=True))
-    html += folded("Environment", table([], environment, settings=True))
+    content = folded("Configuration", table([], config, settings=True))
+    content += folded("Environment", table([], environment, settings=True))
     version, commit = run.environment.get("torch", "unknown"), run.environment.get("commit") or "unknown"
     words = f"Run with torch {version} at commit {commit[:12]}, data in {run.config.data}."
-    return Section("Configuration and environment", [words], html)
+    return Section("Configuration and environment", [words], content)
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
@@ -94,7 +98,7 @@ def _names(runs: Sequence[Run]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(run.folder) for run in runs]
 
 
-def _table(runs: Sequence[Run], names: list[str]) -> str:
+def _table(runs: Sequence[Run], names: list[str]) -> Markup:
     sets = _sets(runs)
     head = ["run", *(f"{short(name)}, px²" for name in sets), "wall / normal"]
     terms = _terms(runs)
@@ -109,8 +113,7 @@ def _table(runs: Sequence[Run], names: list[str]) -> str:
         last = run.metrics[-1] if run.metrics else {}
         shown = [number(last[term]) if term in last else "-" for term in terms]
         rows.append([name, *scores, rank, *shown, f"{run.steps:,}", number(_speed(run)), duration(run.training_s())])
-    note = "<p>Errors are the converged probe's; terms are unweighted, at the last log step.</p>" if sets else ""
-    return note + table(head, rows)
+    return table(head, rows)
 
 
 def _terms(runs: Sequence[Run]) -> list[str]:
@@ -136,10 +139,10 @@ def _differing(runs: Sequence[Run]) -> list[str]:
     return [key for key in keys if len({one.get(key, "-") for one in settings}) > 1]
 
 
-def _differences(runs: Sequence[Run], names: list[str]) -> str:
+def _differences(runs: Sequence[Run], names: list[str]) -> Markup:
     settings = [_flat(asdict(run.config)) for run in runs]
     rows = [[key, *(one.get(key, "-") for one in settings)] for key in _differing(runs)]
-    return table(["setting", *names], rows) if rows else ""
+    return table(["setting", *names], rows) if rows else NO_HTML
 
 
 def _unevaluated(runs: Sequence[Run], names: list[str]) -> list[str]:

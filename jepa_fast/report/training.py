@@ -7,7 +7,7 @@ from itertools import accumulate
 
 from jepa_fast.config import Stage
 from jepa_fast.report.charts import COLORS, Band, Series, line_chart
-from jepa_fast.report.page import Figure, Section, key_of
+from jepa_fast.report.page import NO_HTML, Figure, Section, key_of
 from jepa_fast.report.run import Run, thinned
 from jepa_fast.report.words import change, listed, number
 
@@ -98,7 +98,7 @@ def _throughput(run: Run) -> Figure:
     # The first log step may fall on the first step, before anything was measured.
     rates = [rate for rate in run.column("trajectories_per_s") if rate > 0]
     if not rates:
-        return Figure("Throughput", "", "Too few steps were done to measure a throughput.")
+        return Figure("Throughput", NO_HTML, "Too few steps were done to measure a throughput.")
     series = [curve(run, "trajectories_per_s", "throughput", 1)]
     median = statistics.median(rates)
     caption = (

@@ -128,6 +128,41 @@ def test_the_page_needs_nothing_from_elsewhere_and_is_small(page):
     assert len(page.source) < 1e6
 
 
+def test_a_content_security_policy_forbids_what_is_not_the_pages_own(page):
+    (policy,) = [one["content"] for tag, one in page.elements if one.get("http-equiv") == "Content-Security-Policy"]
+    rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
+    assert rules["default-src"] == "'none'"
+    assert "script-src" not in rules
+    # It holds from where it stands on.
+    before = page.source[: page.source.index("Content-Security-Policy")]
+    assert "<style" not in before
+    assert "<title" not in before
+
+
+SCRIPT = "</svg></p><script>alert(1)</script>\"' onload=alert(1) <b>"
+
+
+def test_words_of_a_strangers_evaluation_and_environment_are_text(runs, tmp_path):
+    """Everywhere in the page where a stored string can stand."""
+    folder = tmp_path / "stranger"
+    shutil.copytree(runs[0], folder)
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    for result in evaluation["probe_sets"]:
+        result["name"] = SCRIPT
+    evaluation["data"] = SCRIPT
+    (folder / "evaluation.json").write_text(json.dumps(evaluation))
+    environment = dict.fromkeys(json.loads((folder / "environment.json").read_text()), SCRIPT)
+    (folder / "environment.json").write_text(json.dumps(environment | {SCRIPT: [SCRIPT]}))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"preset": SCRIPT, "data": SCRIPT}))
+    for pages in ((folder,), (folder, runs[1])):
+        report.main(report.Arguments(pages, out=tmp_path / "page.html"))
+        page = Page(tmp_path / "page.html")
+        assert SCRIPT.replace(" ", "")[:20] in page.text.replace(" ", "")
+        assert "<script" not in page.source
+        assert not any("onload" in attributes for _, attributes in page.elements)
+
+
 def test_references_inside_the_page_have_exactly_one_target(page):
     targets = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     used = set(re.findall(r"(?:href=\"#|url\(#)([\w-]+)", page.source))
