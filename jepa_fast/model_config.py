@@ -307,9 +307,7 @@ class CustomConfig(ModelTraits):
         check_kind(self, "custom")
 
 
-ModelConfig = (
-    JEPAConfig | GatedConvNeXtConfig | GatedFeaturesConfig | GatedPixelsConfig | GlimpseConfig | CustomConfig
-)
+ModelConfig = JEPAConfig | GatedConvNeXtConfig | GatedFeaturesConfig | GatedPixelsConfig | GlimpseConfig | CustomConfig
 
 
 def check_kind(config: object, kind: str, room: str = "model") -> None:

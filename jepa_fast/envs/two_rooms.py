@@ -1,6 +1,6 @@
 """The two-room world as a Gymnasium environment, alone and vectorised: the generator's physics, bit for bit."""
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
@@ -13,7 +13,6 @@ from jepa_fast.errors import require
 from jepa_fast.planning.protocol import (
     LONGEST_ACTION_PX,
     PROTOCOLS,
-    Episodes,
     draw_episodes,
     frames_of,
     limited,
@@ -39,14 +38,15 @@ class _Rooms:
         require(protocol in PROTOCOLS, "protocol", protocol, f"one of {', '.join(PROTOCOLS)}")
         require(observation in ("channels", "rgb"), "observation", observation, "'channels' or 'rgb'")
         self.protocol, self.observation, self.held_out = PROTOCOLS[protocol], observation, held_out
-        self.episodes = Episodes(*(np.repeat(part, count, axis=0) for part in draw_episodes(1)))
+        self.episodes = draw_episodes(1).rows(np.zeros(count, np.int64))
         self.locations = self.episodes.starts.copy()
         self.taken = np.zeros(count, np.int64)
 
     def begin(self, row: int, seed: int, number: int) -> None:
         """Put a row at the start of an episode."""
-        for part, drawn in zip(self.episodes, draw_episodes(1, seed, self.held_out, number), strict=True):
-            part[row] = drawn[0]
+        drawn = draw_episodes(1, seed, self.held_out, number)
+        for name, part in self.episodes._asdict().items():
+            part[row] = getattr(drawn, name)[0]
         self.locations[row], self.taken[row] = self.episodes.starts[row], 0
 
     def move(self, actions: Actions, rows: NDArray[np.bool_]) -> None:
@@ -62,7 +62,8 @@ class _Rooms:
     def distances(self) -> Float32:
         """To the goals, in pixels."""
         gap = self.locations.astype(np.float64) - self.episodes.goals
-        return np.sqrt((gap**2).sum(axis=-1)).astype(np.float32)
+        distances: Float32 = np.sqrt((gap**2).sum(axis=-1)).astype(np.float32)
+        return distances
 
     def info(self) -> dict[str, NDArray[Any]]:
         """What an agent is not shown, and the goal's frame, which it is."""
@@ -94,7 +95,8 @@ class TwoRooms(gymnasium.Env[NDArray[Any], Actions]):
     `reset(options={"episode": n})` starts episode n. They are the episodes of `jepa_fast.planning.protocol`.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}
+    # Gymnasium declares it as an instance's.
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
 
     def __init__(
         self,
@@ -139,12 +141,13 @@ class TwoRooms(gymnasium.Env[NDArray[Any], Actions]):
         truncated = bool(self._rooms.taken[0] >= self._rooms.protocol.budget)
         return self._frame(), float(self._rooms.rewards()[0]), False, truncated, self._info()
 
-    def render(self) -> NDArray[Any] | None:  # type: ignore[override]
+    def render(self) -> NDArray[Any] | None:
         """The present frame for people, uint8 [65, 65, 3]; None without a render mode."""
         if self.render_mode is None:
             return None
         episodes = self._rooms.episodes
-        return rgb_frames(self._rooms.locations, episodes.wall_x, episodes.door_y)[0]
+        frame: NDArray[Any] = rgb_frames(self._rooms.locations, episodes.wall_x, episodes.door_y)[0]
+        return frame
 
     def _frame(self) -> NDArray[Any]:
         frame: NDArray[Any] = self._rooms.frames(self._rooms.locations)[0]
@@ -161,7 +164,7 @@ class TwoRoomsVector(gymnasium.vector.VectorEnv[NDArray[Any], Actions, NDArray[A
     with the next step, whose action it ignores, as Gymnasium's own vector environments do.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {**TwoRooms.metadata, "autoreset_mode": AutoresetMode.NEXT_STEP}
+    metadata = {**TwoRooms.metadata, "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
 
     def __init__(
         self,
@@ -205,7 +208,7 @@ class TwoRoomsVector(gymnasium.vector.VectorEnv[NDArray[Any], Actions, NDArray[A
         """Frames, rewards, no terminations, truncations and `info` after one action [2] of each row."""
         rewarded = ~self._is_over
         self._rooms.move(np.asarray(actions), rewarded)
-        for row in np.flatnonzero(self._is_over):
+        for row in np.flatnonzero(self._is_over).tolist():
             self._numbers[row] += self.num_envs
             self._rooms.begin(row, self._seed, int(self._numbers[row]))
         self._is_over = self._rooms.taken >= self._rooms.protocol.budget

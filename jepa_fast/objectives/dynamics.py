@@ -7,8 +7,8 @@
     inverse      mean over all elements of (a_t - f(z_t, z_t+1))^2, f a network with one hidden layer
     similarity   mean over all elements of (z_t+1 - z_t)^2
 
-Inverse dynamics asks of encodings that the action can be read off two in turn, so they hold what actions change and at a
-scale that can be told; similarity, that little else changes between them.
+Inverse dynamics asks of encodings that the action can be read off two in turn: they hold what actions change, at a
+scale that can be told. Similarity asks that little else changes between them.
 
 Sources: Bardes, Ponce, LeCun, VICReg, arXiv:2105.04906 (variance, covariance); Pathak et al., Curiosity-driven
 Exploration by Self-supervised Prediction, arXiv:1705.05363 (inverse); Sobal et al., Joint Embedding Predictive

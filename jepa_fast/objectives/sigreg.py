@@ -27,7 +27,8 @@ def directions(dim: int, count: int, clock: Tensor) -> Tensor:
     coins = dropout_mask((count, dim, COINS), 0.5, clock, SITE_PROJECTIONS) - 1
     sums = coins.sum(dim=2).T
     # All coins can fall so that nothing is left, in few dimensions.
-    return sums / torch.linalg.vector_norm(sums, dim=0).clamp_min(1.0)
+    units: Tensor = sums / torch.linalg.vector_norm(sums, dim=0).clamp_min(1.0)
+    return units
 
 
 def sigreg(latents: Tensor, projections: Tensor) -> Tensor:

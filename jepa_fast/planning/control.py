@@ -6,12 +6,12 @@ rounding is the same whatever the batch.
 """
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -20,8 +20,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from jepa_fast.data.two_rooms.world import Float32, step
+from jepa_fast.errors import require
 from jepa_fast.models.model import Model
-from jepa_fast.planning.planners import Plan, PlannerConfig, improve
+from jepa_fast.planning.planners import PLANNERS, Plan, PlannerConfig, improve
 from jepa_fast.planning.protocol import (
     LONGEST_ACTION_PX,
     PLANNER_STREAM,
@@ -35,8 +36,6 @@ from jepa_fast.planning.protocol import Protocol as EpisodeProtocol
 from jepa_fast.planning.tasks import LatentTask, SimulatorTask, Task
 
 Floor = Literal["random", "straight"]
-# A random policy's actions: as long and as persistent as the data's.
-WALK_STEPS = 1
 # Distances in full steps: nearer than this the agent stands still; a plan that ends farther than the other has failed.
 ARRIVED, FAILED = 0.1, 1.0
 # A plan that is improved is given so many times its own length, and some steps.
@@ -78,8 +77,8 @@ class ModelWorld:
     def tasks(self, episodes: Episodes, locations: Float32) -> LatentTask:
         """See `World`."""
         where = (episodes.wall_x, episodes.door_y)
-        frames = [torch.from_numpy(frames_of(at, *where)).to(self.device) for at in (locations, episodes.goals)]
-        return latent_task(self.model, *frames)
+        now, goals = (torch.from_numpy(frames_of(at, *where)).to(self.device) for at in (locations, episodes.goals))
+        return latent_task(self.model, now, goals, action_size=2, longest=LONGEST_ACTION_PX)
 
 
 class SimulatorWorld:
@@ -91,20 +90,10 @@ class SimulatorWorld:
 
 
 @torch.no_grad()
-def latent_task(model: Model, frames: Tensor, goals: Tensor) -> LatentTask:
+def latent_task(model: Model, frames: Tensor, goals: Tensor, action_size: int, longest: float) -> LatentTask:
     """Problems from frames [N, C, H, W] to goals [N, C, H, W] in the latents of a model."""
     states = model.encode(frames[:, None])
-    return LatentTask(model, states, model.latents(model.encode(goals[:, None]))[:, 0])
-
-
-@dataclass
-class _Agent:
-    """One episode's plan as it stands."""
-
-    plan: Tensor | None = None  # [h, A] what is left of it
-    made: int = 0
-    steps: int = 0
-    has_failed: bool = True
+    return LatentTask(model, states, model.latents(model.encode(goals[:, None]))[:, 0], action_size, longest)
 
 
 def walk(
@@ -115,7 +104,7 @@ def walk(
     seed: int = 0,
     batch: int = 200,
     together: bool = False,
-    tell: Callable[[int], None] = lambda _: None,
+    tell: Callable[[int], object] = lambda _: None,
     keep_imagined: bool = False,
 ) -> Walk:
     """Walk episodes by plans.
@@ -139,7 +128,7 @@ def walk(
             rows = [slice(0, len(part.numbers))] if together else [slice(n, n + 1) for n in range(len(part.numbers))]
             groups = [_Group(world, part.rows(row), protocol, config, seed, keep_imagined) for row in rows]
             for at in range(0, protocol.budget, config.execute):
-                each_on_a_thread(lambda group, at=at: group.advance(at), groups)
+                each_on_a_thread(partial(_Group.advance, at=at), groups)
                 tell(min(config.execute, protocol.budget - at) * len(part.numbers))
             paths += [np.stack(group.path, axis=1) for group in groups]
             taken += [np.stack(group.actions, axis=1) for group in groups]
@@ -163,6 +152,8 @@ class _Group:
         self.steps, self.keep = 0, keep
         self.imagined: list[list[Imagination]] = [[] for _ in episodes.numbers]
 
+    # Each thread has a gradient mode of its own.
+    @torch.no_grad()
     def advance(self, at: int) -> None:
         """Look, plan and take the plan's first actions; `at` have been taken before."""
         todo = min(self.config.execute, self.protocol.budget - at)
@@ -209,17 +200,16 @@ class _Group:
 
 
 @contextmanager
-def _threads(together: bool) -> Iterator[Callable[[Callable[[Any], None], Sequence[Any]], None]]:
-    """What calls a function for each of several things: in turn, or on a thread for each core."""
-    count = len(os.sched_getaffinity(0))
+def _threads(together: bool) -> Iterator[Callable[[Callable[[_Group], None], Sequence[_Group]], list[None]]]:
+    """What calls a function for each of several groups: in turn, or on a thread for each of torch's."""
+    count = torch.get_num_threads()
     if together or count == 1:
-        yield lambda function, things: [function(thing) for thing in things] and None
+        yield lambda function, groups: list(map(function, groups))
         return
-    threads = torch.get_num_threads()
     # Each thread computes alone: an episode's tensors are too small to be shared.
     with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        yield lambda function, things: [None for _ in pool.map(function, things)] and None
-    torch.set_num_threads(threads)
+        yield lambda function, groups: list(pool.map(function, groups))
+    torch.set_num_threads(count)
 
 
 def walk_floor(floor: Floor, episodes: Episodes, protocol: EpisodeProtocol, seed: int = 0) -> Walk:
@@ -227,8 +217,9 @@ def walk_floor(floor: Floor, episodes: Episodes, protocol: EpisodeProtocol, seed
     begun = time.perf_counter()
     path, taken = [episodes.starts], []
     if floor == "random":
-        draws = [stream(seed, POLICY_STREAM, int(number)).normal(0, 1, (protocol.budget, 2)) for number in episodes.numbers]
-        every = limited(np.stack(draws).astype(np.float32))
+        size = (protocol.budget, 2)
+        drawn = [stream(seed, POLICY_STREAM, int(number)).normal(0, 1, size) for number in episodes.numbers]
+        every = limited(np.stack(drawn).astype(np.float32))
     for at in range(protocol.budget):
         action = every[:, at] if floor == "random" else limited(episodes.goals - path[-1])
         taken.append(action)
@@ -241,4 +232,42 @@ def progress_bar(name: str, total: int) -> "tqdm[Any]":
     return tqdm(total=total, desc=name, unit="action", leave=False, dynamic_ncols=True)
 
 
-__all__ = ["LONGEST_ACTION_PX", "ModelWorld", "SimulatorWorld", "Walk", "latent_task", "walk", "walk_floor"]
+@torch.no_grad()
+def plan(
+    model: Model,
+    first_frame: Tensor,
+    goal_frame: Tensor,
+    *,
+    planner: PlannerConfig | str = "icem",
+    action_size: int | None = None,
+    seed: int = 0,
+) -> Tensor:
+    """Actions that lead from one frame to another, as the model sees it.
+
+    Args:
+        model: in evaluation mode, on the frames' device.
+        first_frame: where to start, float [C, H, W], or [N, C, H, W] of several problems.
+        goal_frame: where to get, of the same shape; both in the range of the data.
+        planner: settings, or the name of some: "icem", "cem", "mppi", "gradient" or "peer".
+        action_size: A, where the model does not say it.
+        seed: of the planner's random streams.
+
+    Returns:
+        Actions [H, A] or [N, H, A], in the data's unit: zero after the arrival.
+
+    Raises:
+        InputError: there is no planner of that name, or frames, actions and model do not fit together.
+    """
+    if isinstance(planner, str):
+        require(planner in PLANNERS, "planner", planner, f"one of {', '.join(PLANNERS)}")
+        planner = PLANNERS[planner]
+    same = first_frame.shape == goal_frame.shape and first_frame.dim() in (3, 4)
+    shapes = tuple(first_frame.shape), tuple(goal_frame.shape)
+    require(same, "first_frame, goal_frame", shapes, "two of one shape, [C, H, W] or [N, C, H, W]")
+    size = action_size or model.action_size
+    require(size is not None, "action_size", size, "the number of an action's numbers: the model does not say it")
+    frames, goals = (frame if frame.dim() == 4 else frame[None] for frame in (first_frame, goal_frame))
+    task = latent_task(model, frames, goals, size or 0, planner.longest)
+    streams = [stream(seed, PLANNER_STREAM, number) for number in range(len(frames))]
+    actions = improve(task, planner, streams, planner.horizon).actions
+    return actions if first_frame.dim() == 4 else actions[0]

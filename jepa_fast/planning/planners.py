@@ -34,8 +34,8 @@ from jepa_fast.planning.tasks import Task
 
 Method = Literal["cem", "icem", "mppi", "gradient"]
 Cost = Literal["last", "summed", "arrival"]
-# A std below this is as good as none.
-LEAST_STD = 1e-3
+# Distance in full steps from which on a plan leads to the goal.
+AT_GOAL = 0.3
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,9 @@ class PlannerConfig:
         learning_rate: of "gradient", in pixels.
         warm_start: begin a plan with what is left of the last one, at `warm_sigma`.
         warm_sigma: the noise around it.
+        patience: iterations that are made, at least, after one that found a way.
         random_elite: take an elite by its weight in place of the best sequence.
+        longest: length that actions are shortened to.
     """
 
     method: Method = "icem"
@@ -72,7 +74,7 @@ class PlannerConfig:
     samples: int = 64
     elites: int = 10
     iterations: int = 3
-    first_samples: int = 400
+    first_samples: int = 300
     first_iterations: int = 12
     sigma: float = 1.5
     least_sigma: float = 0.05
@@ -81,23 +83,49 @@ class PlannerConfig:
     shrink: float = 1.0
     momentum: float = 0.1
     temperature: float = 1.0
-    haste: float = 0.05
+    haste: float = 0.02
     learning_rate: float = 0.1
     warm_start: bool = True
     warm_sigma: float = 0.4
+    patience: int = 2
     random_elite: bool = False
+    longest: float = LONGEST_ACTION_PX
 
     def __post_init__(self) -> None:
-        for name in ("horizon", "execute", "samples", "elites", "iterations", "first_samples", "first_iterations"):
+        for name in (
+            "horizon",
+            "execute",
+            "samples",
+            "elites",
+            "iterations",
+            "first_samples",
+            "first_iterations",
+            "patience",
+        ):
             require(getattr(self, name) >= 1, f"planner.{name}", getattr(self, name), "at least 1")
         fewest = min(self.samples, self.first_samples)
         require(self.elites <= fewest, "planner.elites", self.elites, f"at most the {fewest} samples")
-        for name in ("sigma", "least_sigma", "warm_sigma", "temperature", "learning_rate"):
+        for name in ("sigma", "least_sigma", "warm_sigma", "temperature", "learning_rate", "longest"):
             require(getattr(self, name) > 0, f"planner.{name}", getattr(self, name), "a positive number")
         for name in ("keep", "momentum"):
             require(0 <= getattr(self, name) <= 1, f"planner.{name}", getattr(self, name), "a share from 0 to 1")
         require(self.shrink >= 1, "planner.shrink", self.shrink, "1 or more")
-        require(self.colour >= 0 and self.haste >= 0, "planner.colour, planner.haste", (self.colour, self.haste), ">= 0")
+        for name in ("colour", "haste"):
+            require(getattr(self, name) >= 0, f"planner.{name}", getattr(self, name), "zero or more")
+
+
+# By name, for the command line. "peer" has the settings that eb_jepa publishes for its own two rooms.
+PLANNERS = {
+    "icem": PlannerConfig(),
+    "cem": PlannerConfig(method="cem", colour=0.0),
+    "mppi": PlannerConfig(method="mppi", colour=0.0, temperature=0.5),
+    "gradient": PlannerConfig(method="gradient", samples=16, first_samples=128, iterations=10, first_iterations=60),
+    "peer": PlannerConfig(
+        method="mppi", cost="summed", horizon=90, execute=1, samples=200, first_samples=200, elites=20, iterations=20,
+        first_iterations=20, patience=20, sigma=2.0, least_sigma=1e-6, colour=0.0, keep=0.0, momentum=0.0,
+        temperature=200.0, warm_start=False, random_elite=True,
+    ),
+}  # fmt: skip
 
 
 class Plan(NamedTuple):
@@ -123,10 +151,11 @@ def _haste(distances: Tensor, config: PlannerConfig) -> Tensor:
     return config.haste * steps
 
 
-def shortened(actions: Tensor, longest: float = LONGEST_ACTION_PX) -> Tensor:
+def shortened(actions: Tensor, longest: float) -> Tensor:
     """Actions [..., A], those longer than the longest shortened to it."""
     length = torch.linalg.vector_norm(actions, dim=-1, keepdim=True)
-    return actions * (longest / length.clamp_min(longest))
+    short: Tensor = actions * (longest / length.clamp_min(longest))
+    return short
 
 
 def coloured_noise(generator: np.random.Generator, samples: int, horizon: int, size: int, colour: float) -> Tensor:
@@ -187,21 +216,27 @@ def _sample(
     std = torch.full_like(mean, sigma)
     kept: Tensor | None = None if warm is None else mean[:, None]
     best = Plan(mean, torch.full_like(like, torch.inf), like, torch.zeros_like(like, dtype=torch.int64))
-    colour = config.colour if config.method == "icem" else 0.0
+    since = torch.zeros_like(best.arrival)  # iterations that found a way, [N]
     for iteration in range(iterations):
+        # A problem that is done keeps its plan while others are worked on.
+        is_done = since >= config.patience
+        if is_done.all():
+            break
+        is_last = iteration == iterations - 1
         width = max(int(samples * config.shrink**-iteration), 2 * config.elites)
-        noise = torch.stack([coloured_noise(each, width, horizon, size, colour) for each in generators])
+        noise = torch.stack([coloured_noise(each, width, horizon, size, config.colour) for each in generators])
         actions = mean[:, None] + std[:, None] * noise.to(like.device)
         if kept is not None:
             actions = torch.cat([kept, actions], dim=1)
-        if config.method == "icem" and iteration == iterations - 1:
+        if config.method == "icem" and iteration > 0:
             actions = torch.cat([mean[:, None], actions], dim=1)
-        actions = shortened(actions)
+        actions = shortened(actions, config.longest)
         distances = task.distances(actions)
         cost = costs(distances, config)
         order = cost.topk(config.elites, dim=1, largest=False, sorted=True)
         elites = _take(actions, order.indices)  # [N, E, H, A]
-        best = _better(best, elites[:, 0], order.values[:, 0], _take(distances, order.indices[:, :1])[:, 0], config)
+        least = torch.where(is_done, torch.inf, order.values[:, 0])
+        best = _better(best, elites[:, 0], least, _take(distances, order.indices[:, :1])[:, 0], config)
         if config.method == "mppi":
             weights = torch.softmax((order.values[:, :1] - order.values) / config.temperature, dim=1)[..., None, None]
         else:
@@ -212,11 +247,13 @@ def _sample(
         std = (config.momentum * std + (1 - config.momentum) * new_std).clamp_min(config.least_sigma)
         if config.method == "icem" and config.keep > 0:
             kept = elites[:, : max(1, int(config.keep * config.elites))]
-        if config.random_elite and iteration == iterations - 1:
-            chosen = [int(each.choice(config.elites, p=_chances(row))) for each, row in zip(generators, weights[..., 0, 0])]
-            index = torch.tensor(chosen, device=like.device)[:, None]
-            rank = order.indices.gather(1, index)
-            best = _plan(_take(elites, index)[:, 0], order.values.gather(1, index)[:, 0], _take(distances, rank)[:, 0], config)
+        if config.random_elite and is_last:
+            chances = zip(generators, weights[..., 0, 0], strict=True)
+            chosen = torch.tensor([[_drawn(each, row)] for each, row in chances], device=like.device)
+            rank = order.indices.gather(1, chosen)
+            cost = order.values.gather(1, chosen)[:, 0]
+            best = _plan(_take(elites, chosen)[:, 0], cost, _take(distances, rank)[:, 0], config)
+        since += best.left < AT_GOAL
     return best
 
 
@@ -239,7 +276,7 @@ def _descend(
         start[:, 0, : warm.shape[1]] = warm[:, :horizon]
         # The first is the last plan itself.
         noise = start + torch.cat([torch.zeros_like(start), noise[:, 1:]], dim=1)
-    actions = shortened(noise).requires_grad_()
+    actions = shortened(noise, config.longest).requires_grad_()
     optimiser = torch.optim.Adam([actions], lr=config.learning_rate)
     best = Plan(noise[:, 0], torch.full_like(like, torch.inf), like, torch.zeros_like(like, dtype=torch.int64))
     for iteration in range((config.first_iterations if is_first else config.iterations) + 1):
@@ -254,7 +291,7 @@ def _descend(
             (actions.grad,) = torch.autograd.grad(cost.sum(), actions)
             optimiser.step()
             with torch.no_grad():
-                actions.copy_(shortened(actions))
+                actions.copy_(shortened(actions, config.longest))
     return best
 
 
@@ -263,9 +300,10 @@ def _take(rows: Tensor, index: Tensor) -> Tensor:
     return rows.gather(1, index.view(*index.shape, *[1] * (rows.dim() - 2)).expand(-1, -1, *rows.shape[2:]))
 
 
-def _chances(weights: Tensor) -> NDArray[np.float64]:
+def _drawn(generator: np.random.Generator, weights: Tensor) -> int:
+    """A number drawn by its weight."""
     chances = weights.double().cpu().numpy()
-    return np.asarray(chances / chances.sum())
+    return int(generator.choice(len(chances), p=chances / chances.sum()))
 
 
 def _plan(actions: Tensor, cost: Tensor, distances: Tensor, config: PlannerConfig) -> Plan:
@@ -283,4 +321,6 @@ def _better(best: Plan, actions: Tensor, cost: Tensor, distances: Tensor, config
     """Row by row the plans that cost less."""
     new = _plan(actions, cost, distances, config)
     wins = new.cost < best.cost
-    return Plan(*(torch.where(wins.view(-1, *[1] * (one.dim() - 1)), one, other) for one, other in zip(new, best)))
+    return Plan(
+        *(torch.where(wins.view(-1, *[1] * (one.dim() - 1)), one, other) for one, other in zip(new, best, strict=True))
+    )

@@ -47,9 +47,11 @@ class Episodes(NamedTuple):
     wall_x: Int64  # [N]
     door_y: Int64  # [N]
 
-    def rows(self, which: slice) -> "Episodes":
+    def rows(self, which: slice | Int64) -> "Episodes":
         """Some of them."""
-        return Episodes(*(part[which] for part in self))
+        return Episodes(
+            self.numbers[which], self.starts[which], self.goals[which], self.wall_x[which], self.door_y[which]
+        )
 
 
 def stream(seed: int, purpose: int, *counters: int) -> np.random.Generator:

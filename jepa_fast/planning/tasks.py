@@ -4,10 +4,9 @@ Distances are those of latents, in units of a full step: of how far the longest 
 in its way. So costs mean the same whatever a model's latents are scaled by.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,8 +15,6 @@ from jepa_fast.data.two_rooms.world import step
 from jepa_fast.models.model import Model
 from jepa_fast.planning.protocol import LONGEST_ACTION_PX, Episodes
 
-# Directions in which the unit of distance is looked for.
-COMPASS = 16
 # Numbers of latents that rollouts keep at once, where a model can only be rolled out as a whole.
 NUMBERS_TOGETHER = 2**24
 
@@ -45,12 +42,11 @@ class Task(ABC):
 class LatentTask(Task):
     """Problems in the latents of a model."""
 
-    def __init__(self, model: Model, states: Any, goals: Tensor, unit: Tensor | None = None) -> None:
-        """Encodings [N, 1] of frames, latents [N, D] of goals; the unit of distance [N] is found if it is not given."""
+    def __init__(self, model: Model, states: Any, goals: Tensor, action_size: int, longest: float) -> None:
+        """Encodings [N, 1] of frames, latents [N, D] of goals, the size of actions and the length of the longest."""
         self.model, self.states, self.goals = model, states, goals
-        self.count = len(goals)
-        self.action_size = model.action_size or 2
-        self.unit = self._full_step() if unit is None else unit
+        self.count, self.action_size = len(goals), action_size
+        self.unit = self._full_step(longest)
 
     def distances(self, actions: Tensor) -> Tensor:
         """See `Task`."""
@@ -69,11 +65,14 @@ class LatentTask(Task):
         gap = self.model.latents(self.states)[:, 0] - self.goals
         return gap.square().sum(dim=-1).sqrt() / self.unit
 
-    def _full_step(self) -> Tensor:
-        """How far the longest action moves the latents: the most over all directions, [N]."""
-        angles = torch.arange(COMPASS, device=self.goals.device) * (2 * math.pi / COMPASS)
-        actions = torch.zeros(self.count, COMPASS, 1, self.action_size, device=self.goals.device)
-        actions[:, :, 0, :2] = LONGEST_ACTION_PX * torch.stack([angles.cos(), angles.sin()], dim=-1)
+    def _full_step(self, longest: float) -> Tensor:
+        """How far the longest action moves the latents: the most over many directions, [N]."""
+        ends = torch.eye(self.action_size, device=self.goals.device)
+        # Along every axis, and half-way between any two of them.
+        pairs = [one + sign * other for one in ends for other in ends for sign in (-1, 1)]
+        ways = torch.stack([sign * way for way in [*ends, *pairs] for sign in (-1, 1) if way.any()])
+        ways = longest * ways / torch.linalg.vector_norm(ways, dim=1, keepdim=True)
+        actions = ways[None, :, None].expand(self.count, -1, -1, -1)
         with torch.no_grad():
             first = self.model.latents(self.states)
             moves = self._rollout(actions, lambda latents: (latents - first).square().sum(dim=-1))
@@ -93,12 +92,16 @@ class LatentTask(Task):
         dim = self.model.latents(self.states).shape[-1]
         together = max(1, NUMBERS_TOGETHER // (self.count * horizon * dim))
         parts = []
-        for chunk in actions.split(together, dim=1):
-            width = chunk.shape[1]
-            first = _each(self.states, lambda part, _, width=width: part.repeat_interleave(width, dim=0))
-            latents = self.model.predict(first, chunk.flatten(0, 1)).unflatten(0, (self.count, width))
+        for chunk in torch.split(actions, together, dim=1):
+            latents = self.model.predict(_repeated(self.states, chunk.shape[1]), chunk.flatten(0, 1))
+            latents = latents.view(self.count, -1, horizon, dim)
             parts.append([read(latents[:, :, time]) for time in range(horizon)])
         return [torch.cat(each, dim=1) for each in zip(*parts, strict=True)]
+
+
+def _repeated(encoded: Any, times: int) -> Any:
+    """Encodings of N frames, each of them so many times in turn."""
+    return _each(encoded, lambda part, _: part.repeat_interleave(times, dim=0))
 
 
 def _each(encoded: Any, change: Callable[[Tensor, bool], Tensor]) -> Any:
@@ -141,10 +144,3 @@ class SimulatorTask(Task):
         for time in range(actions.shape[2]):
             path.append(step(path[-1], actions[:, :, time].numpy(), wall_x, door_y))
         return torch.stack([torch.from_numpy(each) for each in path], dim=2)
-
-
-class Imagined(NamedTuple):
-    """What a plan would lead to."""
-
-    latents: Tensor  # [N, H + 1, D]
-    distances: Tensor  # [N, H] in full steps
