@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from jepa_fast.fitting import Run as Run
     from jepa_fast.fitting import fit as fit
     from jepa_fast.models.jepa import JEPA as JEPA
+    from jepa_fast.models.predictor import ConvPredictor as ConvPredictor
     from jepa_fast.models.predictor import MLPPredictor as MLPPredictor
     from jepa_fast.objectives.dynamics import Dynamics as Dynamics
     from jepa_fast.objectives.infonce import InfoNCE as InfoNCE
@@ -41,6 +42,7 @@ __version__ = "0.1.0"
 
 # Public name -> the module that has it; functional and nn are modules themselves.
 _PLACES = {
+    "ConvPredictor": "jepa_fast.models.predictor",
     "Dynamics": "jepa_fast.objectives.dynamics",
     "DynamicsConfig": "jepa_fast.config",
     "InfoNCE": "jepa_fast.objectives.infonce",
@@ -62,6 +64,7 @@ _MODULES = ("functional", "nn", "plan")
 
 __all__ = [
     "JEPA",
+    "ConvPredictor",
     "Dynamics",
     "DynamicsConfig",
     "InfoNCE",
