@@ -102,9 +102,10 @@ def main(arguments: Arguments) -> None:
 
 def measure(arguments: Arguments, name: str, world: "World") -> "tuple[Planning, Episodes, Walk]":
     """What model, ceiling and floors come to under a protocol; the model's own episodes and its walk."""
-    from jepa_fast.planning.control import SimulatorWorld, progress_bar, walk, walk_floor
+    from jepa_fast.planning.control import SimulatorWorld, walk, walk_floor
     from jepa_fast.planning.protocol import PROTOCOLS, draw_episodes
     from jepa_fast.planning.results import Planning, outcome
+    from jepa_fast.progress import Progress
 
     protocol, seed = PROTOCOLS[name], arguments.seed
     episodes = draw_episodes(arguments.episodes, seed, arguments.held_out)
@@ -114,7 +115,7 @@ def measure(arguments: Arguments, name: str, world: "World") -> "tuple[Planning,
     if arguments.ceiling:
         worlds["simulator as model"] = SimulatorWorld()
     for label, one in worlds.items():
-        with progress_bar(f"{name}, {label}", protocol.budget * len(episodes.numbers)) as bar:
+        with Progress(f"{name}, {label}", protocol.budget * len(episodes.numbers), "actions") as bar:
             walks[label] = walk(
                 one, episodes, protocol, arguments.settings, seed, arguments.batch,
                 together and label == "model", bar.update, label == "model",

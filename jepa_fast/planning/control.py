@@ -12,12 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from jepa_fast.data.two_rooms.world import Float32, step
 from jepa_fast.errors import require
@@ -225,11 +224,6 @@ def walk_floor(floor: Floor, episodes: Episodes, protocol: EpisodeProtocol, seed
         taken.append(action)
         path.append(step(path[-1], action, episodes.wall_x, episodes.door_y))
     return Walk(np.stack(path, axis=1), np.stack(taken, axis=1), time.perf_counter() - begun, 0)
-
-
-def progress_bar(name: str, total: int) -> "tqdm[Any]":
-    """A bar over actions."""
-    return tqdm(total=total, desc=name, unit="action", leave=False, dynamic_ncols=True)
 
 
 @torch.no_grad()
