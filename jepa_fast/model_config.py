@@ -269,7 +269,7 @@ class GatedConvNeXtConfig(GatedTraits):
 
 @dataclass(frozen=True)
 class GlimpseConfig(ModelTraits):
-    """Shape of the model whose predictor looks at the first frame where the latent says. By default 72,300 parameters.
+    """Shape of the model whose predictor looks at the first frame where the latent says. By default 70,890 parameters.
 
     Attributes:
         kind: tells it from other models where it is stored.
@@ -313,17 +313,21 @@ class GlimpseConfig(ModelTraits):
         """Whether latents have come close to one point; few dimensions are enough for them."""
         return sum(std) / len(std) < LEAST_SPREAD * size
 
-    def for_data(self, groups: Sequence[tuple[str, int]], action_size: int) -> "GlimpseConfig":
-        """The data's groups and size in place of two rooms'; with a single group it is looked at and encoded."""
-        found = tuple(Group(name, channels) for name, channels in groups)
+    def for_data(self, spec: "FrameSpec") -> "GlimpseConfig":
+        """The data's groups, action size and white where there are two rooms'; others are taken to be meant.
+
+        What is looked at is then the first group that does not change in a trajectory, or the whole frame.
+        """
+        found = tuple(Group(group.name, group.channels) for group in spec.groups)
         if self.groups != TWO_ROOMS or found == TWO_ROOMS:
             return self
-        names = [group.name for group in found]
+        still = [group.name for group in spec.groups if group.codec == "static"]
         return replace(
             self,
             groups=found,
-            context=self.context if self.context in names and len(names) > 1 else None,
-            action_size=action_size if self.action_size == TWO_ROOMS_ACTION else self.action_size,
+            context=still[0] if still and len(found) > 1 else None,
+            action_size=spec.action_size if self.action_size == TWO_ROOMS_ACTION else self.action_size,
+            white=max(abs(spec.offset), abs(255 * spec.scale + spec.offset)),
         )
 
 

@@ -60,7 +60,7 @@ class Places:
 def _latents(model: Model, places: Float32, wall_x: Int64, door_y: Int64) -> Float64:
     frames = torch.from_numpy(frames_of(places, wall_x, door_y)).to(next(model.parameters()).device)
     return np.concatenate(
-        [model.latents(model.encode(part[:, None]))[:, 0].double().cpu().numpy() for part in frames.split(64)]
+        [model.latents(model.encode(part[:, None]))[:, 0].double().cpu().numpy() for part in torch.split(frames, 64)]
     )
 
 
@@ -73,7 +73,8 @@ def write_page(walks: Sequence[Walked], model: Model, folder: File, gifs: int = 
         folder: where to.
         gifs: how many episodes.
     """
-    shown, written = [], []
+    shown: list[dict[str, Any]] = []
+    written: list[File] = []
     for result, episodes, walked in walks:
         places = Places(model, episodes)
         success_px = PROTOCOLS[result.protocol].success_px
