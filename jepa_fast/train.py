@@ -43,7 +43,7 @@ CUSTOM = "custom"
 class DataArguments:
     """Where trajectories come from, and how they reach the device."""
 
-    path: cli.Chosen[Path] = None
+    path: cli.DataFolder = None
     """Packed split, or folder of splits with one called train. Default: data/two_rooms, generated there if absent."""
     batch_size: cli.Chosen[int] = None
     """Trajectories per step, over all processes. Default: the preset's."""
@@ -226,6 +226,7 @@ def begin(arguments: Arguments, folder: Path, config: RunConfig) -> RunConfig:
 
     if arguments.resume is None:
         create_run(folder, config)
+    logger.info("device: %s", cli.explain_device(arguments.device))
     write_environment(folder, torch.device(config.device))
     logger.info(
         "%s: %s, %d steps of %d trajectories, %s, amp %s, compile %s, capture %s, loader %s, kernels %s", folder,
@@ -283,6 +284,7 @@ def resolve(
         kernels=choose_kernels(arguments.kernels, device, recipe.model.dim),
         sparse=arguments.encoder.sparse is not False,
         capture=device == "cuda" if arguments.capture is None else arguments.capture,
+        inputs=split.spec.inputs(),
     )
 
 
@@ -328,10 +330,10 @@ def _prepare_data(arguments: Arguments) -> Path:
     """The data folder, generated first if none was named and the default one is not there."""
     if arguments.data.path is not None:
         return arguments.data.path
-    logger.info("no --data.path: using %s, %d generated trajectories", DEFAULT_DATA, DEFAULT_TRAJECTORIES)
+    logger.info("no --data: using %s, %d generated trajectories", DEFAULT_DATA, DEFAULT_TRAJECTORIES)
     generate(DEFAULT_DATA, trajectories=DEFAULT_TRAJECTORIES)
     return DEFAULT_DATA
 
 
 if __name__ == "__main__":
-    cli.run(main, Arguments, "Train a JEPA world model; without --data.path on a generated two-room set.", defaults)
+    cli.run(main, Arguments, "Train a JEPA world model; without --data on a generated two-room set.", defaults)

@@ -88,7 +88,7 @@ def place(tmp_path_factory):
         "    np.save(locations, rng.uniform(5, 60, (4, 17, 2)).astype(np.float32))\n"
     )
     finish_block(arrays, place)
-    flags = f"--data.path data/full --data.batch-size 4 --steps {STEPS} --checkpoint-minutes 0"
+    flags = f"--data data/full --data.batch-size 4 --steps {STEPS} --checkpoint-minutes 0"
     finish("python -m jepa_fast.train --out runs/first", place, flags)
     max((place / "runs" / "first").glob("checkpoints/*")).unlink()
     for name in ("five", "gated_features"):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
+from jepa_fast.config import InputSpec
 from jepa_fast.data.two_rooms import version1
 from jepa_fast.errors import InputError
 
@@ -85,6 +86,10 @@ class FrameSpec:
     def channels(self) -> int:
         """C, over all groups."""
         return sum(group.channels for group in self.groups)
+
+    def inputs(self) -> InputSpec:
+        """What a model that is trained on such frames is told of them."""
+        return InputSpec(self.channels, self.height, self.width, self.action_size, self.scale, self.offset)
 
     def index(self, name: str) -> int:
         """The number of the group `name`. Raises LookupError where there is none."""

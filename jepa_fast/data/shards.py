@@ -4,7 +4,7 @@ A split is a folder such as DIR/train or DIR/probe_normal/val: a manifest and sh
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from tokenize import TokenError
@@ -61,6 +61,10 @@ class Split:
     def count(self) -> int:
         """N, the number of trajectories."""
         return self.manifest.trajectories
+
+    def first(self, count: int) -> "Split":
+        """The same split as if it ended after `count` trajectories, or where it ends if that is earlier."""
+        return replace(self, manifest=replace(self.manifest, trajectories=min(count, self.count)))
 
     def require_indices(self, indices: NDArray[np.int64]) -> None:
         """Raise IndexError unless `indices` ascend within [0, N)."""

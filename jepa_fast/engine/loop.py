@@ -105,6 +105,7 @@ def _training(
     profiler = Profiler(options.profile if ranks.leads else "off", options.profile_window, folder)
     bases = group_bases(split, torch.device(config.device))
     trainer = Trainer(config, split.spec, bases, ranks, profiler.span, model)
+    trainer.model.inputs = split.spec.inputs()
     first = done = _restore(trainer, sampler, split, folder) if options.resume else 0
     watch = CollapseWatch(trainer.forward, split, options.on_collapse)
     with _full_disks(folder):
