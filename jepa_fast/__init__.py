@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from jepa_fast.objectives.infonce import InfoNCE as InfoNCE
     from jepa_fast.objectives.vicreg import VICReg as VICReg
     from jepa_fast.planning.control import plan as plan
-    from jepa_fast.planning.planners import PlannerConfig as PlannerConfig
+    from jepa_fast.planning.planner_config import PlannerConfig as PlannerConfig
     from jepa_fast.probing.targets import evaluate_targets as evaluate_targets
     from jepa_fast.runs import load as load
 
@@ -51,7 +51,7 @@ _PLACES = {
     "JEPA": "jepa_fast.models.jepa",
     "MLPPredictor": "jepa_fast.models.predictor",
     "OptimizerConfig": "jepa_fast.config",
-    "PlannerConfig": "jepa_fast.planning.planners",
+    "PlannerConfig": "jepa_fast.planning.planner_config",
     "Run": "jepa_fast.fitting",
     "Stage": "jepa_fast.config",
     "VICRegConfig": "jepa_fast.config",

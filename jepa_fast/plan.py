@@ -12,7 +12,7 @@ import tyro
 
 from jepa_fast import cli
 from jepa_fast.config import require
-from jepa_fast.planning.planners import PLANNERS, PlannerConfig
+from jepa_fast.planning.planner_config import PLANNERS, PlannerConfig
 
 if TYPE_CHECKING:
     from jepa_fast.models.model import Model

@@ -9,23 +9,19 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-
-import jepa_fast as jf
 from jepa_fast import cli
-from jepa_fast.data.shards import open_split
-from jepa_fast.models.model import Model
-from jepa_fast.planning.control import ModelWorld, walk
-from jepa_fast.planning.planners import PLANNERS
-from jepa_fast.planning.protocol import PROTOCOLS, draw_episodes
-from jepa_fast.planning.results import outcome, wilson
-from jepa_fast.presets import preset
-from jepa_fast.probing.rollouts import Rollouts, rollout_split
-from jepa_fast.train import Arguments as TrainArguments
-from jepa_fast.train import DataArguments, start
 from research.jsonl import append, read
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from jepa_fast.models.model import Model
+    from jepa_fast.probing.rollouts import Rollouts
+
+    Float64 = NDArray[np.float64]
 
 RECORDS = Path(__file__).parent / "records" / "planner_ablation.jsonl"
 PAGE = Path(__file__).parents[1] / "docs" / "planning.md"
@@ -79,8 +75,19 @@ def main(arguments: Arguments) -> None:
     PAGE.write_text(f"{before}{BEGIN}\n{table(lines)}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
 
 
-def measure(arguments: Arguments, changes: dict[str, float | int], folder: Path) -> dict[str, object]:
+def measure(arguments: Arguments, changes: dict[str, float | int], folder: Path) -> dict[str, Any]:
     """One run's errors, successes and cost."""
+    import torch
+
+    import jepa_fast as jf
+    from jepa_fast.planning.control import ModelWorld, walk
+    from jepa_fast.planning.planner_config import PLANNERS
+    from jepa_fast.planning.protocol import PROTOCOLS, draw_episodes
+    from jepa_fast.planning.results import outcome
+    from jepa_fast.presets import preset
+    from jepa_fast.train import Arguments as TrainArguments
+    from jepa_fast.train import DataArguments, start
+
     recipe = preset("planner")
     objective = jf.DynamicsConfig(**changes)  # type: ignore[arg-type]
     begun = time.process_time()
@@ -104,8 +111,11 @@ def measure(arguments: Arguments, changes: dict[str, float | int], folder: Path)
     }  # fmt: skip
 
 
-def ridge_errors(model: Model, data: Path) -> dict[str, float]:
+def ridge_errors(model: "Model", data: Path) -> dict[str, float]:
     """Squared errors in px^2 of places read off predicted latents by ridge regression, per probing set."""
+    from jepa_fast.data.shards import open_split
+    from jepa_fast.probing.rollouts import rollout_split
+
     known = rollout_split(model, open_split(data / "probe_normal/train"), "train")
     weights, mean, std = _ridge(known)
     errors = {}
@@ -116,7 +126,9 @@ def ridge_errors(model: Model, data: Path) -> dict[str, float]:
     return errors
 
 
-def _ridge(known: Rollouts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+def _ridge(known: "Rollouts") -> "tuple[Float64, Float64, Float64]":
+    import numpy as np
+
     latents = known.latents.flatten(0, 1).double().numpy()
     mean, std = latents.mean(axis=0), latents.std(axis=0) + 1e-9
     rows = _features(latents, mean, std)
@@ -124,20 +136,22 @@ def _ridge(known: Rollouts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # typ
     return np.linalg.solve(gram, rows.T @ known.locations.flatten(0, 1).double().numpy()), mean, std
 
 
-def _features(latents: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+def _features(latents: "Float64", mean: "Float64", std: "Float64") -> "Float64":
+    import numpy as np
+
     return np.concatenate([(latents - mean) / std, np.ones((*latents.shape[:-1], 1))], axis=-1)
 
 
-def table(lines: list[dict[str, object]]) -> str:
+def table(lines: list[dict[str, Any]]) -> str:
     """The records as a table."""
+    from jepa_fast.planning.results import wilson
+
     rows = [
         "| objective | normal | wall | wall_other | expert | cross_room, final | 95% interval |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for line in lines:
-        errors = line["errors_px2"]
-        assert isinstance(errors, dict)
-        final, episodes = int(str(line["final"])), int(str(line["episodes"]))
+        errors, final, episodes = line["errors_px2"], line["final"], line["episodes"]
         low, high = wilson(final, episodes)
         cells = " | ".join(f"{errors[name]:.2f}" for name in SPLITS)
         rows.append(f"| {line['row']} | {cells} | {final / episodes:.0%} | {low:.0%} to {high:.0%} |")

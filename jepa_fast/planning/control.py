@@ -21,7 +21,8 @@ from torch import Tensor
 from jepa_fast.data.two_rooms.world import Float32, step
 from jepa_fast.errors import require
 from jepa_fast.models.model import Model
-from jepa_fast.planning.planners import PLANNERS, Plan, PlannerConfig, improve
+from jepa_fast.planning.planner_config import PLANNERS, PlannerConfig
+from jepa_fast.planning.planners import Plan, improve
 from jepa_fast.planning.protocol import (
     LONGEST_ACTION_PX,
     PLANNER_STREAM,

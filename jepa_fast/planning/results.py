@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from jepa_fast.planning.control import Walk
-from jepa_fast.planning.planners import PlannerConfig
+from jepa_fast.planning.planner_config import PlannerConfig
 from jepa_fast.planning.protocol import Episodes, Protocol, is_legal
 
 PLANNING = "planning.json"

@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from jepa_fast.data.two_rooms.world import DOT_REACH_PX, WORLD
-from jepa_fast.planning.planners import PlannerConfig
+from jepa_fast.planning.planner_config import PlannerConfig
 from jepa_fast.planning.protocol import PROTOCOLS
 from jepa_fast.report.page import THEME
 

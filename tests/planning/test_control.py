@@ -12,7 +12,7 @@ from jepa_fast.config import GatedFeaturesConfig, GlimpseConfig
 from jepa_fast.errors import InputError
 from jepa_fast.models.registry import build_model
 from jepa_fast.planning.control import ModelWorld, SimulatorWorld, walk, walk_floor
-from jepa_fast.planning.planners import PlannerConfig
+from jepa_fast.planning.planner_config import PlannerConfig
 from jepa_fast.planning.protocol import PROTOCOLS, Protocol, draw_episodes, frames_of
 from jepa_fast.planning.results import outcome, wilson
 

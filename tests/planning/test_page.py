@@ -14,7 +14,7 @@ from jepa_fast.config import GatedFeaturesConfig
 from jepa_fast.models.registry import build_model
 from jepa_fast.planning.control import ModelWorld, walk
 from jepa_fast.planning.page import FRAME_MS, Places, write_page
-from jepa_fast.planning.planners import PlannerConfig
+from jepa_fast.planning.planner_config import PlannerConfig
 from jepa_fast.planning.protocol import Protocol, draw_episodes, frames_of
 from jepa_fast.planning.results import Planning, outcome
 

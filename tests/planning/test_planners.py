@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from jepa_fast.errors import InputError
-from jepa_fast.planning.planners import PLANNERS, PlannerConfig, coloured_noise, costs, improve
+from jepa_fast.planning.planner_config import PLANNERS, PlannerConfig
+from jepa_fast.planning.planners import coloured_noise, costs, improve
 from jepa_fast.planning.protocol import LONGEST_ACTION_PX, Episodes, draw_episodes, is_legal, stream
 from jepa_fast.planning.tasks import SimulatorTask, Task
 
