@@ -23,6 +23,11 @@ def _module(name: str) -> ModuleType | None:
 _fcntl, _resource, _msvcrt = _module("fcntl"), _module("resource"), _module("msvcrt")
 
 
+def is_posix() -> bool:
+    """Whether the system has the modules of POSIX: locks of folders, limits on files."""
+    return _fcntl is not None and _resource is not None
+
+
 def available_cores() -> int:
     """Cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
