@@ -23,6 +23,7 @@ from jepa_fast.engine.progress import Journal, metrics_of
 from jepa_fast.engine.step import Trainer
 from jepa_fast.errors import InputError, RunError
 from jepa_fast.models.model import Model
+from jepa_fast.platforms import keep_freed_memory
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +101,8 @@ def _training(
     model: Model | None,
     opened: contextlib.ExitStack,
 ) -> Generator[Progress]:
+    if config.device == "cpu":
+        keep_freed_memory()
     split = open_split(training_split(Path(config.data)))
     sampler = Sampler(split.count, config.batch_size // ranks.count, config.seed, ranks.count, ranks.rank)
     profiler = Profiler(options.profile if ranks.leads else "off", options.profile_window, folder)
