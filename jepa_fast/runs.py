@@ -57,6 +57,7 @@ def load(folder: str | Path, kernels: Kernels = "reference", model: Model | None
         model.load_state_dict(load_checkpoint(folder)["model"])
     except (KeyError, RuntimeError) as error:
         raise InputError(f"{folder}: its checkpoint is not of the model in its {CONFIG} ({error})") from error
+    model.inputs = config.inputs
     return model.eval()
 
 
