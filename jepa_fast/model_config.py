@@ -269,7 +269,7 @@ class GatedConvNeXtConfig(GatedTraits):
 
 @dataclass(frozen=True)
 class GlimpseConfig(ModelTraits):
-    """Shape of the model whose predictor looks at the first frame where the latent says. By default 70,890 parameters.
+    """Shape of the model whose predictor looks at the first frame where the latent says. By default 76,742 parameters.
 
     Attributes:
         kind: tells it from other models where it is stored.
