@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from jepa_fast.report.charts import COLORS, Series, line_chart
 from jepa_fast.report.page import NO_HTML, Figure, Section, folded, key_of, page, table
+from jepa_fast.report.planning import planning_sections
 from jepa_fast.report.probes import evaluation_sections, short
 from jepa_fast.report.run import Run
 from jepa_fast.report.targets import target_tiles
@@ -31,7 +32,8 @@ def report(run: Run) -> Markup:
         f"{config.preset}, {run.steps:,} steps of {config.batch_size} trajectories, seed {config.seed}, "
         f"on {run.environment.get('device', config.device)}"
     )
-    sections = [*evaluation_sections(run), collapse_section(run), training_section(run), _settings(run)]
+    sections = [*planning_sections(run), *evaluation_sections(run), collapse_section(run), training_section(run)]
+    sections.append(_settings(run))
     return page(f"Run {run.name}", subtitle, _tiles(run), sections)
 
 
