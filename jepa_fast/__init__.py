@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from jepa_fast.objectives.vicreg import VICReg as VICReg
     from jepa_fast.planning.control import plan as plan
     from jepa_fast.planning.planner_config import PlannerConfig as PlannerConfig
+    from jepa_fast.probing.targets import evaluate_targets as evaluate_targets
     from jepa_fast.runs import load as load
 
 __version__ = "0.1.0"
@@ -56,6 +57,7 @@ _PLACES = {
     "VICRegConfig": "jepa_fast.config",
     "TrajectoryDataset": "jepa_fast.data.dataset",
     "VICReg": "jepa_fast.objectives.vicreg",
+    "evaluate_targets": "jepa_fast.probing.targets",
     "fit": "jepa_fast.fitting",
     "load": "jepa_fast.runs",
     "pack": "jepa_fast.data.dataset",
@@ -77,6 +79,7 @@ __all__ = [
     "TrajectoryDataset",
     "VICReg",
     "VICRegConfig",
+    "evaluate_targets",
     "fit",
     "functional",
     "load",

@@ -149,6 +149,8 @@ class RunConfig:
             kernels of encoder and predictor.
         sparse: whether the encoder skips what cannot differ (same function, same gradients).
         capture: whether the step is one CUDA graph.
+        frames: T of the clips that are trained on; None: whole trajectories.
+        frame_skip: frames from one frame of a clip to its next.
         inputs: sizes and pixel values of the data; None in runs of earlier versions.
     """
 
@@ -165,6 +167,8 @@ class RunConfig:
     kernels: Kernels
     sparse: bool
     capture: bool = False
+    frames: int | None = None
+    frame_skip: int = 1
     inputs: InputSpec | None = None
 
     def __post_init__(self) -> None:

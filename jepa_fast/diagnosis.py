@@ -18,9 +18,10 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import jepa_fast.kernels
+from jepa_fast.data.checks import OTHER_FILES
 from jepa_fast.data.dali import INSTALL
 from jepa_fast.data.manifest import MANIFEST_NAME
-from jepa_fast.data.shards import OTHER_FILES, open_split
+from jepa_fast.data.shards import open_split
 from jepa_fast.data.two_rooms import SPLITS
 from jepa_fast.engine.record import processor
 from jepa_fast.errors import InputError

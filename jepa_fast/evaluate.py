@@ -70,7 +70,11 @@ def main(arguments: Arguments) -> None:
         evaluation, name = evaluate(model, data, arguments.seed, floor, most), EVALUATION
     else:
         require(not arguments.quick, "--quick", True, "probe sets of two rooms, of which this data has none")
-        found = evaluate_targets(model, data, split=arguments.split, probe_seed=arguments.seed, floor=arguments.floor)
+        frames, skip = trained_on(arguments.run)
+        found = evaluate_targets(
+            model, data, split=arguments.split, probe_seed=arguments.seed, floor=arguments.floor, frames=frames,
+            frame_skip=skip,
+        )  # fmt: skip
         evaluation, name = found, TARGETS
     if arguments.quick:
         logger.info("quick: errors on few trajectories, which do not compare with those of a whole evaluation")
@@ -79,6 +83,16 @@ def main(arguments: Arguments) -> None:
     evaluation.save(path)
     print(evaluation.table())
     logger.info("%s", path)
+
+
+def trained_on(run: Path | None) -> tuple[int | None, int]:
+    """Frames of the clips that a run was trained on, None for whole trajectories, and frames between theirs."""
+    from jepa_fast.runs import CONFIG
+
+    if run is None or not (run / CONFIG).is_file():
+        return None, 1
+    config = RunConfig.load(run / CONFIG)
+    return config.frames, config.frame_skip
 
 
 def load_model(arguments: Arguments, kernels: Kernels) -> "tuple[Model, Path, Path]":
