@@ -144,7 +144,7 @@ def _spool(episodes: Iterable[Any], folder: Path) -> ArrayFiles:
             frames, actions, *rest = episode
             targets = (rest[0] if rest else None) or {}
             arrays = {"frames": np.asarray(frames), "actions": np.asarray(actions)}
-            arrays |= {TARGET + check_name(name, "targets"): np.asarray(values) for name, values in targets.items()}
+            arrays |= {TARGET + check_name(name, "targets"): _floats(values) for name, values in targets.items()}
             if not files:
                 files = {name: _GrowingArray(folder / f"{name}.npy", array) for name, array in arrays.items()}
             if arrays.keys() != files.keys():
@@ -158,6 +158,12 @@ def _spool(episodes: Iterable[Any], folder: Path) -> ArrayFiles:
     finally:
         for file in files.values():
             file.close()
+
+
+def _floats(values: ArrayLike) -> NDArray[Any]:
+    """Numbers as floats, so that whole ones in one episode go with others in the next."""
+    array = np.asarray(values)
+    return array.astype(np.float64) if array.dtype.kind in "iub" else array
 
 
 class _GrowingArray:
