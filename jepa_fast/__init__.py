@@ -7,6 +7,7 @@
     model = jf.JEPA(encoder=MyEncoder(), predictor=jf.MLPPredictor(dim=128, action_dim=7), objective=jf.VICReg())
     run = jf.fit(model, data, steps=5000, out="runs/mine")
     model = jf.load("runs/mine", model=model)
+    actions = jf.plan(model, first_frame, goal_frame)
 
 `jf.functional` has the compiled ops, `jf.nn` the modules. A name is imported when it is first used: `import jepa_fast`
 by itself does not wait for torch, and no command's `--help` does.
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jepa_fast import functional as functional
     from jepa_fast import nn as nn
+    from jepa_fast.config import DynamicsConfig as DynamicsConfig
     from jepa_fast.config import InfoNCEConfig as InfoNCEConfig
     from jepa_fast.config import OptimizerConfig as OptimizerConfig
     from jepa_fast.config import Stage as Stage
@@ -31,8 +33,11 @@ if TYPE_CHECKING:
     from jepa_fast.models.jepa import JEPA as JEPA
     from jepa_fast.models.predictor import ConvPredictor as ConvPredictor
     from jepa_fast.models.predictor import MLPPredictor as MLPPredictor
+    from jepa_fast.objectives.dynamics import Dynamics as Dynamics
     from jepa_fast.objectives.infonce import InfoNCE as InfoNCE
     from jepa_fast.objectives.vicreg import VICReg as VICReg
+    from jepa_fast.planning.control import plan as plan
+    from jepa_fast.planning.planner_config import PlannerConfig as PlannerConfig
     from jepa_fast.probing.targets import evaluate_targets as evaluate_targets
     from jepa_fast.runs import load as load
 
@@ -46,11 +51,14 @@ __version__ = "0.1.0"
 # Public name -> the module that has it; functional and nn are modules themselves.
 _PLACES = {
     "ConvPredictor": "jepa_fast.models.predictor",
+    "Dynamics": "jepa_fast.objectives.dynamics",
+    "DynamicsConfig": "jepa_fast.config",
     "InfoNCE": "jepa_fast.objectives.infonce",
     "InfoNCEConfig": "jepa_fast.config",
     "JEPA": "jepa_fast.models.jepa",
     "MLPPredictor": "jepa_fast.models.predictor",
     "OptimizerConfig": "jepa_fast.config",
+    "PlannerConfig": "jepa_fast.planning.planner_config",
     "Run": "jepa_fast.fitting",
     "Stage": "jepa_fast.config",
     "VICRegConfig": "jepa_fast.config",
@@ -61,15 +69,18 @@ _PLACES = {
     "load": "jepa_fast.runs",
     "pack": "jepa_fast.data.dataset",
 }
-_MODULES = ("functional", "nn")
+_MODULES = ("functional", "nn", "plan")
 
 __all__ = [
     "JEPA",
     "ConvPredictor",
+    "Dynamics",
+    "DynamicsConfig",
     "InfoNCE",
     "InfoNCEConfig",
     "MLPPredictor",
     "OptimizerConfig",
+    "PlannerConfig",
     "Run",
     "Stage",
     "TrajectoryDataset",
@@ -81,6 +92,7 @@ __all__ = [
     "load",
     "nn",
     "pack",
+    "plan",
 ]
 
 

@@ -14,9 +14,11 @@ from jepa_fast.model_config import CustomConfig as CustomConfig
 from jepa_fast.model_config import GatedConvNeXtConfig as GatedConvNeXtConfig
 from jepa_fast.model_config import GatedFeaturesConfig as GatedFeaturesConfig
 from jepa_fast.model_config import GatedPixelsConfig as GatedPixelsConfig
+from jepa_fast.model_config import GlimpseConfig as GlimpseConfig
 from jepa_fast.model_config import Group as Group
 from jepa_fast.model_config import JEPAConfig as JEPAConfig
 from jepa_fast.model_config import ModelConfig as ModelConfig
+from jepa_fast.objective_config import DynamicsConfig as DynamicsConfig
 from jepa_fast.objective_config import InfoNCEConfig as InfoNCEConfig
 from jepa_fast.objective_config import MixtureConfig as MixtureConfig
 from jepa_fast.objective_config import ObjectiveConfig as ObjectiveConfig

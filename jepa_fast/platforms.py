@@ -1,6 +1,7 @@
 """What operating systems offer each in its own way: cores, locks, limits on open files, folders made durable."""
 
 import contextlib
+import ctypes
 import importlib
 import math
 import os
@@ -21,6 +22,11 @@ def _module(name: str) -> ModuleType | None:
 
 # POSIX has the first two, Windows the last one.
 _fcntl, _resource, _msvcrt = _module("fcntl"), _module("resource"), _module("msvcrt")
+
+
+def is_posix() -> bool:
+    """Whether the system has the modules of POSIX: locks of folders, limits on files."""
+    return _fcntl is not None and _resource is not None
 
 
 def available_cores() -> int:
@@ -113,3 +119,22 @@ def ignore_interrupts() -> None:
     """In a worker: leave Ctrl-C to its parent where a mask did not see to it, as on Windows."""
     if not hasattr(signal, "pthread_sigmask"):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+# Of glibc's mallopt.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+
+
+def keep_freed_memory() -> None:
+    """Keep large freed blocks for the next allocation instead of giving them back to the system, where glibc serves.
+
+    A step on a CPU frees and takes the same tens of megabytes every time; given back, all of their pages are mapped and
+    cleared anew. What the process holds at most stays what it was.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    largest = 2**31 - 1  # an int
+    mallopt(_MMAP_THRESHOLD, 2**30)
+    mallopt(_TRIM_THRESHOLD, largest)

@@ -14,6 +14,31 @@ ROOT = Path(__file__).resolve().parent.parent
 GUARDED = ("fcntl", "resource", "sched_getaffinity", "pthread_sigmask", "fork")
 
 
+FREED_BLOCKS = """
+import resource
+from jepa_fast.platforms import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(8):
+        bytearray(2**26)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+given_back = faults()
+keep_freed_memory()
+faults()
+print(given_back, faults())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems have another malloc")
+def test_freed_blocks_are_taken_again_without_new_pages():
+    done = subprocess.run([sys.executable, "-c", FREED_BLOCKS], capture_output=True, text=True, check=True, cwd=ROOT)
+    given_back, kept = map(int, done.stdout.split())
+    # Eight times 64 MB in pages of 4 KB or, where pages are huge, of 2 MB.
+    assert kept < min(given_back, 64)
+
+
 def elsewhere(system: str, *words: object, cwd: Path) -> str:
     """What a command prints on such a system."""
     done = subprocess.run(

@@ -48,13 +48,14 @@ class ArrayWriter:
     def write(self, data: bytes | NDArray[Any]) -> None:
         """Append raw bytes, or the rows of a C-contiguous array."""
         view = data.data if isinstance(data, np.ndarray) else memoryview(data)
-        is_large = view.nbytes >= LARGE
-        hashed = self._hashing.submit(self._digest.update, view) if is_large else self._digest.update(view)
+        hashed = self._hashing.submit(self._digest.update, view) if view.nbytes >= LARGE else None
         try:
             self._file.write(view)
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self.path)) from None
-        if hashed is not None:
+        if hashed is None:
+            self._digest.update(view)
+        else:
             hashed.result()
         self.bytes += view.nbytes
 

@@ -24,6 +24,7 @@ from jepa_fast.engine.step import Trainer
 from jepa_fast.errors import InputError, RunError
 from jepa_fast.locking import Lock
 from jepa_fast.models.model import Model
+from jepa_fast.platforms import keep_freed_memory
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +113,8 @@ def _training(
     begin: Callable[[], object] | None,
     opened: contextlib.ExitStack,
 ) -> Generator[Progress]:
+    if config.device == "cpu":
+        keep_freed_memory()
     split = open_training(Path(config.data), config.frames, config.frame_skip)
     sampler = Sampler(split.count, config.batch_size // ranks.count, config.seed, ranks.count, ranks.rank)
     profiler = Profiler(options.profile if ranks.leads else "off", options.profile_window, folder)

@@ -29,7 +29,7 @@ from research.study_page import insert, spread, tables
 ROOT = Path(study.__file__).parents[1]
 SETS = ["probe_normal/val", "probe_wall/val", "probe_wall_other/val", "probe_expert/val"]
 # Models that train and are probed in seconds, on steps enough for an interruption to come in between.
-SMALL = Study("Does it work?", ("gated_features", "gated_pixels"), seeds=(0, 1), steps=240, batch_size=4)
+SMALL = Study("Does it work?", ("gated_features", "gated_pixels"), seeds=(0, 1), steps=120, batch_size=4)
 TINY = Study("Does it work?", ("gated_features",), seeds=(0,), steps=12, batch_size=8)
 AS_A_USER = f"""
 from jepa_fast import cli
@@ -235,7 +235,7 @@ def test_a_run_that_says_nothing_about_its_preset_is_left_for_the_next_start(tmp
 def test_records_of_another_budget_are_refused(whole):
     path = whole / "records" / "small.jsonl"
     assert len(load_records(replace(SMALL, seeds=(0,)), path)) == 2
-    with pytest.raises(InputError, match=r"small\.jsonl, line 1: steps: got 240, expected the study's 30"):
+    with pytest.raises(InputError, match=r"small\.jsonl, line 1: steps: got 120, expected the study's 30"):
         load_records(replace(SMALL, steps=30), path)
 
 
