@@ -13,6 +13,8 @@
 by itself does not wait for torch, and no command's `--help` does.
 """
 
+import signal
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +40,11 @@ if TYPE_CHECKING:
     from jepa_fast.planning.planner_config import PlannerConfig as PlannerConfig
     from jepa_fast.probing.targets import evaluate_targets as evaluate_targets
     from jepa_fast.runs import load as load
+
+# Started as `python -m jepa_fast...`: Ctrl-C while modules are imported ends the process without a traceback.
+_is_command = sys.argv[:1] == ["-m"] and any(word.startswith("jepa_fast.") for word in sys.orig_argv)
+if _is_command and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 __version__ = "0.1.0"
 

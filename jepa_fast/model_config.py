@@ -20,6 +20,10 @@ Amp = Literal["off", "bf16"]
 LEAST_SPREAD, LEAST_RANKME = 0.05, 1 / 32
 
 
+# Beyond these no memory holds a model, and products of sizes overflow.
+MOST_COUNTED, MOST_BLOCKS = 2**20, 1000
+
+
 class ModelTraits:
     """What holds of a kind of model, unless it says otherwise."""
 
@@ -144,7 +148,7 @@ class JEPAConfig(ModelTraits):
         require(side is None or side >= (stride or 1), "model.stem", side, expected)
         require(side is None or stride is not None, "model.stem", side, "None where the stride is None")
         require(self.white is None or self.white > 0, "model.white", self.white, "a positive number, or None")
-        require(self.history >= 0, "model.history", self.history, "zero or more")
+        require(0 <= self.history <= MOST_COUNTED, "model.history", self.history, f"from 0 to {MOST_COUNTED:,}")
         require(0 < self.history_decay <= 1, "model.history_decay", self.history_decay, "a factor in (0, 1]")
         names = [group.name for group in self.groups]
         require(len(names) == len(set(names)) > 0, "model.groups", names, "at least one group, each name once")
@@ -366,12 +370,12 @@ def check_kind(config: object, kind: str, room: str = "model") -> None:
 def _check_counts(config: object, *names: str) -> None:
     """Raise InputError unless these fields of a model's configuration are at least 1."""
     for name in names:
-        count = getattr(config, name)
-        require(count >= 1, f"model.{name}", count, "at least 1")
+        count, most = getattr(config, name), MOST_BLOCKS if name == "blocks" else MOST_COUNTED
+        require(1 <= count <= most, f"model.{name}", count, "at least 1" if count < 1 else f"at most {most:,}")
 
 
 def _check_lift(dim: int, frame: int, spread: float) -> None:
     """Raise InputError unless positions in a square frame can be embedded in latents of `dim` numbers."""
-    require(dim >= 2, "model.dim", dim, "at least 2")
-    require(frame >= 2, "model.frame", frame, "at least 2 pixels")
+    require(2 <= dim <= MOST_COUNTED, "model.dim", dim, f"from 2 to {MOST_COUNTED:,}")
+    require(2 <= frame <= MOST_COUNTED, "model.frame", frame, f"from 2 to {MOST_COUNTED:,} pixels")
     require(spread > 0, "model.spread", spread, "a positive number")

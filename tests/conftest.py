@@ -67,7 +67,10 @@ def threads_left(before):
     return [
         thread
         for thread in threading.enumerate()
-        if thread not in others and type(thread).__module__ not in THREADS_OF_OTHERS
+        # Python has not started a dummy: it is autograd's, one per GPU to the end of the process, and ran Python once.
+        if thread not in others
+        and not isinstance(thread, threading._DummyThread)
+        and type(thread).__module__ not in THREADS_OF_OTHERS
     ]
 
 

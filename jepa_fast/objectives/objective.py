@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from jepa_fast.config import Kernels, ObjectiveConfig
+from jepa_fast.errors import InputError
 from jepa_fast.kernels.dispatch import PLAIN
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ class BoundRollout:
         """The loss, and the predictions; arguments as in `Bound`.
 
         Raises:
-            ValueError: the horizon does not divide the number of steps.
+            InputError: the horizon does not divide the number of steps.
         """
         with self.span("rollout"):
             predicted = self.predictions(encoded, actions, clock)
@@ -161,7 +162,7 @@ class BoundRollout:
         batch, steps, size = actions.shape
         rollouts, rest = divmod(steps, self.horizon)
         if rest:
-            raise ValueError(f"objective.horizon: got {self.horizon}, expected a divisor of {steps} steps")
+            raise InputError(f"objective.horizon: got {self.horizon}, expected a divisor of {steps} steps")
         first = encoded[:, : -1 : self.horizon].flatten(0, 1)
         # Each trajectory is so many rows of the dropout masks.
         clock = torch.stack([clock[0], clock[1], clock[2] * rollouts])

@@ -250,7 +250,7 @@ def test_a_lerobot_data_set_converts_to_what_it_holds(tmp_path):
 
 def test_a_lerobot_data_set_of_another_version_or_without_a_video_is_refused(tmp_path):
     write_lerobot(tmp_path / "old", codebase="v2.1")
-    with pytest.raises(InputError, match=r"old: LeRobot version v2\.1, expected v3\.0; python -m lerobot\."):
+    with pytest.raises(InputError, match=r"old: LeRobot version v2\.1, expected v3\.0; LeRobot's own script"):
         convert(source=tmp_path / "old", out=tmp_path / "split", workers=1)
     write_lerobot(tmp_path / "mine")
     path = tmp_path / "mine" / "videos" / CAMERA / "chunk-000" / "file-001.mp4"
