@@ -276,7 +276,7 @@ class GatedConvNeXtConfig(GatedTraits):
 
 @dataclass(frozen=True)
 class GlimpseConfig(ModelTraits):
-    """Shape of the model whose predictor looks at the first frame where the latent says. By default 70,890 parameters.
+    """Shape of the model whose predictor looks at the first frame where the latent says. By default 76,742 parameters.
 
     Attributes:
         kind: tells it from other models where it is stored.
@@ -284,6 +284,7 @@ class GlimpseConfig(ModelTraits):
         blocks: L, ConvNeXt blocks per branch.
         dim: D, size of a latent.
         hidden: width of the predictor's hidden layers.
+        heads: glimpses of a step, each around a place of its own.
         lattice: side of the lattice of points that a glimpse begins as.
         levels: how many images the first frame is looked at in, each blurred twice as wide as the one before.
         white: value of the brightest pixels, which the predictor sees as 1.
@@ -300,7 +301,8 @@ class GlimpseConfig(ModelTraits):
     blocks: int = 2
     dim: int = 32
     hidden: int = 128
-    lattice: int = 5
+    heads: int = 4
+    lattice: int = 3
     levels: int = 4
     white: float = 0.0942
     groups: tuple[Group, ...] = TWO_ROOMS
@@ -309,7 +311,7 @@ class GlimpseConfig(ModelTraits):
 
     def __post_init__(self) -> None:
         check_kind(self, "glimpse")
-        _check_counts(self, "channels", "blocks", "dim", "hidden", "lattice", "levels", "action_size")
+        _check_counts(self, "channels", "blocks", "dim", "hidden", "heads", "lattice", "levels", "action_size")
         require(self.white > 0, "model.white", self.white, "a positive number")
         names = [group.name for group in self.groups]
         require(len(names) == len(set(names)) > 0, "model.groups", names, "at least one group, each name once")

@@ -2,10 +2,10 @@
 
     latent      z: ConvNeXt branches of the frame, added, without a norm at their ends
     context     the first frame's pixels, blurred to several widths; carried beside the latent, not predicted
-    glimpse     the context at points p_k(z, a) = R z + r + o_k + M a, bilinear; finer points in finer images
+    glimpse     the context at points R_h z + r_h + o_hk + M a of heads h, bilinear; finer points in finer images
     prediction  z' = z + sigmoid(f(glimpse, a, z)) * A a, elementwise
 
-R, r, M, A and the offsets o_k are learned as f is, from the prediction of latents: that a latent has to do with a place
+R, r, M, A and the offsets o are learned as f is, from the prediction of latents: that a latent has to do with a place
 in the frame, and which, is for the model to find out. So what happens is a function of what is near, the same
 everywhere, as it would be for a convolutional predictor on a map of latents, at the price of one point.
 
@@ -31,6 +31,9 @@ from jepa_fast.objectives.objective import Objective
 
 # Of the reference point at first, in half frames: near the middle, different for different latents.
 REFERENCE_STD = 0.3
+# Which way round the heads' places lie at first. A place that moves as the mirror image of the agent has to pass
+# through a point to be turned round, and does not: so both kinds are there, and of each two that are half a turn apart.
+TURNS = ((1.0, 1.0), (-1.0, 1.0), (1.0, -1.0), (-1.0, -1.0))
 # Of A at first: about as far as a pixel is in latents of unit variance.
 ACTION_STD = 0.03
 # The first gates, 0.82: what is learned before they are, is learned of moves.
@@ -56,19 +59,23 @@ class GlimpsePredictor(nn.Module):
         super().__init__()
         self.dim, self.action_dim, self.levels = config.dim, config.action_size, config.levels
         self.action = nn.Linear(config.action_size, config.dim, bias=False)
-        self.reference = nn.Linear(config.dim, 2)
+        self.reference = nn.Linear(config.dim, 2 * config.heads)
         reach = torch.arange(config.lattice, dtype=torch.float32) - (config.lattice - 1) / 2
-        self.offsets = nn.Parameter(torch.cartesian_prod(reach, reach).flip(-1))  # [K, 2] (x, y) in the level's unit
+        lattice = torch.cartesian_prod(reach, reach).flip(-1)
+        self.offsets = nn.Parameter(lattice.repeat(config.heads, 1, 1))  # [heads, K, 2] (x, y) in the level's unit
         self.ahead = nn.Linear(config.action_size, 2, bias=False)
-        seen = len(self.offsets) * config.levels * channels
+        seen = config.heads * len(lattice) * config.levels * channels
         last = nn.Linear(config.hidden, config.dim)
         self.mix = nn.Sequential(
-            nn.Linear(seen + config.action_size + config.dim, config.hidden), nn.ReLU(),
-            nn.Linear(config.hidden, config.hidden), nn.ReLU(),
+            nn.Linear(seen + config.action_size + config.dim, config.hidden), nn.GELU(),
+            nn.Linear(config.hidden, config.hidden), nn.GELU(),
             last,
         )  # fmt: skip
         nn.init.normal_(self.action.weight, std=ACTION_STD)
-        nn.init.normal_(self.reference.weight, std=REFERENCE_STD / config.dim**0.5)
+        with torch.no_grad():
+            places = REFERENCE_STD / config.dim**0.5 * torch.randn(-(-config.heads // len(TURNS)), 2, config.dim)
+            turned = places[:, None] * torch.tensor(TURNS)[:, :, None]  # [., 4, 2, D]
+            self.reference.weight.copy_(turned.flatten(0, 1)[: config.heads].flatten(0, 1))
         nn.init.zeros_(self.reference.bias)
         nn.init.zeros_(self.ahead.weight)
         nn.init.zeros_(last.weight)
@@ -86,15 +93,15 @@ class GlimpsePredictor(nn.Module):
         return torch.stack(levels, dim=1)
 
     def glimpse(self, latents: Tensor, context: Tensor, actions: Tensor) -> Tensor:
-        """The context at the points of latents [B, T, D] and actions [B, T, A]: [B, T, K L c], black outside."""
+        """The context at the points of latents [B, T, D] and actions [B, T, A]: [B, T, L c heads K], black outside."""
         height, width = context.shape[-2:]
         # Of grid_sample's unit: -1 and 1 are the centres of the outermost pixels.
         pixel = torch.tensor([2 / max(width - 1, 1), 2 / max(height - 1, 1)], device=latents.device)
-        centre = self.reference(latents) + self.ahead(actions) * pixel
+        centre = self.reference(latents).unflatten(2, (-1, 2)) + (self.ahead(actions) * pixel)[:, :, None]
         seen = []
         for level in range(self.levels):
-            points = centre[:, :, None] + self.offsets * (pixel * 2**level)
-            samples = F.grid_sample(context[:, level], points, align_corners=True)  # [B, c, T, K]
+            points = centre[:, :, :, None] + self.offsets * (pixel * 2**level)
+            samples = F.grid_sample(context[:, level], points.flatten(2, 3), align_corners=True)  # [B, c, T, heads K]
             seen.append(samples.transpose(1, 2).flatten(2))
         return torch.cat(seen, dim=-1)
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, NamedTuple, Protocol
 
@@ -38,6 +38,7 @@ from jepa_fast.planning.tasks import LatentTask, SimulatorTask, Task
 Floor = Literal["random", "straight"]
 # Distances in full steps: nearer than this the agent stands still; a plan that ends farther than the other has failed.
 ARRIVED, FAILED = 0.1, 1.0
+MOST_DOUBLINGS = 2
 # A plan that is improved is given so many times its own length, and some steps.
 SLACK, SLACK_STEPS = 1.25, 8
 
@@ -148,7 +149,7 @@ class _Group:
         self.path: list[Float32] = [episodes.starts]
         self.actions: list[Float32] = []
         self.left: Tensor | None = None  # of the plans, [N, h, A]
-        self.has_plan = False
+        self.has_plan, self.failures = False, 0
         self.steps, self.keep = 0, keep
         self.imagined: list[list[Imagination]] = [[] for _ in episodes.numbers]
 
@@ -194,8 +195,11 @@ class _Group:
             plan = improve(task, self.config, streams, max(1, min(length or horizon, horizon)), self.left)
             if self.config.cost != "arrival" or bool((plan.left < FAILED).all()):
                 return plan
-        plan = improve(task, self.config, streams, horizon)
+        # What found no way before is looked for among more.
+        samples = self.config.first_samples * 2 ** min(self.failures, MOST_DOUBLINGS)
+        plan = improve(task, replace(self.config, first_samples=samples), streams, horizon)
         self.has_plan = True
+        self.failures = self.failures + 1 if bool((plan.left >= FAILED).any()) else 0
         return plan
 
 

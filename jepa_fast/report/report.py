@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from jepa_fast.report.charts import COLORS, Series, line_chart
 from jepa_fast.report.page import NO_HTML, Figure, Section, folded, key_of, page, table
+from jepa_fast.report.planning import planning_sections
 from jepa_fast.report.probes import evaluation_sections, short
 from jepa_fast.report.run import Run
 from jepa_fast.report.targets import target_tiles
@@ -32,7 +33,8 @@ def report(run: Run) -> Markup:
         f"on {run.environment.get('device', config.device)}"
     )
     diverged = [Section("This run did not end well", [run.divergence])] if run.divergence else []
-    sections = [*diverged, *evaluation_sections(run), collapse_section(run), training_section(run), _settings(run)]
+    sections = [*diverged, *planning_sections(run), *evaluation_sections(run), collapse_section(run)]
+    sections += [training_section(run), _settings(run)]
     return page(f"Run {run.name}", subtitle, _tiles(run), sections)
 
 

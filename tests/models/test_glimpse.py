@@ -12,7 +12,7 @@ from jepa_fast.errors import InputError
 from jepa_fast.models.glimpse import GlimpseJEPA, Scene
 from jepa_fast.models.registry import build_model
 
-SMALL = GlimpseConfig(channels=4, blocks=1, dim=6, hidden=8, lattice=3, levels=3)
+SMALL = GlimpseConfig(channels=4, blocks=1, dim=6, hidden=8, heads=2, lattice=3, levels=3)
 
 
 def small(config=SMALL, seed=0):
@@ -23,7 +23,7 @@ def small(config=SMALL, seed=0):
 def test_the_default_has_no_more_parameters_than_it_may():
     model = small(GlimpseConfig())
     count = sum(parameter.numel() for parameter in model.parameters())
-    assert count == 70_890
+    assert count == 76_742
     assert count <= 300_000
 
 
@@ -49,20 +49,21 @@ def test_a_glimpse_is_bilinear_at_points_around_the_one_that_the_latent_asks_for
     latents, actions = torch.randn(1, 2, 6), torch.randn(1, 2, 2)
     with torch.no_grad():
         predictor.ahead.weight.copy_(torch.eye(2))
+        centre = 32 + 32 * predictor.reference(latents)[0].view(2, 2, 2) + actions[0][:, None]  # [T, heads, 2]
+        predictor.offsets.add_(0.1 * torch.randn_like(predictor.offsets))
         seen = predictor.glimpse(latents, context, actions)[0]
-        centre = 32 + 32 * predictor.reference(latents)[0] + actions[0]
-    assert seen.shape == (2, 27)
+    assert seen.shape == (2, 54)
     for row in range(2):
         for level in range(3):
-            for k in range(9):
-                x, y = (centre[row] + predictor.offsets[k].detach() * 2**level).tolist()
+            for k in range(18):
+                x, y = (centre[row, k // 9] + predictor.offsets[k // 9, k % 9].detach() * 2**level).tolist()
                 left, top = int(np.floor(x)), int(np.floor(y))
                 plane = context[0, level, 0]
                 value = sum(
                     plane[top + j, left + i] * (1 - abs(x - left - i)) * (1 - abs(y - top - j))
                     for i in (0, 1) for j in (0, 1)
                 )  # fmt: skip
-                assert seen[row, 9 * level + k].item() == pytest.approx(float(value), abs=1e-4)
+                assert seen[row, 18 * level + k].item() == pytest.approx(float(value), abs=1e-4)
 
 
 def test_blurred_levels_are_means_over_squares_that_double():
@@ -109,3 +110,12 @@ def test_data_of_other_groups_are_taken_over_or_refused(two_rooms):
         other.batch_encoder(split.spec)
     with pytest.raises(InputError, match=r"model\.context: got 'sky'"):
         GlimpseConfig(context="sky")
+
+
+def test_heads_begin_as_four_turns_of_one_map():
+    reference = small(GlimpseConfig(channels=4, blocks=1)).predictor.reference
+    first, mirrored, upside_down, half_turn = reference.weight.view(4, 2, -1)
+    assert torch.equal(half_turn, -first)
+    assert torch.equal(mirrored[0], -first[0])
+    assert torch.equal(mirrored[1], first[1])
+    assert torch.equal(upside_down, -mirrored)

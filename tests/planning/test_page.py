@@ -77,3 +77,24 @@ def test_a_gif_shows_every_step(written):
             image.seek(number)
             shown += image.info["duration"]
     assert shown == 7 * FRAME_MS
+
+
+def test_the_report_of_a_run_begins_with_what_planning_came_to(written, two_rooms, tmp_path):
+    from jepa_fast.planning.results import PLANNING, save
+    from jepa_fast.report.report import report
+    from jepa_fast.report.run import read_run
+    from jepa_fast.train import Arguments, DataArguments, start
+
+    folder, _ = start(
+        Arguments(
+            preset="gated_features", steps=1, out=tmp_path / "run", data=DataArguments(two_rooms, 4), device="cpu"
+        )
+    )
+    assert "Planning" not in report(read_run(folder))
+    episodes, walked, _ = written
+    found = outcome("model", walked, episodes, Protocol(6, 4.5))
+    save([Planning("cross_room", False, 1, PlannerConfig(), (found,))], folder / PLANNING)
+    text = report(read_run(folder))
+    assert text.index("Planning, cross_room") < text.index("33.3%") < text.index("Training")
+    (folder / PLANNING).write_text("[{}]")
+    assert "planning.json is damaged" in report(read_run(folder))
