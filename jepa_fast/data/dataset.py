@@ -116,7 +116,7 @@ def pack(
         groups: names and numbers of channels that are stored and encoded in one way; by default one group of all.
         channels: whether channels stand first or last in a frame; by default found from the shape.
         action_classes: number of classes of integer actions [T - 1], which become one-hot.
-        scale: value of one uint8 step; by default 1 for bytes, and for floats the 255th part of their range.
+        scale: value of one uint8 step; by default 1/255 for bytes, and for floats the 255th part of their range.
         encoding: the strongest codec to be used, as in `jepa_fast.data.packing.pack`.
         workers: processes; by default one for each core.
         validation: share of the episodes that becomes `out`/val, beside `out`/train, which is then opened.
