@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jepa_fast.probing.evaluation import PROBE_SETS
-from jepa_fast.report.marks import between
+from scripts.marks import between
 from jepa_fast.report.probes import short
 from research import jsonl
 from research.run_record import RunRecord

@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from jepa_fast.report.marks import between
+from scripts.marks import between
 from jepa_fast.report.probes import short
 from research.targets import PROBES, SETS, TARGETS, Event, Record, problems, read_records
 

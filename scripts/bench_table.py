@@ -1,9 +1,9 @@
 """Speed-ups out of pytest-benchmark's JSON, which is the one record of what was measured.
 
     python -m pytest bench --benchmark-json=bench/run.json
-    python scripts/bench_table.py bench/run.json                  # prints one table, writes bench/latest.json
-    python scripts/bench_table.py bench/run.json --keep           # also stores it and draws the tables of the docs anew
-    python scripts/bench_table.py bench/run.json --check DIR      # exit status 1 where a stored speed-up is lost
+    python -m scripts.bench_table bench/run.json                  # prints one table, writes bench/latest.json
+    python -m scripts.bench_table bench/run.json --keep           # also stores it and draws the tables of the docs anew
+    python -m scripts.bench_table bench/run.json --check DIR      # exit status 1 where a stored speed-up is lost
 
 All candidates of a group ran side by side in one process; a row compares the fastest of ours with one baseline.
 """
@@ -20,7 +20,7 @@ import tyro
 from jepa_fast import cli
 from jepa_fast.config import require
 from jepa_fast.errors import InputError, RunError
-from jepa_fast.report.marks import between
+from scripts.marks import between
 
 ROOT = Path(__file__).resolve().parent.parent
 LATEST = ROOT / "bench" / "latest.json"

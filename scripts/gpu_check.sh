@@ -159,5 +159,5 @@ fi
 if ((${#red[@]})); then
   failed "red: ${red[*]}"
 fi
-"$python" scripts/bench_table.py "$out/benchmarks.json" | tee "$out/table.txt"
+"$python" -m scripts.bench_table "$out/benchmarks.json" | tee "$out/table.txt"
 say "done after $SECONDS s"
