@@ -157,6 +157,8 @@ def test_a_stage_overrides_weights_by_name():
 
 
 def test_a_decay_without_averaged_targets_is_refused():
-    with pytest.raises(InputError, match=r"objective\.ema_decay: got 0\.9, expected to be left alone, unless .* is ema"):
+    with pytest.raises(
+        InputError, match=r"objective\.ema_decay: got 0\.9, expected to be left alone, unless .* is ema"
+    ):
         VICRegConfig(ema_decay=0.9)
     assert VICRegConfig(targets="ema", ema_decay=0.9).ema_decay == 0.9

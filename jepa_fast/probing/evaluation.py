@@ -127,7 +127,7 @@ def scores(official: Tensor, converged: Tensor) -> Scores:
 
 
 def choose_examples(probe: Probe, squared_errors: Tensor, rollouts: Rollouts, split: Split) -> list[Example]:
-    """The best, median and worst trajectories of `split`, by the mean of the probe's squared errors [N, T] over each."""
+    """The best, median and worst trajectories of `split`, by the means of the probe's squared errors [N, T]."""
     errors = squared_errors.mean(dim=1)
     order = errors.argsort()
     shown = min(EXAMPLES, len(order))

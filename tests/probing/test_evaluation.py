@@ -146,7 +146,9 @@ def test_command_prints_the_table_and_writes_the_json(tmp_path, two_rooms, capsy
 def test_command_takes_the_compiled_blocks_and_says_so(tmp_path, two_rooms, caplog, monkeypatch):
     run = make_run(tmp_path / "run", two_rooms, replace(SMALL, channels=8))
     chains, chain = [], window_encoder.window_chain
-    monkeypatch.setattr(window_encoder, "window_chain", lambda *args, **options: chains.append(1) or chain(*args, **options))
+    monkeypatch.setattr(
+        window_encoder, "window_chain", lambda *args, **options: chains.append(1) or chain(*args, **options)
+    )
     evaluations, logged = {}, {}
     for kernels in ("auto", "reference"):
         chains.clear()
