@@ -3,6 +3,10 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 PIP_INSTALL := $(RUN) -m pip install --quiet --constraint constraints.txt
 STAMP := $(VENV)/.installed
+# Extras to install. DALI, 0.6 GB, loads data for a GPU: it is taken where there is one, or asked for,
+# make install EXTRAS=dev,dali
+EXTRAS ?= dev$(if $(wildcard /dev/nvidiactl),$(comma)dali)
+comma := ,
 
 .PHONY: install demo test test-shuffled lint bench bench-check gates torture profile sanitize arm64
 
@@ -13,7 +17,7 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csrc/* csrc/*/* csrc/*/*/*)
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) torch setuptools cmake ninja
-	$(PIP_INSTALL) --no-build-isolation --editable '.[dev,dali]'
+	$(PIP_INSTALL) --no-build-isolation --editable '.[$(EXTRAS)]'
 	@$(RUN) -c "from jepa_fast.kernels import extension; print(extension.load() or 'jepa_fast._C is in place')"
 	@touch $@
 

@@ -1,6 +1,7 @@
 """Builds jepa_fast._C by calling CMake, or says in one line why it installs without it. Metadata is in pyproject.toml.
 
-Environment: JEPA_FAST_CUDA = ON, OFF or AUTO (the default), CMAKE_ARGS = further arguments for CMake.
+Environment: JEPA_FAST_CUDA = ON, OFF or AUTO (the default), CMAKE_ARGS = further arguments for CMake,
+JEPA_FAST_EXTENSION = OFF leaves the extension out.
 """
 
 import importlib.util
@@ -8,6 +9,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -15,6 +17,11 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+if not (ROOT / "jepa_fast" / "kernels").is_dir():
+    raise SystemExit(
+        "jepa_fast: this checkout has no links, and jepa_fast/kernels is one to kernels; on Windows turn on developer "
+        "mode, then: git config core.symlinks true && git checkout -f ."
+    )
 # Tools installed beside this interpreter come first: a virtual environment need not be activated.
 SEARCH_PATH = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
 
@@ -45,12 +52,17 @@ class CMakeBuild(build_ext):
             "a C++ compiler": find_compiler(),
             "cmake": shutil.which("cmake", path=SEARCH_PATH),
             "torch 2.11 or newer": find_torch(),
+            # CMakeLists.txt speaks to GCC and Clang.
+            "a build for Windows": None if sys.platform == "win32" else ROOT,
         }
-        missing = " and ".join(name for name, place in found.items() if place is None)
+        why = " and ".join(name for name, place in found.items() if place is None)
+        missing = f"missing {why}" if why else ""
+        if os.environ.get("JEPA_FAST_EXTENSION") == "OFF":
+            missing = "JEPA_FAST_EXTENSION is OFF"
         if missing and os.environ.get("JEPA_FAST_CUDA") == "ON":
-            raise SystemExit(f"jepa_fast: JEPA_FAST_CUDA=ON cannot be met: missing {missing}")
+            raise SystemExit(f"jepa_fast: JEPA_FAST_CUDA=ON cannot be met: {missing}")
         if missing:
-            print(f"jepa_fast: installed without jepa_fast._C, plain PyTorch is used instead: missing {missing}")
+            print(f"jepa_fast: installed without jepa_fast._C, plain PyTorch is used instead: {missing}")
             self.extensions = []
         super().run()
 
@@ -66,7 +78,10 @@ class CMakeBuild(build_ext):
             subprocess.run(configure + shlex.split(os.environ.get("CMAKE_ARGS", "")), check=True, env=environment)
             subprocess.run(["cmake", "--build", str(build), "--target", "_C"], check=True, env=environment)
         except subprocess.CalledProcessError as error:
-            raise SystemExit("jepa_fast: building jepa_fast._C failed, CMake says why above") from error
+            raise SystemExit(
+                "jepa_fast: building jepa_fast._C failed, CMake says why above; "
+                "JEPA_FAST_EXTENSION=OFF installs without it"
+            ) from error
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(build / "_C.so", target)

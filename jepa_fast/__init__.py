@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from jepa_fast.fitting import Run as Run
     from jepa_fast.fitting import fit as fit
     from jepa_fast.models.jepa import JEPA as JEPA
+    from jepa_fast.models.predictor import ConvPredictor as ConvPredictor
     from jepa_fast.models.predictor import MLPPredictor as MLPPredictor
     from jepa_fast.objectives.infonce import InfoNCE as InfoNCE
     from jepa_fast.objectives.vicreg import VICReg as VICReg
@@ -36,6 +37,7 @@ __version__ = "0.1.0"
 
 # Public name -> the module that has it; functional and nn are modules themselves.
 _PLACES = {
+    "ConvPredictor": "jepa_fast.models.predictor",
     "InfoNCE": "jepa_fast.objectives.infonce",
     "InfoNCEConfig": "jepa_fast.config",
     "JEPA": "jepa_fast.models.jepa",
@@ -54,6 +56,7 @@ _MODULES = ("functional", "nn")
 
 __all__ = [
     "JEPA",
+    "ConvPredictor",
     "InfoNCE",
     "InfoNCEConfig",
     "MLPPredictor",

@@ -19,6 +19,7 @@ import tyro
 
 from jepa_fast.config import require
 from jepa_fast.errors import InputError, RunError
+from jepa_fast.progress import LogHandler
 
 Arguments = TypeVar("Arguments")
 Value = TypeVar("Value")
@@ -41,7 +42,7 @@ def run(
     try:
         arguments = parse(arguments_type, description, sys.argv[1:], defaults)
         keep_freed_memory()
-        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+        logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[LogHandler()])
         main(arguments)
     except InputError as error:
         fail(str(error), details=error.details)

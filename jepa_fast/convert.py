@@ -5,7 +5,6 @@
 Run again after an interruption, it keeps what is finished. Afterwards every frame on disk is compared with its source.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from jepa_fast.data.array_files import ArrayFiles, ChannelOrder, convert_files
 from jepa_fast.data.encoding import SourceGroup
 from jepa_fast.data.manifest import Encoding, Manifest, check_name
 from jepa_fast.errors import InputError
+from jepa_fast.platforms import available_cores
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def convert(
         named.append((name, Path(path)))
     require(len(dict(named)) == len(named), "--targets", [name for name, _ in named], "names that differ")
     files = ArrayFiles(states, actions, tuple(named), parse_groups(groups), channels, action_classes)
-    return convert_files(files, out, scale, encoding, workers or len(os.sched_getaffinity(0)))
+    return convert_files(files, out, scale, encoding, workers or available_cores())
 
 
 def parse_groups(words: tuple[str, ...]) -> tuple[SourceGroup, ...]:

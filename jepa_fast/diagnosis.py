@@ -2,10 +2,10 @@
 
 import importlib
 import importlib.metadata
+import math
 import os
 import pkgutil
 import platform
-import resource
 import shutil
 import tempfile
 import time
@@ -25,6 +25,7 @@ from jepa_fast.data.two_rooms import SPLITS
 from jepa_fast.engine.record import processor
 from jepa_fast.errors import InputError
 from jepa_fast.kernels import dispatch, extension
+from jepa_fast.platforms import available_cores, open_file_limits
 
 WRITTEN_BYTES = 64 * 2**20
 LEAST_WRITE_MB_S = 20
@@ -83,7 +84,7 @@ def _version(name: str, version: str, wanted: SpecifierSet) -> Finding:
 
 def devices() -> list[Finding]:
     """The processor, and the CUDA device or why there is none."""
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cores()
     found = [Finding("processor", f"{processor()}, {cores} cores, torch uses {torch.get_num_threads()} threads")]
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
@@ -221,12 +222,13 @@ def write_mb_s(folder: Path) -> float:
 
 def open_files(data: Path) -> Finding:
     """The limit on open files against what the largest split of the data folder needs: one for each file."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = open_file_limits()
     files = (sum(1 for _ in (data / name).glob("*.npy")) for name in SPLITS)
     needed = max(files) + OTHER_FILES
-    shown = "unlimited" if hard == resource.RLIM_INFINITY else f"{hard:,}"
-    text = f"{soft:,}, can be raised to {shown}; {needed:,} are needed"
-    if hard == resource.RLIM_INFINITY or needed <= hard:
+    now, most = ("unlimited" if limit == math.inf else f"{limit:,}" for limit in (soft, hard))
+    raised = "" if now == most else f", can be raised to {most}"
+    text = f"{now}{raised}; {needed:,} are needed"
+    if needed <= hard:
         return Finding("open files", text)
     remedy = f"raise the hard limit (ulimit -Hn {needed}), or pack fewer, larger shards"
     return Finding("open files", text, "the largest split cannot be opened", remedy)

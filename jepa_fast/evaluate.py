@@ -13,13 +13,17 @@ from jepa_fast.errors import InputError
 
 if TYPE_CHECKING:
     from jepa_fast.models.model import Model
+    from jepa_fast.probing.results import Evaluation
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Locate the agent from predicted latents alone, and print the errors beside the floors."""
+    """Read targets off predicted latents alone, and print the errors beside the floors.
+
+    With the probe sets of two rooms by their protocol, with other data for any targets of a validation split.
+    """
 
     run: tyro.conf.Positional[Path | None] = None
     """Run folder, or one written by jepa_fast.export."""
@@ -30,7 +34,9 @@ class Arguments:
     data: cli.Chosen[Path] = None
     """Folder of packed splits. Default: the one the run was trained on."""
     out: cli.Chosen[Path] = None
-    """Where to write the JSON. Default: evaluation.json in the run folder, or beside --weights."""
+    """Where to write the JSON. Default: evaluation.json, or targets.json, in the run folder or beside --weights."""
+    split: cli.Chosen[str] = None
+    """Validation split of data other than two rooms. Default: val, or the only one; without any, a part of train."""
     seed: int = 0
     """Of the probes and of the untrained floor."""
     floor: bool = True
@@ -44,23 +50,33 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     """Evaluate; the table goes to standard output, the JSON into the run folder."""
     from jepa_fast.kernels.probe_train import backend
-    from jepa_fast.probing.evaluation import evaluate
+    from jepa_fast.probing.evaluation import evaluate, probe_sets
+    from jepa_fast.probing.results import EVALUATION
+    from jepa_fast.probing.target_results import TARGETS, TargetEvaluation
+    from jepa_fast.probing.targets import evaluate_targets
 
     device = cli.choose_device(arguments.device)
-    model, data, path = load_model(arguments, device)
+    model, data, place = load_model(arguments, device)
     # The objective's ops belong to training.
     unused = model.objective.ops(model.kernels, device, None)
     ops = {name: runs_on for name, runs_on in model.ops(model.kernels, device).items() if name not in unused}
-    for name, runs_on in {**ops, "probe_train": backend()}.items():
-        logger.info("%s: %s", name, runs_on)
-    evaluation = evaluate(model, data, arguments.seed, floor=arguments.floor)
+    for op, runs_on in ops.items():
+        logger.info("%s: %s", op, runs_on)
+    evaluation: Evaluation | TargetEvaluation
+    if arguments.split is None and probe_sets(data):
+        logger.info("probe_train: %s", backend())
+        evaluation, name = evaluate(model, data, arguments.seed, floor=arguments.floor), EVALUATION
+    else:
+        found = evaluate_targets(model, data, split=arguments.split, probe_seed=arguments.seed, floor=arguments.floor)
+        evaluation, name = found, TARGETS
+    path = arguments.out or place.with_name(place.name.replace(EVALUATION, name))
     evaluation.save(path)
     print(evaluation.table())
     logger.info("%s", path)
 
 
 def load_model(arguments: Arguments, device: Literal["cpu", "cuda"]) -> "tuple[Model, Path, Path]":
-    """The model to probe, on `device`, its data folder and where the result goes.
+    """The model to probe, on `device`, its data folder and where an evaluation of it goes.
 
     Raises:
         InputError: not exactly one of a run and weights, weights without data, files that do not open, or kernels that
@@ -89,7 +105,7 @@ def load_model(arguments: Arguments, device: Literal["cpu", "cuda"]) -> "tuple[M
             data = Path(RunConfig.load(arguments.run / CONFIG).data)
     if data is None:
         raise InputError("--data: not given, expected a folder of packed splits: weights do not name their data")
-    return model, data, arguments.out or path
+    return model, data, path
 
 
 if __name__ == "__main__":

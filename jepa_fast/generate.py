@@ -5,7 +5,6 @@
 writes DIR/train and the six probing splits. Run again after an interruption, it keeps what is finished.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from jepa_fast.data.manifest import Encoding
 from jepa_fast.data.packing import pack
 from jepa_fast.data.two_rooms import SPLITS
 from jepa_fast.data.two_rooms.source import TwoRoomsSource
+from jepa_fast.platforms import available_cores
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def generate(
         if trajectories is not None:
             count = trajectories if split == "train" else min(count, trajectories)
         source = TwoRoomsSource(split, count, seed)
-        pack(source, out / split, encoding, workers or len(os.sched_getaffinity(0)), label=split)
+        pack(source, out / split, encoding, workers or available_cores(), label=split)
 
 
 def main(arguments: GenerateArguments) -> None:

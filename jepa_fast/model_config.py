@@ -7,9 +7,12 @@ objectives train it, which `--amp` it honours, whether its latents can collapse,
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, cast
+from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 from jepa_fast.errors import require
+
+if TYPE_CHECKING:
+    from jepa_fast.data.manifest import FrameSpec
 
 Amp = Literal["off", "bf16"]
 
@@ -32,8 +35,8 @@ class ModelTraits:
         """Whether latents with these standard deviations, root mean square and RankMe have collapsed."""
         return sum(std) / len(std) < LEAST_SPREAD * size or rankme < max(2.0, LEAST_RANKME * len(std))
 
-    def for_data(self, groups: "Sequence[tuple[str, int]]", action_size: int) -> "ModelConfig":
-        """The configuration for frames of these groups, names and channels, and actions of this size."""
+    def for_data(self, spec: "FrameSpec") -> "ModelConfig":
+        """The configuration for frames and actions like these."""
         return cast("ModelConfig", self)
 
 
@@ -57,6 +60,13 @@ class Group:
 TWO_ROOMS = (Group("agent"), Group("wall"))
 TWO_ROOMS_ACTION = 2
 
+# Cells of the encoder along the shorter side of a frame, where its stride goes by the frame: so many up to twice that.
+LEAST_CELLS = 16
+# The stride where neither a number nor frames are given.
+USUAL_STRIDE = 4
+# Cells of a spatial latent, 6 x 6.
+SPATIAL_CELLS = 36
+
 
 @dataclass(frozen=True)
 class JEPAConfig(ModelTraits):
@@ -71,8 +81,10 @@ class JEPAConfig(ModelTraits):
         residual: what the predictor's MLP is added to: "sum" = LN(s) + LN(Wa a + ba), "state" = LN(s).
         activation: where the predictor's GELU stands: "after_norm" = gelu(LN(h)), "before_norm" = LN(gelu(h)).
         bias: whether layers have one, LayerNorms included; without, no input gives the latent zero.
-        head: what a branch reads off its last activations: means over 6 x 6 cells ("pool"), or for each channel the
-            coordinates expected under a softmax over all pixels ("softargmax").
+        head: what a branch reads off its last activations: means over 6 x 6 cells as one vector ("pool") or as a map
+            [D / 36, 6, 6] ("spatial"), or for each channel the coordinates expected under a softmax over all pixels
+            ("softargmax").
+        predictor: "mlp", or "conv": one 3 x 3 convolution in place of the MLP's first layer, with head "spatial".
         fusion: whether one more branch reads all channels, its latent added to the others'.
         norm_before_add: whether a branch's latent is normalised before branches are added.
         norm_after_add: whether their sum is normalised.
@@ -80,6 +92,10 @@ class JEPAConfig(ModelTraits):
         history_decay: what a past latent is multiplied by for every step of its age.
         groups: the frame's channels; each group has a branch of its name.
         action_size: A, numbers of an action.
+        stride: pixels from one cell of the stem to the next, along either axis. None: a power of two by the frame's
+            size, so that its shorter side has 16 to 31 cells, or a cell for each pixel where it is smaller.
+        stem: side of the stem's filters in pixels. None: the stride, patches side by side.
+        white: value of pixels that the encoder sees as 1. None: the data's largest.
     """
 
     kind: Literal["jepa"] = "jepa"
@@ -90,7 +106,8 @@ class JEPAConfig(ModelTraits):
     residual: Literal["sum", "state"] = "sum"
     activation: Literal["after_norm", "before_norm"] = "after_norm"
     bias: bool = True
-    head: Literal["pool", "softargmax"] = "pool"
+    head: Literal["pool", "softargmax", "spatial"] = "pool"
+    predictor: Literal["mlp", "conv"] = "mlp"
     fusion: bool = False
     norm_before_add: bool = True
     norm_after_add: bool = False
@@ -98,6 +115,9 @@ class JEPAConfig(ModelTraits):
     history_decay: float = 0.5
     groups: tuple[Group, ...] = TWO_ROOMS
     action_size: int = TWO_ROOMS_ACTION
+    stride: int | None = 1
+    stem: int | None = None
+    white: float | None = 1.0
 
     def __post_init__(self) -> None:
         check_kind(self, "jepa")
@@ -106,19 +126,39 @@ class JEPAConfig(ModelTraits):
         require(self.residual in ("sum", "state"), "model.residual", self.residual, "'sum' or 'state'")
         places = ("after_norm", "before_norm")
         require(self.activation in places, "model.activation", self.activation, "'after_norm' or 'before_norm'")
-        require(self.head in ("pool", "softargmax"), "model.head", self.head, "'pool' or 'softargmax'")
+        heads = ("pool", "softargmax", "spatial")
+        require(self.head in heads, "model.head", self.head, "'pool', 'softargmax' or 'spatial'")
+        is_map = self.head == "spatial"
+        require(not is_map or self.dim % SPATIAL_CELLS == 0, "model.dim", self.dim, "a multiple of 36, for 6 x 6 cells")
+        require(self.predictor in ("mlp", "conv"), "model.predictor", self.predictor, "'mlp' or 'conv'")
+        require(self.predictor == "mlp" or is_map, "model.predictor", self.predictor, "'mlp': 'conv' predicts maps")
+        known = self.predictor == "mlp" or (self.history == 0 and self.activation == "after_norm" and self.bias)
+        expected = "'mlp' with history, a changed activation or no bias, which 'conv' does not have"
+        require(known, "model.predictor", self.predictor, expected)
+        stride, side = self.stride, self.stem
+        require(stride is None or stride >= 1, "model.stride", stride, "at least 1, or None")
+        expected = f"at least the stride, {stride or 'which is chosen'}, so that every pixel is seen, or None"
+        require(side is None or side >= (stride or 1), "model.stem", side, expected)
+        require(side is None or stride is not None, "model.stem", side, "None where the stride is None")
+        require(self.white is None or self.white > 0, "model.white", self.white, "a positive number, or None")
         require(self.history >= 0, "model.history", self.history, "zero or more")
         require(0 < self.history_decay <= 1, "model.history_decay", self.history_decay, "a factor in (0, 1]")
         names = [group.name for group in self.groups]
         require(len(names) == len(set(names)) > 0, "model.groups", names, "at least one group, each name once")
 
-    def for_data(self, groups: Sequence[tuple[str, int]], action_size: int) -> "JEPAConfig":
-        """The data's groups and size where there are the defaults, two rooms'; others are taken to be meant."""
-        found = tuple(Group(name, channels) for name, channels in groups)
+    def for_data(self, spec: "FrameSpec") -> "JEPAConfig":
+        """Groups and action size of the data where there are the defaults, two rooms'; others are taken to be meant.
+
+        And what was left to the data: the stride and the value of white.
+        """
+        found = tuple(Group(group.name, group.channels) for group in spec.groups)
+        side, white = min(spec.height, spec.width), max(abs(spec.offset), abs(255 * spec.scale + spec.offset))
         return replace(
             self,
             groups=found if self.groups == TWO_ROOMS else self.groups,
-            action_size=action_size if self.action_size == TWO_ROOMS_ACTION else self.action_size,
+            action_size=spec.action_size if self.action_size == TWO_ROOMS_ACTION else self.action_size,
+            stride=2 ** max(0, int(math.log2(side / LEAST_CELLS))) if self.stride is None else self.stride,
+            white=white if self.white is None else self.white,
         )
 
 

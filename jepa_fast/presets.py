@@ -50,6 +50,21 @@ def baseline() -> Recipe:
     )
 
 
+def generic() -> Recipe:
+    """Frames of any channels and size, actions of any size: where to start with data of your own.
+
+    The baseline with a stem of patches that goes by the size of the frame, 16 to 31 of them along its shorter side, and
+    pixels that go by the data's largest value. No dropout.
+    """
+    return Recipe(
+        model=JEPAConfig(channels=32, dropout=0.0, stride=None, white=None),
+        objective=VICRegConfig(targets="stop_gradient", sides="both"),
+        optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=0.0, clip_norm=1.0),
+        batch_size=32,
+        stages=(Stage(20),),
+    )
+
+
 def larger() -> Recipe:
     """The baseline with twice the blocks and twice the channels, 507,968 parameters. States stay 128 long."""
     return replace(baseline(), model=JEPAConfig(channels=32, blocks=4))
@@ -185,6 +200,7 @@ PRESETS: dict[str, Callable[[], Recipe]] = {
     "explorejepa_writeup": explorejepa_writeup,
     "explorejepa_repo": explorejepa_repo,
     "baseline": baseline,
+    "generic": generic,
     "larger": larger,
     "no_bias": no_bias,
     "no_norm_before_add": no_norm_before_add,

@@ -258,8 +258,7 @@ def resolve(
     batch_size = recipe.batch_size if arguments.data.batch_size is None else arguments.data.batch_size
     split = open_split(training_split(data), verify=arguments.data.verify)
     count, loader = split.count, arguments.data.loader or "auto"
-    groups = [(group.name, group.channels) for group in split.spec.groups]
-    recipe = replace(recipe, model=recipe.model.for_data(groups, split.spec.action_size))
+    recipe = replace(recipe, model=recipe.model.for_data(split.spec))
     choose_loader(loader, split, torch.device(device))
     require(2 <= batch_size <= count, "--data.batch-size", batch_size, f"from 2 to the {count} trajectories in {data}")
     lengths = {"--steps": arguments.steps, "--epochs": arguments.epochs, "--minutes": arguments.minutes}

@@ -1,12 +1,12 @@
 """Files of records as JSON Lines: one object per finished run, appended whole."""
 
-import fcntl
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 from jepa_fast.errors import InputError
+from jepa_fast.platforms import lock_file
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -40,7 +40,7 @@ def append(path: Path, fields: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Unbuffered: nothing is left to be written when the file is closed.
     with path.open("a+b", buffering=0) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        lock_file(file.fileno())
         file.seek(0)
         size = file.read().rfind(b"\n") + 1
         file.truncate(size)

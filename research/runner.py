@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import shutil
 import threading
 import time
@@ -15,10 +14,11 @@ from jepa_fast.config import RunConfig, read_recipe, require
 from jepa_fast.data.writing import locked, write_text
 from jepa_fast.engine.checkpoint import newest_step
 from jepa_fast.engine.pace import StopSignal
-from jepa_fast.engine.progress import duration
 from jepa_fast.errors import InputError, RunError
+from jepa_fast.platforms import available_cores
 from jepa_fast.presets import canonical, preset
 from jepa_fast.probing.results import BLOCKED, FREE
+from jepa_fast.progress import duration
 from jepa_fast.runs import CONFIG
 from research import jsonl
 from research.process import Command, Cost
@@ -100,7 +100,7 @@ class Runner:
     def __init__(self, study: Study, data: Path, runs: Path, records: Path, jobs: int) -> None:
         """`data` holds packed splits; `runs` gets a folder per preset and seed, `records` a line per finished run."""
         self._study, self._data, self._runs, self._records, self._jobs = study, data, runs, records, jobs
-        self._threads = None if jobs == 1 else max(1, len(os.sched_getaffinity(0)) // jobs)
+        self._threads = None if jobs == 1 else max(1, available_cores() // jobs)
         # Commands at work, by run; none is added once the study stops.
         self._at_work: dict[Job, Command] = {}
         self._stopping = False

@@ -20,6 +20,7 @@ from jepa_fast.data.manifest import MANIFEST_NAME, Manifest, Shard
 from jepa_fast.data.packing import pack
 from jepa_fast.data.two_rooms.source import TwoRoomsSource
 from jepa_fast.data.writing import write_text
+from jepa_fast.platforms import available_cores
 
 SIMULATED = 40_000
 BATCH = 128
@@ -42,7 +43,7 @@ class Arguments:
 def write(folder: Path, copies: int) -> None:
     """The set of `copies` times SIMULATED trajectories."""
     first = folder / "simulated"
-    pack(TwoRoomsSource("train", SIMULATED, seed=0), first, workers=len(os.sched_getaffinity(0)), shard_rows=SIMULATED)
+    pack(TwoRoomsSource("train", SIMULATED, seed=0), first, workers=available_cores(), shard_rows=SIMULATED)
     manifest = Manifest.parse((first / MANIFEST_NAME).read_bytes(), first / MANIFEST_NAME)
     shards: list[Shard] = []
     for copy in range(copies):

@@ -256,8 +256,11 @@ def step_table(results: Path) -> str:
         )
     heads = "".join(f" {device}, ms | times slower |" for device in devices)
     lines = [f"| step |{heads} peak memory |", f"|---|{'---:|' * (2 * len(devices) + 1)}"]
-    for name in (name for name in STEP_NAMES if peak_mb[name]):
-        lines.append(f"| {STEP_NAMES[name]} | {' | '.join(cells[name])} | {peak_mb[name]:,} MB |")
+    lines += [
+        f"| {shown} | {' | '.join(cells[name])} | {peak_mb[name]:,} MB |"
+        for name, shown in STEP_NAMES.items()
+        if peak_mb[name]
+    ]
     return "\n".join([*lines, "", *sources, ""])
 
 

@@ -15,7 +15,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from jepa_fast.data.decoding import decoded_group, stored_rows
 from jepa_fast.data.encoding import Chunk, SourceGroup
@@ -24,6 +23,7 @@ from jepa_fast.data.packing import pack
 from jepa_fast.data.parallel import ordered_map
 from jepa_fast.data.shards import Split, open_split
 from jepa_fast.errors import InputError
+from jepa_fast.progress import Progress
 
 # Looked at in one go: bytes of states, and trajectories at most.
 CHUNK_BYTES = 16_000_000
@@ -366,8 +366,8 @@ def _float32(values: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def _watched(results: Any, tasks: list[tuple[int, int]], label: str) -> Any:
-    """The results, with a bar that counts trajectories."""
-    with tqdm(total=tasks[-1][1], desc=label, unit="traj", disable=None) as bar:
+    """The results, with progress in trajectories."""
+    with Progress(label, tasks[-1][1], "trajectories") as progress:
         for result, (start, stop) in zip(results, tasks, strict=True):
             yield result
-            bar.update(stop - start)
+            progress.update(stop - start)

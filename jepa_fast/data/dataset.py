@@ -6,7 +6,6 @@ jf.pack(((frames, actions, {"place": places}) for frames, actions, places in min
 frames, actions, targets = jf.TrajectoryDataset("data/mine/train")[0]
 """
 
-import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from jepa_fast.data.encoding import SourceGroup
 from jepa_fast.data.manifest import Encoding, FrameSpec, check_name
 from jepa_fast.data.shards import Split, open_split
 from jepa_fast.errors import InputError
+from jepa_fast.platforms import available_cores
 
 Targets = Mapping[str, ArrayLike]
 
@@ -128,7 +128,7 @@ def pack(
             states, actions, tuple((path.stem.removeprefix("target."), path) for path in targets), named, channels,
             action_classes,
         )  # fmt: skip
-        convert_files(arrays, out, scale, encoding, workers or len(os.sched_getaffinity(0)))
+        convert_files(arrays, out, scale, encoding, workers or available_cores())
     return TrajectoryDataset(out)
 
 

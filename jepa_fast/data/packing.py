@@ -14,11 +14,10 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Never, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from jepa_fast.data.bases import share_bases
 from jepa_fast.data.encoding import (
@@ -54,6 +53,7 @@ from jepa_fast.data.shards import verify_shard
 from jepa_fast.data.two_rooms import version1
 from jepa_fast.data.writing import ArrayWriter, locked, require_space, sync_folder, write_array, write_text
 from jepa_fast.errors import InputError
+from jepa_fast.progress import Progress
 
 # What one task holds in memory at most: this many trajectories, or fewer long ones of this many bytes as frames.
 CHUNK_ROWS = 512
@@ -249,17 +249,17 @@ class _Packing:
         done = self.source.count - sum(stops[first] - first for first in missing)
         with (
             ordered_map(work, tasks, self.workers) as chunks,
-            tqdm(total=self.source.count, initial=done, desc=self.label, unit="traj", disable=None) as bar,
+            Progress(f"packing {self.label}", self.source.count, "trajectories", done) as progress,
         ):
             for first in missing:
-                shard = self._write_shard(first // rows, first, stops[first], layout, chunks, bar)
+                shard = self._write_shard(first // rows, first, stops[first], layout, chunks, progress)
                 if isinstance(shard, Misfit):
                     return shard
                 kept[first] = shard
         return [kept[first] for first in starts]
 
     def _write_shard(
-        self, index: int, first: int, stop: int, layout: Layout, chunks: Iterator[Encoded | Misfit], bar: "tqdm[Never]"
+        self, index: int, first: int, stop: int, layout: Layout, chunks: Iterator[Encoded | Misfit], progress: Progress
     ) -> Shard | Misfit:
         """Write the next chunks as one shard, then its record."""
         rows = stop - first
@@ -276,7 +276,7 @@ class _Packing:
                 for name, writer in writers.items():
                     writer.write(np.ascontiguousarray(encoded[name]))
                 written += len(encoded["actions"])
-                bar.update(len(encoded["actions"]))
+                progress.update(len(encoded["actions"]))
             files = {name: writer.finish() for name, writer in writers.items()}
         for group, image in zip(layout.spec.groups, layout.images, strict=True):
             if group.base == "images":

@@ -6,6 +6,7 @@ and no locks to be interrupted in, and a worker whose consumer is gone, even kil
 """
 
 import multiprocessing
+import os
 import signal
 import threading
 import traceback
@@ -14,6 +15,8 @@ from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
+
+from jepa_fast.platforms import ignore_interrupts, interrupts_blocked
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -65,15 +68,15 @@ def _interrupts_deferred() -> Iterator[None]:
     whose mask is its own, would take the signal.
     """
     # Else the first worker's start would start it, and that leaves SIGINT unblocked.
-    resource_tracker.ensure_running()
+    if os.name == "posix":
+        resource_tracker.ensure_running()
     noted: list[int] = []
     in_main = threading.current_thread() is threading.main_thread()
     handler = signal.signal(signal.SIGINT, lambda number, _: noted.append(number)) if in_main else None
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        yield
+        with interrupts_blocked():
+            yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if in_main:
             signal.signal(signal.SIGINT, handler)
     if noted and callable(handler):
@@ -92,6 +95,7 @@ def _receive(connection: "Connection[Any, Any]") -> Any:
 
 def _serve(sender: "Connection[Any, Any]", work: Callable[[Task], Result], tasks: Sequence[Task]) -> None:
     """What a worker does."""
+    ignore_interrupts()
     try:
         for task in tasks:
             try:

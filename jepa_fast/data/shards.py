@@ -4,7 +4,6 @@ A split is a folder such as DIR/train or DIR/probe_normal/val: a manifest and sh
 """
 
 import hashlib
-import resource
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +15,8 @@ from numpy.typing import NDArray
 
 from jepa_fast.data.manifest import MANIFEST_NAME, Field, FileRecord, FrameSpec, Manifest, Shard
 from jepa_fast.errors import InputError
+from jepa_fast.platforms import open_file_limits, raise_open_file_limit
+from jepa_fast.progress import Progress
 
 __all__ = ["FrameSpec", "Manifest", "Split", "open_split"]
 
@@ -145,8 +146,10 @@ def open_split(folder: Path, verify: bool = False) -> Split:
         for name, field in fields.items()
     }
     if verify:
-        for shard in manifest.shards:
-            verify_shard(folder, shard)
+        with Progress(f"hashing {folder}", rows, "trajectories") as progress:
+            for shard in manifest.shards:
+                verify_shard(folder, shard)
+                progress.update(shard.rows)
     _check_corners(folder, manifest, arrays)
     bases = []
     for group in manifest.spec.groups:
@@ -189,16 +192,16 @@ def verify_shard(folder: Path, shard: Shard) -> None:
 
 def _allow_open_files(needed: int) -> None:
     """Raise the soft limit on open files where it is below `needed` mapped files (each mapping keeps one open)."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = open_file_limits()
     wanted = needed + OTHER_FILES
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
+    if soft >= wanted:
         return
-    if hard != resource.RLIM_INFINITY and hard < wanted:
+    if hard < wanted:
         raise InputError(
             f"open files: {needed} shard files need a limit of {wanted}, found a hard limit of {hard}; "
             "raise it (ulimit -Hn) or pack fewer, larger shards"
         )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    raise_open_file_limit(wanted)
 
 
 def _map_file(folder: Path, file: FileRecord, field: Field) -> NDArray[Any]:

@@ -1,6 +1,5 @@
 """Files that appear whole or not at all: temporary name, hash while writing, fsync, rename, fsync the folder."""
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -15,6 +14,8 @@ from numpy.typing import NDArray
 
 from jepa_fast.data.manifest import Field, FileRecord
 from jepa_fast.errors import InputError
+from jepa_fast.platforms import lock_folder
+from jepa_fast.platforms import sync_folder as sync_folder
 
 TEMPORARY_SUFFIX = ".tmp"
 # Left free on the disk beyond the shards: manifest, file system overhead, the neighbours.
@@ -96,15 +97,6 @@ def write_text(path: Path, text: str) -> None:
     sync_folder(path.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def require_space(folder: Path, needed: int) -> None:
     """Raise InputError unless `needed` bytes and some spare ones are free on the folder's disk."""
     free = shutil.disk_usage(folder).free
@@ -123,12 +115,11 @@ def locked(folder: Path, by_whom: str = "another process is writing this split")
     Raises:
         InputError: `by_whom` it is held already.
     """
-    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{folder}: {by_whom}") from None
+        descriptor = lock_folder(folder)
+    except BlockingIOError:
+        raise InputError(f"{folder}: {by_whom}") from None
+    try:
         yield descriptor
     finally:
         os.close(descriptor)

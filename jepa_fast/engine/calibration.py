@@ -43,6 +43,7 @@ def steps_within(budget_s: float, config: RunConfig, ranks: Ranks = ALONE, model
         InputError: the budget is over before a step could be made.
     """
     began = time.monotonic()
+    logger.info("timing steps to find how many fit: about %d s", len(config.recipe.stages) * (ENOUGH_S + 1))
     step_s, start_s = measure(config, ranks, model)
 
     def fitted() -> int:

@@ -12,6 +12,7 @@ import torch
 
 from jepa_fast import migrations
 from jepa_fast.errors import InputError
+from jepa_fast.platforms import sync_folder
 
 logger = logging.getLogger(__name__)
 
@@ -66,11 +67,7 @@ def write_whole(path: Path, state: State) -> None:
         raise
     finally:
         temporary.unlink(missing_ok=True)
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(path.parent)
 
 
 def load_checkpoint(run: Path) -> State:

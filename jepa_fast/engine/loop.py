@@ -120,6 +120,8 @@ def _training(
                 batch = next(batches)
             if done == first:
                 logger.info("%s", trainer.forward.encode.explain(batch))
+                if config.compile:
+                    logger.info("compiling: the first steps take longer, and no timing counts them")
             result = trainer.step(batch)
             done += 1
             journal.tick(done)

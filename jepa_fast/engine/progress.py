@@ -1,4 +1,4 @@
-"""What people see of a run: metrics on disk, a bar with throughput and the time that is left."""
+"""What people see of a run: metrics on disk, its progress with throughput and the time that is left."""
 
 import logging
 import time
@@ -6,17 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
-from tqdm import tqdm
 
 from jepa_fast.engine.record import Metrics, Record
 from jepa_fast.engine.step import Trainer
 from jepa_fast.probing.collapse import Spectrum
+from jepa_fast.progress import Progress, duration, rough
 
 # Steps at the start of a command that no timing counts: they compile, capture and touch memory.
 UNTIMED = 5
 logger = logging.getLogger(__name__)
-
-BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 
 
 class Meter:
@@ -57,9 +55,7 @@ class Journal:
     def __init__(self, folder: Path, done: int, trainer: Trainer, leads: bool) -> None:
         config = trainer.config
         self._record = Record(folder, done) if leads else None
-        self._bar = tqdm(
-            total=config.steps, initial=done, unit="step", dynamic_ncols=True, bar_format=BAR, disable=not leads
-        )
+        self._progress = Progress("train", config.steps, "steps", done, keeps=True, foretold=True, is_shown=leads)
         self._meter = Meter(config.batch_size, config.steps)
         self._terms, self._told, self._steps = trainer.forward.objective.names, done, config.steps
         self._foretold = False
@@ -79,8 +75,7 @@ class Journal:
                 logger.info("about %s on this machine: %.3g s a step", rough(left_s), step_s)
         if self._record is not None:
             self._record.write(metrics)
-        self._bar.set_postfix_str(describe(metrics, self._terms, self._meter.left_s(done)), refresh=False)
-        self._bar.update(done - self._told)
+        self._progress.update(done - self._told, describe(metrics, self._terms, self._meter.left_s(done)))
         self._told = done
 
     def tell_spectrum(self, done: int, spectrum: Spectrum) -> None:
@@ -90,7 +85,7 @@ class Journal:
 
     def close(self) -> None:
         """Close bar and files."""
-        self._bar.close()
+        self._progress.close()
         if self._record is not None:
             self._record.close()
 
@@ -104,22 +99,8 @@ def metrics_of(step: int, found: dict[str, float], latents: Tensor) -> Metrics:
 
 
 def describe(metrics: Metrics, names: Sequence[str], left_s: float | None) -> str:
-    """The terms of these names, the throughput and the time that is left, for the progress bar."""
+    """The terms of these names, the throughput, of which there is none at first, and the time that is left."""
     terms = " ".join(f"{name[:3]} {metrics[name]:.4f}" for name in names)
     left = "" if left_s is None else f", {duration(left_s)} left"
-    return f"{terms} {metrics['trajectories_per_s']:,.0f} traj/s{left}"
-
-
-def rough(seconds: float) -> str:
-    """How long something takes, for people who plan: 40 s, 3 min, 2 h 10 min."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def duration(seconds: float) -> str:
-    """75 as 1:15, 4000 as 1:06:40."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    throughput = metrics["trajectories_per_s"]
+    return f"{terms} {f'{throughput:,.0f}' if throughput else '–'} traj/s{left}"

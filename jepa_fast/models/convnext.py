@@ -2,10 +2,10 @@
 
 With `fusion` one more branch reads all channels, and its latent is added as well.
 
-    stem    1x1 convolution, c -> C for a group of c channels, no bias
+    stem    convolution, c -> C for a group of c channels, no bias: 1x1, or k x k with a stride for larger frames
     block   y = x + W2 gelu(W1 LN(dwconv7x7(x))), L of them
     head    average pool to 6x6 ("pool") or, of each channel, where it is largest ("softargmax"); linear to D, LayerNorm
-            (left out without `norm_before_add`)
+            (left out without `norm_before_add`). "spatial": average pool to 6x6, both in each cell by itself
 
 Source: Liu et al., A ConvNet for the 2020s, arXiv:2201.03545; without layer scale, stochastic depth and MLP biases.
 """
@@ -33,13 +33,18 @@ from jepa_fast.models.backends import compiled_blocks_or_plain, triton_or_plain
 from jepa_fast.models.biases import bias_or_zeros
 from jepa_fast.models.frame_encoder import TrajectoryEncoder
 from jepa_fast.models.softargmax import soft_argmax
+from jepa_fast.models.stem import PIXELS, Stem
 
 if TYPE_CHECKING:
     from jepa_fast.models.sparse_encoder import SparseEncoder
 
+Head = Literal["pool", "softargmax", "spatial"]
 POOLED_SIDE = 6
 # Of softmaxes at first. Fresh activations are of some tenths: by themselves they hardly move a mean of 4225 pixels.
 SHARPNESS = 10.0
+
+# Of the encoder, which no branch can have.
+OWN_NAMES = ("fusion", "norm", "dropout", "channels", "branches", "apart", "latent_shape")
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +105,10 @@ class ConvNeXtBlock(nn.Module):
 
 
 class Branch(nn.Module):
-    """Images [N, I, H, W] of one channel or more to latents [N, D], normalised unless told not to, before dropout."""
+    """Images [N, I, H, W] of one channel or more to latents [N, D], normalised unless told not to, before dropout.
+
+    Pixels of the value `white` are seen as 1.
+    """
 
     def __init__(
         self,
@@ -111,25 +119,46 @@ class Branch(nn.Module):
         *,
         bias: bool = True,
         norm: bool = True,
-        head: Literal["pool", "softargmax"] = "pool",
+        head: Head = "pool",
         inputs: int = 1,
+        stem: Stem = PIXELS,
+        white: float = 1.0,
     ) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(inputs, channels, 1, bias=False)
+        self.stem = nn.Conv2d(inputs, channels, stem.side, stem.stride, bias=False)
+        self.cells, self.white = stem, white
         self.blocks = nn.ModuleList(ConvNeXtBlock(channels, kernels, bias) for _ in range(blocks))
         self.sharpness = nn.Parameter(torch.full((channels,), SHARPNESS)) if head == "softargmax" else None
-        self.fc = nn.Linear(channels * (POOLED_SIDE**2 if head == "pool" else 2), dim, bias=bias)
+        self.is_spatial = head == "spatial"
+        if self.is_spatial and dim % POOLED_SIDE**2:
+            raise ValueError(f"dim: got {dim}, expected a multiple of {POOLED_SIDE**2} for a map of 6 x 6 cells")
+        dim = dim // POOLED_SIDE**2 if self.is_spatial else dim
+        read = {"pool": POOLED_SIDE**2, "softargmax": 2, "spatial": 1}[head]
+        self.fc = nn.Linear(channels * read, dim, bias=bias)
         self.norm = nn.LayerNorm(dim, eps=1e-5, bias=bias) if norm else nn.Identity()
 
+    def filters(self) -> Tensor:
+        """What the stem multiplies pixels with, [C, c, k, k]."""
+        weight: Tensor = self.stem.weight
+        return weight if self.white == 1 else weight / self.white
+
+    def stemmed(self, images: Tensor) -> Tensor:
+        """Cells [N, H', W', C] of images [N, H, W, c]."""
+        if self.cells == PIXELS:
+            # Elementwise, so that the result is channels last whatever the layout of the images.
+            return apply_stem(images, self.filters().flatten(1))
+        return self.cells.apply(images, self.filters())
+
     def head(self, read: Tensor) -> Tensor:
-        """Latents [N, D] from pooled activations [N, C, 6, 6] or coordinates [N, C, 2]."""
+        """Latents [N, D] from pooled activations [N, C, 6, 6] or coordinates [N, C, 2]; of maps [c, 6, 6] flattened."""
+        if self.is_spatial:
+            return self.norm(self.fc(read.permute(0, 2, 3, 1))).permute(0, 3, 1, 2).flatten(1)  # type: ignore[no-any-return]
         out: Tensor = self.norm(self.fc(read.flatten(1)))
         return out
 
     def forward(self, images: Tensor) -> Tensor:
         """Latents [N, D]."""
-        # Elementwise, so that the result is channels last whatever the layout of the images.
-        x = apply_stem(images.permute(0, 2, 3, 1), self.stem.weight.flatten(1)).permute(0, 3, 1, 2)
+        x = self.stemmed(images.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         for block in self.blocks:
             x = block(x)
         return self.head(F.adaptive_avg_pool2d(x, POOLED_SIDE) if self.sharpness is None else locate(x, self.sharpness))
@@ -171,24 +200,30 @@ class Encoder(TrajectoryEncoder):
         bias: bool = True,
         norm_before_add: bool = True,
         norm_after_add: bool = False,
-        head: Literal["pool", "softargmax"] = "pool",
+        head: Head = "pool",
         fusion: bool = False,
         apart: str | None = None,
+        stem: Stem = PIXELS,
+        white: float = 1.0,
     ) -> None:
-        """`groups` are the frame's channels in order: a name and how many.
+        """`groups` are the frame's channels in order: a name and how many. Pixels of the value `white` are seen as 1.
 
         Raises:
             ValueError: there is no group of the name `apart`, or no other.
         """
         super().__init__()
-        branch = functools.partial(Branch, channels, blocks, dim, kernels, bias=bias, norm=norm_before_add, head=head)
+        branch = functools.partial(
+            Branch, channels, blocks, dim, kernels, bias=bias, norm=norm_before_add, head=head, stem=stem, white=white
+        )
         self.groups = tuple(groups)
         for name, inputs in self.groups:
-            taken = name in ("fusion", "norm", "dropout", "channels", "branches", "apart") or hasattr(self, name)
-            require(not taken, "model.groups.name", name, "a name that the encoder does not use itself")
+            is_free = name not in OWN_NAMES and not hasattr(self, name)
+            require(is_free, "model.groups.name", name, "a name that the encoder does not use itself")
             self.add_module(name, branch(inputs=inputs))
         self.fusion = branch(inputs=sum(inputs for _, inputs in self.groups)) if fusion else None
         self.norm = nn.LayerNorm(dim, eps=1e-5, bias=bias) if norm_after_add else nn.Identity()
+        # [c, h, w] of latents that are maps, flattened.
+        self.latent_shape = (dim // POOLED_SIDE**2, POOLED_SIDE, POOLED_SIDE) if head == "spatial" else None
         self.dropout = dropout
         names = [name for name, _ in self.groups]
         if apart is not None and (apart not in names or len(names) < 2):

@@ -8,11 +8,13 @@ from torch import Tensor, nn
 from jepa_fast.config import CustomConfig, JEPAConfig, Kernels, ModelConfig
 from jepa_fast.data.batches import GroupBases
 from jepa_fast.data.manifest import FrameSpec
+from jepa_fast.model_config import USUAL_STRIDE
 from jepa_fast.models import explorejepa, frame_encoder
 from jepa_fast.models.backends import ops_of
 from jepa_fast.models.convnext import Encoder
 from jepa_fast.models.model import BatchEncoder, Model
-from jepa_fast.models.predictor import MLPPredictor
+from jepa_fast.models.predictor import ConvPredictor, MLPPredictor
+from jepa_fast.models.stem import Stem
 from jepa_fast.objectives.objective import Objective
 from jepa_fast.objectives.vicreg import VICReg
 
@@ -66,6 +68,24 @@ class JEPA(Model):
         """Latents [B, T, D] of frames [B, T, C, H, W]."""
         return frame_encoder.encode_trajectories(self.encoder, frames, self.dropout_clock)
 
+    @property
+    def latent_shape(self) -> tuple[int, int, int] | None:
+        """(c, h, w) of latents that are maps; None of those that are vectors."""
+        shape: tuple[int, int, int] | None = getattr(self.encoder, "latent_shape", None)
+        return shape or getattr(self.predictor, "latent_shape", None)
+
+    def maps(self, latents: Tensor) -> Tensor:
+        """Latents [..., D] as the maps [..., c, h, w] that they are.
+
+        Raises:
+            ValueError: they are vectors.
+        """
+        if self.latent_shape is None:
+            raise ValueError(
+                "latents: got vectors, expected maps, of an encoder with head 'spatial' or a ConvPredictor"
+            )
+        return latents.view(*latents.shape[:-1], *self.latent_shape)
+
     def predict(self, first: Tensor, actions: Tensor) -> Tensor:
         """Latents [B, S, D] after each of the actions [B, S, A], from those of one frame [B, 1, D]."""
         predicted: Tensor = self.predictor(first[:, 0], actions, self.dropout_clock)
@@ -90,11 +110,12 @@ class JEPA(Model):
 def build_jepa(
     config: JEPAConfig | None = None, objective: Objective | None = None, kernels: Kernels = "reference"
 ) -> JEPA:
-    """ConvNeXt branches and an MLP with fresh weights.
+    """ConvNeXt branches and a predictor with fresh weights. What the configuration leaves to the data is as usual.
 
     With kernels "triton" encoder and predictor run as fused ops: the same parameters, function and masks.
     """
     config = config or JEPAConfig()
+    stride = config.stride or USUAL_STRIDE
     encoder = Encoder(
         config.channels,
         config.blocks,
@@ -107,18 +128,25 @@ def build_jepa(
         norm_after_add=config.norm_after_add,
         head=config.head,
         fusion=config.fusion,
+        stem=Stem(config.stem or stride, stride),
+        white=config.white or 1.0,
     )
-    predictor = MLPPredictor(
-        config.dim,
-        config.action_size,
-        dropout=config.dropout,
-        residual=config.residual,
-        activation=config.activation,
-        kernels=kernels,
-        bias=config.bias,
-        history=config.history,
-        history_decay=config.history_decay,
-    )
+    predictor: nn.Module
+    if config.predictor == "conv":
+        assert encoder.latent_shape is not None
+        predictor = ConvPredictor(encoder.latent_shape, config.action_size, dropout=config.dropout)
+    else:
+        predictor = MLPPredictor(
+            config.dim,
+            config.action_size,
+            dropout=config.dropout,
+            residual=config.residual,
+            activation=config.activation,
+            kernels=kernels,
+            bias=config.bias,
+            history=config.history,
+            history_decay=config.history_decay,
+        )
     model = JEPA(encoder, predictor, objective, config=config, kernels=kernels)
     model.channels = sum(group.channels for group in config.groups)
     return model

@@ -1,4 +1,7 @@
-"""The predictor: one MLP that moves a latent by an action, applied to its own output step after step."""
+"""Predictors: a small network that moves a latent by an action, applied to its own output step after step.
+
+A predictor is a module that maps first latents [B, D], actions [B, S, A] and the dropout clock to [B, S, D].
+"""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -8,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa_fast.config import Kernels
+from jepa_fast.kernels.dispatch import PLAIN
 from jepa_fast.kernels.dropout import SITE_PREDICTOR, dropout_mask
 from jepa_fast.kernels.rollout import TRITON_ACTION_SIZES, TRITON_DIMS, RolloutWeights, rollout
 from jepa_fast.models.backends import triton_or_plain
@@ -86,10 +90,7 @@ class MLPPredictor(nn.Module):
         Raises:
             ValueError: latents or actions of another size than the predictor's.
         """
-        if first.shape[-1] != self.dim:
-            raise ValueError(f"latents: got {first.shape[-1]} numbers, expected the predictor's dim, {self.dim}")
-        if actions.shape[-1] != self.action_dim:
-            raise ValueError(f"actions: got {actions.shape[-1]} numbers, expected action_dim, {self.action_dim}")
+        check_sizes(self, first, actions)
         rate = self.dropout if self.training else 0.0
         if self.kernels == "triton" and self.history == 0:
             return rollout(
@@ -113,3 +114,66 @@ class MLPPredictor(nn.Module):
             "history": (self.history, (0,)),
         }
         return {"rollout": triton_or_plain(kernels, device, **asked)}
+
+
+class ConvPredictor(nn.Module):
+    """s' = LN(s) + W2 dropout(gelu(LN(conv3x3(LN(s) + LN(Wa a + ba))))) + b2 on maps s [c, h, w], norms over channels.
+
+    An action a is the same in every cell. Latents come and go flattened, D = c h w.
+    """
+
+    def __init__(self, latent_shape: tuple[int, int, int], action_dim: int = 2, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        channels, height, width = latent_shape
+        self.latent_shape = latent_shape
+        self.dim, self.action_dim = channels * height * width, action_dim
+        self.state_norm = nn.LayerNorm(channels, eps=1e-5)
+        self.action = nn.Linear(action_dim, channels)
+        self.action_norm = nn.LayerNorm(channels, eps=1e-5)
+        self.expand = nn.Conv2d(channels, 4 * channels, 3, padding=1)
+        self.norm = nn.LayerNorm(4 * channels, eps=1e-5)
+        self.project = nn.Linear(4 * channels, channels)
+        self.dropout = dropout
+
+    def step(self, cells: Tensor, action: Tensor, mask: Tensor | None) -> Tensor:
+        """Next cells [B, h, w, c] from cells [B, h, w, c], action [B, A] and a dropout mask [B, h, w, 4c] or none."""
+        normed = self.state_norm(cells)
+        fused = normed + self.action_norm(self.action(action))[:, None, None]
+        hidden = F.gelu(self.norm(self.expand(fused.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)))
+        if mask is not None:
+            hidden = hidden * mask
+        following: Tensor = normed + self.project(hidden)
+        return following
+
+    def forward(self, first: Tensor, actions: Tensor, clock: Tensor) -> Tensor:
+        """Predicted latents [B, S, D] from first latents [B, D] and actions [B, S, A], feeding itself back.
+
+        Raises:
+            ValueError: latents or actions of another size than the predictor's.
+        """
+        check_sizes(self, first, actions)
+        batch, steps, _ = actions.shape
+        channels, height, width = self.latent_shape
+        rate = self.dropout if self.training else 0.0
+        masks: Tensor | None = None
+        if rate > 0:
+            shape = (batch, steps, height * width * 4 * channels)
+            masks = dropout_mask(shape, rate, clock, SITE_PREDICTOR).view(batch, steps, height, width, -1)
+        cells = first.view(batch, *self.latent_shape).permute(0, 2, 3, 1)
+        predicted = []
+        for t in range(steps):
+            cells = self.step(cells, actions[:, t], None if masks is None else masks[:, t])
+            predicted.append(cells.permute(0, 3, 1, 2).flatten(1))
+        return torch.stack(predicted, dim=1)
+
+    def ops(self, kernels: Kernels, device: Literal["cpu", "cuda"]) -> dict[str, str]:
+        """What the rollout runs on."""
+        return {"rollout": PLAIN}
+
+
+def check_sizes(predictor: "MLPPredictor | ConvPredictor", first: Tensor, actions: Tensor) -> None:
+    """Raise ValueError unless first latents [B, D] and actions [B, S, A] are of the predictor's sizes."""
+    if first.shape[-1] != predictor.dim:
+        raise ValueError(f"latents: got {first.shape[-1]} numbers, expected the predictor's dim, {predictor.dim}")
+    if actions.shape[-1] != predictor.action_dim:
+        raise ValueError(f"actions: got {actions.shape[-1]} numbers, expected action_dim, {predictor.action_dim}")

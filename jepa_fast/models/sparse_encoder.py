@@ -11,6 +11,7 @@ work. Which of them are exact is the packer's word: it stores a window only for 
 and an image once only if it never changes. A group that is stored dense goes the dense way.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -20,9 +21,9 @@ from torch import Tensor
 from jepa_fast.data.batches import Batch, GroupBases, GroupBatch, base_images, expand_frames, expand_group, to_values
 from jepa_fast.data.manifest import ChannelGroup, FrameSpec
 from jepa_fast.errors import InputError
+from jepa_fast.kernels.window_chain import grown_sizes
 from jepa_fast.models.convnext import Branch, Encoder
 from jepa_fast.models.window_encoder import Bases, WindowEncoder
-from jepa_fast.models.window_grid import REACH
 
 Route = Literal["dense", "once", "windows", "nested"]
 
@@ -106,16 +107,16 @@ class SparseEncoder:
         ]
         routes = tuple(min(each, key=each.__getitem__) for each in work)
         dense = count * length * self._groups[0].whole
-        pixels, plain_pixels = sum(each[route] for each, route in zip(work, routes, strict=True)), len(work) * dense
+        cells, plain_cells = sum(each[route] for each, route in zip(work, routes, strict=True)), len(work) * dense
         fusion: Literal["dense", "windows"] | None = None
         if self.encoder.fusion is not None:
             windows = self._fusion_work(count, length, routes, work)
             fusion = "windows" if windows is not None and windows < dense else "dense"
-            pixels += windows if windows is not None and fusion == "windows" else dense
-            plain_pixels += dense
+            cells += windows if windows is not None and fusion == "windows" else dense
+            plain_cells += dense
         channels = self.encoder.branches[0].stem.out_channels
-        per_pixel = 2 * channels * (49 + 8 * channels)
-        return Plan(routes, per_pixel * pixels, per_pixel * plain_pixels, fusion)
+        per_cell = 2 * channels * (49 + 8 * channels)
+        return Plan(routes, per_cell * cells, per_cell * plain_cells, fusion)
 
     def explain(self, batch: Batch) -> str:
         """One line for the log: what a batch like this is encoded by, and why."""
@@ -174,7 +175,7 @@ class SparseEncoder:
     def _fusion_work(
         self, count: int, length: int, routes: tuple[Route, ...], work: list[dict[Route, int]]
     ) -> int | None:
-        """Pixels of the fusion branch by windows; None where they are not exact."""
+        """Cells of the fusion branch by windows; None where they are not exact."""
         moving = self._moving()
         if moving is None:
             return None
@@ -233,11 +234,11 @@ class _GroupEncoder:
         self.encoder = WindowEncoder(branch, rewrites.stem_collapse, rewrites.early_pool)
         self.nesting = None if images is None else _find_nesting(images)
         self.blocks = len(branch.blocks)
-        # Pixels that a whole image makes the blocks compute.
-        self.whole = self.blocks * spec.height * spec.width
+        # Cells of the stem, without a stride pixels, that a whole image makes the blocks compute.
+        self.whole = self.blocks * math.prod(branch.cells.cells(self._size))
 
     def work(self, count: int, frames: int) -> dict[Route, int]:
-        """Pixels that each exact route makes the blocks compute for `count` trajectories."""
+        """Cells that each exact route makes the blocks compute for `count` trajectories."""
         group, is_static = self.group, self.group.codec == "static" and self.rewrites.static
         work: dict[Route, int] = {"once": count * self.whole} if is_static else {"dense": count * frames * self.whole}
         if not self.rewrites.windows or group.window is None or (group.codec == "static" and not is_static):
@@ -248,14 +249,21 @@ class _GroupEncoder:
         elif self.images is not None:
             work["windows"] = len(self.images) * self.whole + windows
             if self.nesting is not None:
-                nested = _window_pixels(self.nesting.size, self._size, self.blocks)
+                nested = self._window_cells(self.nesting.size)
                 work["nested"] = self.whole + len(self.images) * nested + windows
         return work
 
     def window_work(self, count: int) -> int:
-        """Pixels that so many of the group's windows make the blocks compute."""
+        """Cells that so many of the group's windows make the blocks compute."""
         assert self.group.window is not None
-        return count * _window_pixels(self.group.window, self._size, self.blocks)
+        return count * self._window_cells(self.group.window)
+
+    def _window_cells(self, window: tuple[int, int]) -> int:
+        """Cells that a window of pixels makes the blocks compute, summed over the blocks."""
+        stem = self.branch.cells
+        image = stem.cells(self._size)
+        sizes = grown_sizes(stem.shown(window, self._size), image, self.blocks)
+        return sum(height * width for height, width in sizes[1:])
 
     def encode(self, batch: GroupBatch, frames: int, route: Route) -> Tensor:
         """Latents [B * T, D], or [B, D] of images that all frames share."""
@@ -353,17 +361,6 @@ def _cut(images: Tensor, corners: Tensor, size: tuple[int, int]) -> Tensor:
     image = torch.arange(images.shape[0], device=images.device)[:, None, None, None]
     channel = torch.arange(images.shape[1], device=images.device)[:, None, None]
     return images[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
-
-
-def _window_pixels(size: tuple[int, int], image: tuple[int, int], blocks: int) -> int:
-    """Pixels that a window makes the blocks compute, summed over the blocks."""
-    total = 0
-    for after in range(1, blocks + 1):
-        height, width = (
-            length if length == limit else length + 2 * REACH * after for length, limit in zip(size, image, strict=True)
-        )
-        total += height * width
-    return total
 
 
 def _listed(groups: tuple[tuple[str, int], ...]) -> str:

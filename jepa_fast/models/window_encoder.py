@@ -8,7 +8,8 @@ image only the difference to them is carried, on the growing window:
     z_l = dwconv(d_{l-1}) + crop(Z_l)                      Z_l: the base's convolved activations
     d_l = pad(d_{l-1}) + W2 gelu(W1 LN(z_l)) - crop(G_l)   G_l: the base's block update; d_l = 0 outside the image
 
-and the head reads the base's output and d_L (`jepa_fast.models.window_heads`).
+and the head reads the base's output and d_L (`jepa_fast.models.window_heads`). With a stem that has a stride all of
+this holds for cells in place of pixels: `jepa_fast.models.stem` tells which cells a window of pixels shows in.
 
 Nothing is approximated: values and gradients, also those that reach the weights through the base, are those of the
 whole image up to rounding.
@@ -29,6 +30,7 @@ from jepa_fast.kernels.window import compute_dtype, depthwise, difference, pool
 from jepa_fast.kernels.window_chain import Blocks, Chain, Over, paste_windows, window_chain
 from jepa_fast.models.biases import bias_or_zeros
 from jepa_fast.models.convnext import Branch, ConvNeXtBlock, apply_stem
+from jepa_fast.models.stem import PIXELS
 from jepa_fast.models.window_grid import REACH, WindowGrid
 from jepa_fast.models.window_heads import Pooling, pooling_matrix, window_head, window_pooling
 
@@ -85,17 +87,18 @@ class WindowEncoder:
         """
         windows = _channels_last(windows)
         place = WindowGrid.of(bases.images, windows, corners, groups)
+        changed, cells = self._changed(bases, windows, place)
         if self._is_compiled(windows):
-            read = self._read_chain(bases, windows, place)
+            read = self._read_chain(bases, changed, cells)
         else:
-            *_, read = self._encode(bases, windows, place)
+            *_, read = self._encode(bases, changed, cells)
         return self.branch.head(read)
 
     def dense(self, images: Tensor) -> Tensor:
         """States [N, D] of whole images [N, c, H, W], with the rewrites that need no window."""
         images = _channels_last(images)
         if self._is_compiled(images):
-            x = apply_stem(images, self._stem())
+            x = self._stemmed(images)
             for block in self._blocks():
                 x = block.fused(x)
             return self.branch.head(self.head.whole(x))
@@ -117,18 +120,24 @@ class WindowEncoder:
         Its activations depend on how near the border is, up to three pixels for every block: by compiled blocks a small
         image is encoded, and its middle row and column repeated.
         """
-        reach = REACH * len(self.branch.blocks)
+        stem = self.branch.cells
+        # Of the cells at a border, those that see beyond it.
+        reach = REACH * len(self.branch.blocks) + (0 if stem.side == 1 else -(-stem.side // stem.stride))
         size = (image.shape[2], image.shape[3])
-        if not self._is_compiled(image) or max(size) <= 2 * reach + 1:
+        cells = stem.cells(size)
+        if not self._is_compiled(image) or max(cells) <= 2 * reach + 1:
             return self.bases(image)
-        height, width = (min(side, 2 * reach + 1) for side in size)
+        # Whole cells less: the last one sees as much of the border as before.
+        height, width = (
+            side - max(0, own - (2 * reach + 1)) * stem.stride for side, own in zip(size, cells, strict=True)
+        )
         small = self._keep(_channels_last(image[:, :, :height, :width]))
         # Of each row and column of the image, the one of the small image that is as near to a border.
         rows, columns = (
             torch.arange(side).clamp(max=reach) + (torch.arange(side) - (side - 1 - reach)).clamp(min=0)
             if side > 2 * reach + 1
             else torch.arange(side)
-            for side in size
+            for side in cells
         )
         x, z, updates = (part.index_select(-3, rows).index_select(-2, columns) for part in small)
         return Bases(_channels_last(image), z, updates, self.head.head_cache(x))
@@ -138,13 +147,14 @@ class WindowEncoder:
         windows = _channels_last(windows)
         place = WindowGrid.of(bases.images, windows, corners, groups)
         images = place.fill(windows, bases.images)
+        changed, place = self._changed(bases, windows, place)
         if self._is_compiled(windows):
             bases = self._flat(bases)
-            chain = self._chain(bases, windows, place, keep=True)
+            chain = self._chain(bases, changed, place, keep=True)
             head_cache = self.head.derived(chain.out, bases.head_cache, place, len(self.branch.blocks))
             over = Over(chain.z, chain.updates, place.corners, place.groups, place.size)
             return bases._replace(images=images, head_cache=head_cache, over=over)
-        convolved, updates, head_cache = self._encode(bases, windows, place, keep=True)
+        convolved, updates, head_cache = self._encode(bases, changed, place, keep=True)
         layers = zip(convolved, bases.convolved, updates, bases.updates, strict=True)
         pasted = [
             (place.paste(z, base_z, after), place.paste(update, base_update, after))
@@ -152,9 +162,29 @@ class WindowEncoder:
         ]
         return Bases(images, tuple(z for z, _ in pasted), tuple(update for _, update in pasted), head_cache)
 
+    @property
+    def _has_pixels(self) -> bool:
+        """Whether the stem sees every pixel for itself."""
+        return self.branch.cells == PIXELS
+
     def _stem(self) -> Tensor:
-        """What a pixel's channels are multiplied by, [C, c]."""
-        return self.branch.stem.weight[:, self.channels].flatten(1)
+        """What a pixel's channels are multiplied by, [C, c], with a stem of 1x1."""
+        return self.branch.filters()[:, self.channels].flatten(1)
+
+    def _stemmed(self, images: Tensor) -> Tensor:
+        """Cells [N, H', W', C] of images [N, H, W, c]."""
+        if self._has_pixels:
+            return apply_stem(images, self._stem())
+        return self.branch.cells.apply(images, self.branch.filters()[:, self.channels])
+
+    def _changed(self, bases: Bases, windows: Tensor, place: WindowGrid) -> tuple[Tensor, WindowGrid]:
+        """What windows [N, h, w, c] hold more than their bases, and where: pixels, or cells [N, h', w', C]."""
+        pixels = windows - place.cut(bases.images)
+        if self._has_pixels:
+            return pixels, place
+        stem = self.branch.cells
+        cells = stem.cell_grid(place)
+        return stem.apply_windows(pixels, place, cells, self.branch.filters()[:, self.channels]), cells
 
     def _blocks(self) -> list[ConvNeXtBlock]:
         return [block for block in self.branch.blocks if isinstance(block, ConvNeXtBlock)]
@@ -165,7 +195,7 @@ class WindowEncoder:
 
     def _keep(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The last output [G, H, W, C], all z and updates [G, L, H, W, C] of images [G, H, W, c]; compiled blocks."""
-        x = apply_stem(images, self._stem())
+        x = self._stemmed(images)
         z, updates = [], []
         for block in self._blocks():
             x, block_z, block_update = block.keep(x)
@@ -184,42 +214,42 @@ class WindowEncoder:
         updates = paste_windows(bases.over.updates, bases.updates, *place)
         return bases._replace(convolved=convolved, updates=updates, over=None)
 
-    def _chain(self, bases: Bases, windows: Tensor, place: WindowGrid, keep: bool) -> Chain:
+    def _chain(self, bases: Bases, changed: Tensor, place: WindowGrid, keep: bool) -> Chain:
         """The windows through all blocks, as one op."""
         assert isinstance(bases.convolved, Tensor)
         assert isinstance(bases.updates, Tensor)
-        pixels = windows - place.cut(bases.images)
+        # The op has a stem of 1x1; cells have been through theirs.
+        stem = self._stem() if self._has_pixels else torch.eye(changed.shape[-1], out=changed.new_empty(0))
         parameters = zip(*(block.parameters_in_order() for block in self._blocks()), strict=True)
         blocks = Blocks(*(torch.stack(each) for each in parameters))
         pooled = isinstance(self.head, Pooling) and not keep
         return window_chain(
-            pixels, self._stem(), blocks, bases.convolved, bases.updates, place.corners, place.groups, place.image,
+            changed, stem, blocks, bases.convolved, bases.updates, place.corners, place.groups, place.image,
             self._blocks()[0].norm.eps, pooled=pooled, keep=keep, over=bases.over,
         )  # fmt: skip
 
-    def _read_chain(self, bases: Bases, windows: Tensor, place: WindowGrid) -> Tensor:
+    def _read_chain(self, bases: Bases, changed: Tensor, place: WindowGrid) -> Tensor:
         """What the head reads of windows, by compiled blocks."""
-        out = self._chain(bases, windows, place, keep=False).out
+        out = self._chain(bases, changed, place, keep=False).out
         if isinstance(self.head, Pooling):
             return (bases.head_cache.index_select(0, place.groups) + out).permute(0, 3, 1, 2)
         return self.head.window(out, bases.head_cache, place, len(self.branch.blocks))
 
     def _encode_whole(self, images: Tensor, keep: bool) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Convolved activations and updates of each block, then the head cache or what the head reads."""
-        stem = self._stem()
-        x = apply_stem(images, stem)
+        x = self._stemmed(images)
         kept_convolved, kept_updates = [], []
         blocks = self._blocks()
         for index, block in enumerate(blocks):
             if block.is_fused and not keep:
                 x = block.fused(x)
                 continue
-            if index == 0 and self.stem_collapse:
-                z = _collapsed(images, stem, block, (REACH, REACH))
+            if index == 0 and self.stem_collapse and self._has_pixels:
+                z = _collapsed(images, self._stem(), block, (REACH, REACH))
             else:
                 z = depthwise(x, block.dwconv.weight, (REACH, REACH))
             if index == len(blocks) - 1 and self.early_pool and not keep:
-                rows, columns = (pooling_matrix(size, images).expand(len(images), -1, -1) for size in images.shape[1:3])
+                rows, columns = (pooling_matrix(size, images).expand(len(images), -1, -1) for size in x.shape[1:3])
                 pooled = pool(x, rows, columns) + _project_pooled(z, block, rows, columns)
                 return [], [], pooled.permute(0, 3, 1, 2)
             update = _update(z, block)
@@ -232,12 +262,10 @@ class WindowEncoder:
         return kept_convolved, kept_updates, self.head.head_cache(x) if keep else self.head.whole(x)
 
     def _encode(
-        self, bases: Bases, windows: Tensor, place: WindowGrid, keep: bool = False
+        self, bases: Bases, changed: Tensor, place: WindowGrid, keep: bool = False
     ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """As `_encode_whole`, with activations and updates on the windows."""
-        stem = self._stem()
-        pixels = windows - place.crop(bases.images, 0)
-        delta = apply_stem(pixels, stem)
+        """As `_encode_whole`, with activations and updates on the windows; `changed` as `_changed` gives it."""
+        delta = apply_stem(changed, self._stem()) if self._has_pixels else changed
         kept_convolved, kept_updates = [], []
         blocks = self._blocks()
         for index, block in enumerate(blocks):
@@ -251,8 +279,8 @@ class WindowEncoder:
                 delta = difference(grown, base_update, place.corners, place.groups, place.margin(after), is_fused=True)
                 continue
             base_z = place.crop(bases.convolved[index], after)
-            if index == 0 and self.stem_collapse:
-                z = _collapsed(pixels, stem, block, padding) + base_z
+            if index == 0 and self.stem_collapse and self._has_pixels:
+                z = _collapsed(changed, self._stem(), block, padding) + base_z
             else:
                 z = depthwise(delta, block.dwconv.weight, padding, base_z)
             # Negated while it is still one image: the gradient of a difference would be negated for every window.

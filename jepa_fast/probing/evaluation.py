@@ -80,8 +80,8 @@ def evaluate(model: Model, data: Path, probe_seed: int = 0, floor: bool = True) 
         InputError: there is no complete probe set, or a split is damaged.
     """
     names = []
-    for name, source in PROBE_SETS.items():
-        missing = [split for split in (name, source) if not (data / split / MANIFEST_NAME).is_file()]
+    for name in PROBE_SETS:
+        missing = _missing(data, name)
         if missing:
             logger.info("%s: left out, %s has no %s", name, data, " and no ".join(missing))
         else:
@@ -117,6 +117,16 @@ def evaluate(model: Model, data: Path, probe_seed: int = 0, floor: bool = True) 
         results.append(result)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return Evaluation(str(data), probe_seed, parameters, dim, norm or 0.0, results)
+
+
+def probe_sets(data: Path) -> list[str]:
+    """The probe sets of two rooms under `data` whose two splits are there."""
+    return [name for name in PROBE_SETS if not _missing(data, name)]
+
+
+def _missing(data: Path, name: str) -> list[str]:
+    """The splits of a probe set that are not there."""
+    return [split for split in (name, PROBE_SETS[name]) if not (data / split / MANIFEST_NAME).is_file()]
 
 
 def scores(official: Tensor, converged: Tensor) -> Scores:

@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from jepa_fast.errors import InputError
 from jepa_fast.kernels.probe_train import join_probe, probe_outputs, probe_train, split_probe
 from jepa_fast.probing.rollouts import Rollouts
+from jepa_fast.progress import Progress
 
 # Location statistics of the original data set, in pixels; fixed, so that scores stay comparable.
 LOCATION_MEAN = (31.5863, 32.0618)
@@ -140,7 +140,7 @@ def _train(
         raise InputError(f"probe set: got {count} trajectories to train a probe on, expected at least {BATCH}")
     parameters = _joined(network)
     state = torch.stack([parameters, torch.zeros_like(parameters), torch.zeros_like(parameters)])
-    with tqdm(total=epochs * batches, desc=name, unit="step", leave=False, dynamic_ncols=True) as bar:
+    with Progress(name, epochs * batches, "steps") as progress:
         for epoch in range(epochs):
             rows = torch.randperm(count, generator=generator)[: batches * BATCH].view(batches, BATCH)
             steps: Tensor | None = None
@@ -160,5 +160,5 @@ def _train(
                 HIDDEN,
                 first + 1,
             )
-            bar.update(batches)
+            progress.update(batches)
             yield state[0]

@@ -5,11 +5,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from jepa_fast.data.host import evaluation_batches, group_bases
 from jepa_fast.data.shards import Split
 from jepa_fast.models.model import Model
+from jepa_fast.progress import Progress
 
 
 class Rollouts(NamedTuple):
@@ -26,17 +26,17 @@ def all_locations(split: Split) -> Tensor:
 
 @torch.no_grad()
 def rollout_split(model: Model, split: Split, name: str, batch_size: int = 256) -> Rollouts:
-    """Roll `model` out over every trajectory of `split`, with a progress bar called `name`."""
+    """Roll `model` out over every trajectory of `split`, with progress under `name`."""
     device = next(model.parameters()).device
     training = model.training
     model.eval()
     encode = model.batch_encoder(split.spec, group_bases(split, device))
     latents = []
-    with tqdm(total=split.count, desc=f"rollout {name}", unit="traj", leave=False, dynamic_ncols=True) as bar:
+    with Progress(f"rollout {name}", split.count, "trajectories") as progress:
         for batch in evaluation_batches(split, batch_size):
             moved = batch.to(device)
             first = encode(moved.frames(slice(1)), model.dropout_clock)
             latents.append(model.unroll(first, moved.actions).float().cpu())
-            bar.update(len(batch.indices))
+            progress.update(len(batch.indices))
     model.train(training)
     return Rollouts(torch.cat(latents), all_locations(split))

@@ -9,6 +9,7 @@ from jepa_fast.report.charts import Series, line_chart
 from jepa_fast.report.page import Figure, Section, bullets, html, key_of, table
 from jepa_fast.report.rooms import Path, room
 from jepa_fast.report.run import Run
+from jepa_fast.report.targets import target_sections
 from jepa_fast.report.words import listed, number, root
 
 TRUE, LOCATED = "var(--series-1)", "var(--series-2)"
@@ -16,8 +17,10 @@ TRUE, LOCATED = "var(--series-1)", "var(--series-2)"
 
 def evaluation_sections(run: Run) -> list[Section]:
     """What the probes found; a sentence in their place where there is no evaluation."""
+    if run.targets is not None and run.evaluation is None:
+        return target_sections(run.targets)
     if run.evaluation is None:
-        return [Section("Can the agent be located?", [run.no_evaluation])]
+        return [Section("What do the latents know?", [run.no_evaluation])]
     results = run.evaluation.probe_sets
     return [
         Section(

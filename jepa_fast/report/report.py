@@ -11,6 +11,7 @@ from jepa_fast.report.charts import COLORS, Series, line_chart
 from jepa_fast.report.page import NO_HTML, Figure, Section, folded, key_of, page, table
 from jepa_fast.report.probes import evaluation_sections, short
 from jepa_fast.report.run import Run
+from jepa_fast.report.targets import target_tiles
 from jepa_fast.report.training import (
     collapse_section,
     curve,
@@ -50,6 +51,7 @@ def _tiles(run: Run) -> list[tuple[str, str]]:
     """The figures to see first."""
     results = [] if run.evaluation is None else run.evaluation.probe_sets
     tiles = [(root(result.trained.converged), f"off per axis, {short(result.name)}") for result in results]
+    tiles += [] if run.targets is None else target_tiles(run.targets)
     if run.spectra:
         tiles.append((f"{run.spectra[-1]['rank']:.0f} of {len(run.spectra[-1]['std'])}", "effective rank"))
     if run.metrics:

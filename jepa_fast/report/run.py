@@ -11,6 +11,7 @@ from jepa_fast.config import RunConfig
 from jepa_fast.engine.record import Metrics, read_metrics, read_spectra
 from jepa_fast.errors import InputError
 from jepa_fast.probing.results import EVALUATION, Evaluation
+from jepa_fast.probing.target_results import TARGETS, TargetEvaluation
 from jepa_fast.runs import CONFIG
 
 # Points of a curve: more are not told apart on a screen.
@@ -27,7 +28,8 @@ class Run:
         environment: environment.json; empty where there is none.
         metrics: of the log steps, in order of steps; may be empty.
         spectra: lines of spectra.jsonl, in order of steps; may be empty.
-        evaluation: the probes' results, or none.
+        evaluation: the probes' results on two rooms, or none.
+        targets: the probes' results on any other data, or none.
         no_evaluation: why there is none, and what to do, in one sentence.
     """
 
@@ -37,6 +39,7 @@ class Run:
     metrics: list[Metrics]
     spectra: list[dict[str, Any]]
     evaluation: Evaluation | None
+    targets: TargetEvaluation | None
     no_evaluation: str
 
     @property
@@ -76,17 +79,20 @@ def read_run(folder: Path) -> Run:
         metrics, spectra = read_metrics(folder), read_spectra(folder)
     except json.JSONDecodeError as error:
         raise InputError(f"{folder}: a file of the run is damaged ({error})") from error
-    evaluation, no_evaluation = None, ""
-    if (folder / EVALUATION).is_file():
-        try:
-            evaluation = Evaluation.load(folder / EVALUATION)
-        except InputError:
-            no_evaluation = f"{EVALUATION} is damaged or was written by another version."
-    else:
+    evaluation, targets, no_evaluation = None, None, ""
+    try:
+        evaluation = Evaluation.load(folder / EVALUATION) if (folder / EVALUATION).is_file() else None
+    except InputError:
+        no_evaluation = f"{EVALUATION} is damaged or was written by another version."
+    try:
+        targets = TargetEvaluation.load(folder / TARGETS) if (folder / TARGETS).is_file() else None
+    except InputError:
+        no_evaluation = f"{TARGETS} is damaged or was written by another version."
+    if evaluation is None and targets is None and not no_evaluation:
         no_evaluation = "This run has not been evaluated."
     if no_evaluation:
         no_evaluation += f" Run: python -m jepa_fast.evaluate {folder}"
-    return Run(folder, config, environment, metrics, spectra, evaluation, no_evaluation)
+    return Run(folder, config, environment, metrics, spectra, evaluation, targets, no_evaluation)
 
 
 def thinned(values: Sequence[float]) -> list[float]:

@@ -12,9 +12,9 @@ from jepa_fast.config import JEPAConfig, RunConfig, Stage
 from jepa_fast.engine import calibration
 from jepa_fast.engine.checkpoint import load_checkpoint
 from jepa_fast.engine.loop import training
-from jepa_fast.engine.progress import rough
 from jepa_fast.errors import InputError
 from jepa_fast.presets import preset
+from jepa_fast.progress import rough
 from jepa_fast.runs import CONFIG
 
 SMALL = JEPAConfig(channels=4, blocks=1, dim=16)

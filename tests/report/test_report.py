@@ -1,5 +1,7 @@
 """Reports made from run folders alone: complete, self-contained, and true to the numbers in the folder."""
 
+import base64
+import io
 import json
 import re
 import shutil
@@ -9,24 +11,27 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from matplotlib.image import imread
 
 import jepa_fast
-from jepa_fast.config import JEPAConfig, Recipe, RunConfig, Stage, VICRegConfig
+from jepa_fast.config import Group, JEPAConfig, Recipe, RunConfig, Stage, VICRegConfig
 from jepa_fast.engine.loop import train
 from jepa_fast.engine.record import Record, write_environment
 from jepa_fast.errors import InputError
 from jepa_fast.evaluate import Arguments as EvaluateArguments
 from jepa_fast.evaluate import main as evaluate
 from jepa_fast.probing.results import Evaluation
+from jepa_fast.probing.target_results import TARGETS, TargetEvaluation
 from jepa_fast.report import __main__ as report
 from jepa_fast.report.words import number
 from jepa_fast.runs import create_run
 
 ROOT = Path(jepa_fast.__file__).parents[1]
 SETS = ["normal", "wall", "wall_other", "expert"]
-VOID = {"meta", "rect", "circle", "polyline", "path", "use", "link", "br", "line"}
+VOID = {"img", "meta", "rect", "circle", "polyline", "path", "use", "link", "br", "line"}
 
 
 class Page(HTMLParser):
@@ -324,3 +329,38 @@ def test_a_report_says_where_stages_ended_and_what_they_froze(tmp_path, two_room
     text = Page(tmp_path / "run" / "report.html").text
     assert "by VICReg: 0 invariance + 25 variance + 1 covariance up to step 10, then 25 invariance + 0 variance" in text
     assert "+ 0 covariance with encoder.agent and encoder.wall frozen up to step 20." in text
+
+
+def test_other_data_than_two_rooms_come_with_their_targets_and_frames(tmp_path):
+    random = np.random.default_rng(0)
+
+    def episodes():
+        for _ in range(24):
+            frames = np.full((4, 3, 12, 18), 60, np.uint8)
+            at = random.integers(0, 14, 4)
+            for frame, column in zip(frames, at, strict=True):
+                frame[:, 3:7, column : column + 4] = 250
+            yield frames, random.normal(size=(3, 2)).astype(np.float32), {"column": at.astype(np.float32)}
+
+    jepa_fast.pack(episodes(), tmp_path / "d/train", workers=1)
+    run = tmp_path / "run"
+    make_run(run, tmp_path / "d", recipe=Recipe(JEPAConfig(channels=4, blocks=1, dim=8, groups=(Group("frames", 3),))))
+    evaluate(EvaluateArguments(run=run))
+    report.main(report.Arguments((run,)))
+    page = Page(run / "report.html")
+    found = TargetEvaluation.load(run / TARGETS)
+    assert found.words()[0] in page.text
+    assert {"column", "Predicted latents", *(f"Trajectory {one.trajectory}" for one in found.retrievals)} <= {
+        title for title, _ in page.captions()
+    }
+    pictures = [
+        base64.b64decode(attributes["src"].partition(",")[2]) for tag, attributes in page.elements if tag == "img"
+    ]
+    assert len(pictures) == sum(2 * len(one.steps) for one in found.retrievals)
+    image = imread(io.BytesIO(pictures[0]))
+    assert image.shape[:2] == (12, 18)
+    assert image[..., :3].min() == pytest.approx(60 / 255)
+    assert image[..., :3].max() == pytest.approx(250 / 255)
+    (run / TARGETS).write_text("{}")
+    report.main(report.Arguments((run,)))
+    assert "targets.json is damaged or was written by another version." in Page(run / "report.html").text
