@@ -43,7 +43,7 @@ class Probe(NamedTuple):
     @torch.no_grad()
     def locate(self, latents: Tensor) -> Tensor:
         """Locations [..., 2] in pixels, read off latents [..., D]."""
-        standardised = ((latents - self.mean) / self.std).flatten(0, -2)
+        standardised = (latents - self.mean).div_(self.std).flatten(0, -2)
         return _pixels(probe_outputs(standardised, _joined(self.network), HIDDEN)).unflatten(0, latents.shape[:-1])
 
     def squared_errors(self, rollouts: Rollouts) -> Tensor:
@@ -81,10 +81,12 @@ def converged_probe(rollouts: Rollouts, seed: int) -> Probe:
     order = torch.randperm(len(rollouts.latents), generator=generator)
     held = order[: max(1, len(order) // 10)]
     rest = order[len(held) :]
-    std, mean = torch.std_mean(rollouts.latents[rest].flatten(0, 1), dim=0)
+    latents = rollouts.latents[rest]
+    std, mean = torch.std_mean(latents.flatten(0, 1), dim=0)
     std = std.clamp_min(1e-6)
-    train = Rollouts((rollouts.latents[rest] - mean) / std, rollouts.locations[rest])
-    held_out = ((rollouts.latents[held] - mean) / std).flatten(0, 1)
+    # In place: with a large probe set this is where the most memory is taken.
+    train = Rollouts(latents.sub_(mean).div_(std), rollouts.locations[rest])
+    held_out = rollouts.latents[held].sub_(mean).div_(std).flatten(0, 1)
     held_out_locations = rollouts.locations[held].flatten(0, 1)
     network = _network(len(mean), seed)
     best, kept = math.inf, _joined(network)
