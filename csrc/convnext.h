@@ -178,6 +178,7 @@ struct ConvNextKernels {
   // Multiply-adds from registers to registers, and nothing else: what the processor can do at most. Returns their FLOPs.
   double (*multiply_adds)(int64_t steps);
   const struct ProbeKernels* probe;  // the float build's
+  const struct RolloutKernels* rollout;
 };
 
 // The best build for this processor, or the one that JEPA_FAST_CPU_ISA names (avx512, avx2, baseline or neon).

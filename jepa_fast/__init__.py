@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from jepa_fast.models.predictor import MLPPredictor as MLPPredictor
     from jepa_fast.objectives.infonce import InfoNCE as InfoNCE
     from jepa_fast.objectives.vicreg import VICReg as VICReg
+    from jepa_fast.probing.targets import evaluate_targets as evaluate_targets
     from jepa_fast.runs import load as load
 
 __version__ = "0.1.0"
@@ -48,6 +49,7 @@ _PLACES = {
     "VICRegConfig": "jepa_fast.config",
     "TrajectoryDataset": "jepa_fast.data.dataset",
     "VICReg": "jepa_fast.objectives.vicreg",
+    "evaluate_targets": "jepa_fast.probing.targets",
     "fit": "jepa_fast.fitting",
     "load": "jepa_fast.runs",
     "pack": "jepa_fast.data.dataset",
@@ -66,6 +68,7 @@ __all__ = [
     "TrajectoryDataset",
     "VICReg",
     "VICRegConfig",
+    "evaluate_targets",
     "fit",
     "functional",
     "load",

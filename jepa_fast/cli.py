@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from itertools import zip_longest
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
@@ -25,6 +26,8 @@ Arguments = TypeVar("Arguments")
 Value = TypeVar("Value")
 # A setting that is chosen where it is not given: None as a default, and no value on the command line.
 Chosen = Annotated[Value | None, tyro.conf.DisallowNone, tyro.conf.arg(help_behavior_hint="")]
+# The data's folder among other settings of the data: --data, as in every command, and --data.path.
+DataFolder = Annotated[Path | None, tyro.conf.DisallowNone, tyro.conf.arg(help_behavior_hint="", aliases=("--data",))]
 
 
 def run(
@@ -158,6 +161,20 @@ def choose_device(flag: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"
     has_cuda = torch.cuda.is_available()
     require(flag != "cuda" or has_cuda, "--device", flag, "cpu: torch sees no CUDA device")
     return "cuda" if has_cuda and flag != "cpu" else "cpu"
+
+
+def explain_device(flag: Literal["auto", "cpu", "cuda"]) -> str:
+    """What `choose_device` chose, and why, in words. Imports torch."""
+    import torch
+
+    if flag != "auto":
+        return f"{flag}, as asked for"
+    if torch.cuda.is_available():
+        return "cuda, which torch sees"
+    if torch.backends.mps.is_available():
+        # Latents are watched and probed in float64, and no run has been tried there.
+        return "cpu, for torch sees no CUDA device; Apple's GPU is left out: it has no float64, which runs need"
+    return "cpu, for torch sees no CUDA device"
 
 
 def fail(message: str, status: int = 2, details: str = "") -> None:

@@ -82,6 +82,29 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class InputSpec:
+    """What a model was trained on: sizes of frames and actions, and the values that bytes stand for.
+
+    Attributes:
+        channels, height, width: C, H, W of a frame.
+        action_size: A, numbers of an action.
+        scale, offset: a byte of a frame stands for byte * scale + offset.
+    """
+
+    channels: int
+    height: int
+    width: int
+    action_size: int
+    scale: float
+    offset: float = 0.0
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The least and the largest value that a frame can hold."""
+        return self.offset, self.offset + 255 * self.scale
+
+
+@dataclass(frozen=True)
 class LoopOptions:
     """How a run is watched and kept: nothing here changes what it computes, so nothing of it is stored.
 
@@ -124,6 +147,9 @@ class RunConfig:
             kernels of encoder and predictor.
         sparse: whether the encoder skips what cannot differ (same function, same gradients).
         capture: whether the step is one CUDA graph.
+        frames: T of the clips that are trained on; None: whole trajectories.
+        frame_skip: frames from one frame of a clip to its next.
+        inputs: sizes and pixel values of the data; None in runs of earlier versions.
     """
 
     preset: str
@@ -139,6 +165,9 @@ class RunConfig:
     kernels: Kernels
     sparse: bool
     capture: bool = False
+    frames: int | None = None
+    frame_skip: int = 1
+    inputs: InputSpec | None = None
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, "--steps", self.steps, "at least 1")

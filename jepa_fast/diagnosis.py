@@ -18,9 +18,10 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import jepa_fast.kernels
+from jepa_fast.data.checks import OTHER_FILES
 from jepa_fast.data.dali import INSTALL
 from jepa_fast.data.manifest import MANIFEST_NAME
-from jepa_fast.data.shards import OTHER_FILES, open_split
+from jepa_fast.data.shards import open_split
 from jepa_fast.data.two_rooms import SPLITS
 from jepa_fast.engine.record import processor
 from jepa_fast.errors import InputError
@@ -157,7 +158,7 @@ def loaders() -> Finding:
 def data_folder(data: Path) -> list[Finding]:
     """Every split of the data folder: whether it opens, and how many trajectories it holds."""
     if not data.exists():
-        return [Finding("data", f"{data} is not there yet: training without --data.path generates it")]
+        return [Finding("data", f"{data} is not there yet: training without --data generates it")]
     found = []
     for name in SPLITS:
         if not (data / name / MANIFEST_NAME).is_file():
@@ -187,12 +188,12 @@ def disk(data: Path) -> list[Finding]:
     found = [Finding("free space", f"{free_gb:.1f} GB in {folder}")]
     if free_gb < LEAST_FREE_GB:
         problem = f"data, checkpoints and logs want {LEAST_FREE_GB} GB"
-        found = [Finding("free space", found[0].found, problem, "free some, or name another place with --data.path")]
+        found = [Finding("free space", found[0].found, problem, "free some, or name another place with --data")]
     try:
         speed = write_mb_s(folder)
     except OSError as error:
         problem = f"cannot be written ({error.strerror})"
-        remedy = "choose another place with --data.path, or change its owner"
+        remedy = "choose another place with --data, or change its owner"
         return [*found, Finding("write speed", str(folder), problem, remedy)]
     text = f"{speed:,.0f} MB/s, synced, in {folder}"
     if speed < LEAST_WRITE_MB_S:

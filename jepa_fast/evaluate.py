@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from jepa_fast import cli
-from jepa_fast.config import Kernels, RunConfig
+from jepa_fast.config import Kernels, RunConfig, require
 from jepa_fast.errors import InputError
 
 if TYPE_CHECKING:
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from jepa_fast.probing.results import Evaluation
 
 logger = logging.getLogger(__name__)
+
+# Trajectories of a split that a quick evaluation takes at most.
+QUICK = 1000
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class Arguments:
     """Of the probes and of the untrained floor."""
     floor: bool = True
     """Also probe the model untrained, which is half of the work."""
+    quick: bool = False
+    """A first look: 1,000 trajectories of every split of two rooms and no floor, in quick-evaluation.json."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one."""
     kernels: Literal["auto", Kernels] = "auto"
@@ -57,6 +62,7 @@ def main(arguments: Arguments) -> None:
 
     device = cli.choose_device(arguments.device)
     model, data, place = load_model(arguments, device)
+    logger.info("device: %s", cli.explain_device(arguments.device))
     # The objective's ops belong to training.
     unused = model.objective.ops(model.kernels, device, None)
     ops = {name: runs_on for name, runs_on in model.ops(model.kernels, device).items() if name not in unused}
@@ -65,14 +71,33 @@ def main(arguments: Arguments) -> None:
     evaluation: Evaluation | TargetEvaluation
     if arguments.split is None and probe_sets(data):
         logger.info("probe_train: %s", backend())
-        evaluation, name = evaluate(model, data, arguments.seed, floor=arguments.floor), EVALUATION
+        floor, most = arguments.floor and not arguments.quick, QUICK if arguments.quick else None
+        evaluation, name = evaluate(model, data, arguments.seed, floor, most), EVALUATION
     else:
-        found = evaluate_targets(model, data, split=arguments.split, probe_seed=arguments.seed, floor=arguments.floor)
+        require(not arguments.quick, "--quick", True, "probe sets of two rooms, of which this data has none")
+        frames, skip = trained_on(arguments.run)
+        found = evaluate_targets(
+            model, data, split=arguments.split, probe_seed=arguments.seed, floor=arguments.floor, frames=frames,
+            frame_skip=skip,
+        )  # fmt: skip
         evaluation, name = found, TARGETS
+    if arguments.quick:
+        logger.info("quick: errors on few trajectories, which do not compare with those of a whole evaluation")
+        name = f"quick-{name}"
     path = arguments.out or place.with_name(place.name.replace(EVALUATION, name))
     evaluation.save(path)
     print(evaluation.table())
     logger.info("%s", path)
+
+
+def trained_on(run: Path | None) -> tuple[int | None, int]:
+    """Frames of the clips that a run was trained on, None for whole trajectories, and frames between theirs."""
+    from jepa_fast.runs import CONFIG
+
+    if run is None or not (run / CONFIG).is_file():
+        return None, 1
+    config = RunConfig.load(run / CONFIG)
+    return config.frames, config.frame_skip
 
 
 def load_model(arguments: Arguments, device: Literal["cpu", "cuda"]) -> "tuple[Model, Path, Path]":

@@ -20,6 +20,8 @@ class Arguments:
     """Run folder."""
     out: cli.Chosen[Path] = None
     """Folder to write. Default: RUN/export."""
+    onnx: bool = False
+    """Also write encoder.onnx and predictor.onnx, compared with the model by onnxruntime."""
 
 
 def main(arguments: Arguments) -> None:
@@ -36,6 +38,10 @@ def main(arguments: Arguments) -> None:
     require(not is_run, "--out", str(folder), "a folder that is not a run")
     save_weights(model, folder, describe_run(arguments.run))
     jepa_fast.load(folder)
+    if arguments.onnx:
+        from jepa_fast.onnx_export import export_onnx
+
+        export_onnx(model, folder)
     logger.info("%s: written; read it with jepa_fast.load(%r)", folder / WEIGHTS, str(folder))
 
 

@@ -47,6 +47,8 @@ def fit(
     optimizer: OptimizerConfig = OPTIMIZER,
     stages: tuple[Stage, ...] = (Stage(1),),
     flips: bool = False,
+    frames: int | None = None,
+    frame_skip: int | None = None,
     seed: int = 0,
     amp: Literal["off", "bf16"] = "off",
     compile: bool | None = None,
@@ -72,6 +74,9 @@ def fit(
         optimizer: Adam's settings.
         stages: stretches of the run, in proportion to their epochs.
         flips: mirror trajectories at random; for data that are their own mirror images.
+        frames: train on clips of so many frames, from any frame on; by default on whole trajectories, or where their
+            lengths differ on clips of 16.
+        frame_skip: frames from one frame of a clip to its next, 1 by default; the actions between are concatenated.
         seed: of batch order and dropout masks.
         amp, compile, capture, device, kernels, loader, checkpoint_minutes, on_collapse: as the command's flags.
 
@@ -96,7 +101,7 @@ def fit(
         kernels=kernels,
         checkpoint_minutes=checkpoint_minutes,
         on_collapse=on_collapse,
-        data=train.DataArguments(path, batch_size, flips, loader),
+        data=train.DataArguments(path, batch_size, flips, loader, frames, frame_skip),
         model=recipe.model,
         objective=recipe.objective,
         optimizer=optimizer,

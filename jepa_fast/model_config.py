@@ -96,6 +96,8 @@ class JEPAConfig(ModelTraits):
             size, so that its shorter side has 16 to 31 cells, or a cell for each pixel where it is smaller.
         stem: side of the stem's filters in pixels. None: the stride, patches side by side.
         white: value of pixels that the encoder sees as 1. None: the data's largest.
+        batch_norm: whether what a branch's head reads is standardised over the batch, in evaluation by averages of
+            training: for frames of which little changes, whose latents else differ by little.
     """
 
     kind: Literal["jepa"] = "jepa"
@@ -118,6 +120,7 @@ class JEPAConfig(ModelTraits):
     stride: int | None = 1
     stem: int | None = None
     white: float | None = 1.0
+    batch_norm: bool = False
 
     def __post_init__(self) -> None:
         check_kind(self, "jepa")

@@ -54,10 +54,11 @@ def generic() -> Recipe:
     """Frames of any channels and size, actions of any size: where to start with data of your own.
 
     The baseline with a stem of patches that goes by the size of the frame, 16 to 31 of them along its shorter side, and
-    pixels that go by the data's largest value. No dropout.
+    pixels that go by the data's largest value. What a branch reads is standardised over the batch: of most frames most
+    pixels never change, and latents would be the same but for little. No dropout.
     """
     return Recipe(
-        model=JEPAConfig(channels=32, dropout=0.0, stride=None, white=None),
+        model=JEPAConfig(channels=32, dropout=0.0, stride=None, white=None, batch_norm=True),
         objective=VICRegConfig(targets="stop_gradient", sides="both"),
         optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=0.0, clip_norm=1.0),
         batch_size=32,

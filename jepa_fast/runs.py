@@ -70,6 +70,7 @@ def _load(
         model.load_state_dict(load_checkpoint(folder)["model"])
     except (KeyError, RuntimeError) as error:
         raise InputError(f"{folder}: its checkpoint is not of the model in its {CONFIG} ({error})") from error
+    model.inputs = config.inputs
     return model
 
 

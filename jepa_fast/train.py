@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from jepa_fast import cli
 from jepa_fast.config import (
     Kernels,
@@ -22,16 +24,22 @@ from jepa_fast.config import (
     Stage,
     require,
 )
-from jepa_fast.data.shards import open_split, training_split
+from jepa_fast.data.shards import Split, open_training
 from jepa_fast.errors import InputError
 from jepa_fast.generate import generate
 from jepa_fast.presets import DEFAULT_PRESET, canonical, preset
 
 if TYPE_CHECKING:
+    import torch
+
     from jepa_fast.models.model import Model
 
 logger = logging.getLogger(__name__)
 
+# Of the time of a forward pass.
+FORWARD_AND_BACKWARD = 3
+# Seconds of a step.
+WORTH_SAYING = 2.0
 DEFAULT_DATA = Path("data/two_rooms")
 DEFAULT_TRAJECTORIES = 12_800
 CONFIG = "config.json"
@@ -43,7 +51,7 @@ CUSTOM = "custom"
 class DataArguments:
     """Where trajectories come from, and how they reach the device."""
 
-    path: cli.Chosen[Path] = None
+    path: cli.DataFolder = None
     """Packed split, or folder of splits with one called train. Default: data/two_rooms, generated there if absent."""
     batch_size: cli.Chosen[int] = None
     """Trajectories per step, over all processes. Default: the preset's."""
@@ -51,6 +59,10 @@ class DataArguments:
     """Mirror each trajectory at random along either axis. Default: as the preset."""
     loader: cli.Chosen[Literal["auto", "resident", "dali", "host"]] = None
     """What loads them: the same bits at another speed. Default: auto, which the log explains."""
+    frames: cli.Chosen[int] = None
+    """Train on clips of so many frames, from any frame on. Default: whole trajectories, or 16 where lengths differ."""
+    frame_skip: cli.Chosen[int] = None
+    """Frames from one frame of a clip to its next; the actions between are concatenated. Default: 1."""
     verify: bool = False
     """Hash every shard of the training split before starting."""
 
@@ -199,7 +211,7 @@ def prepare(
     if arguments.resume is not None:
         folder = arguments.resume
         config = without_what_is_missing(resumed(RunConfig.load(folder / CONFIG), arguments, device), keep_amp=True)
-        split = open_split(training_split(Path(config.data)), verify=arguments.data.verify)
+        split = open_training(Path(config.data), config.frames, config.frame_skip, arguments.data.verify)
         choose_loader(config.loader, split, torch.device(config.device))
     else:
         folder = arguments.out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
@@ -226,6 +238,7 @@ def begin(arguments: Arguments, folder: Path, config: RunConfig) -> RunConfig:
 
     if arguments.resume is None:
         create_run(folder, config)
+    logger.info("device: %s", cli.explain_device(arguments.device))
     write_environment(folder, torch.device(config.device))
     logger.info(
         "%s: %s, %d steps of %d trajectories, %s, amp %s, compile %s, capture %s, loader %s, kernels %s", folder,
@@ -255,12 +268,18 @@ def resolve(
 
     name = CUSTOM if recipe is not None else arguments.preset or DEFAULT_PRESET
     recipe = changed(recipe or preset(name), arguments)
-    batch_size = recipe.batch_size if arguments.data.batch_size is None else arguments.data.batch_size
-    split = open_split(training_split(data), verify=arguments.data.verify)
+    skip = arguments.data.frame_skip or 1
+    split = open_training(data, arguments.data.frames, skip, arguments.data.verify)
     count, loader = split.count, arguments.data.loader or "auto"
     recipe = replace(recipe, model=recipe.model.for_data(split.spec))
+    batch_size = arguments.data.batch_size
+    if batch_size is None:
+        batch_size = min(recipe.batch_size, max(count, 2))
+        if batch_size < recipe.batch_size:
+            logger.info("batch size: %d, all that there is, in place of %d", batch_size, recipe.batch_size)
     choose_loader(loader, split, torch.device(device))
-    require(2 <= batch_size <= count, "--data.batch-size", batch_size, f"from 2 to the {count} trajectories in {data}")
+    held = "trajectories" if split.drawn is None else "clips"
+    require(2 <= batch_size <= count, "--data.batch-size", batch_size, f"from 2 to the {count} {held} in {data}")
     lengths = {"--steps": arguments.steps, "--epochs": arguments.epochs, "--minutes": arguments.minutes}
     given = [flag for flag, value in lengths.items() if value is not None]
     if len(given) > 1:
@@ -269,6 +288,7 @@ def resolve(
     require(epochs > 0, "--epochs", epochs, "a positive number")
     minutes = arguments.minutes
     require(minutes is None or minutes > 0, "--minutes", minutes, "a positive number")
+    check_fit(recipe, split, batch_size, torch.device(device))
     return RunConfig(
         preset=name,
         recipe=recipe,
@@ -283,7 +303,43 @@ def resolve(
         kernels=choose_kernels(arguments.kernels, device, recipe.model.dim),
         sparse=arguments.encoder.sparse is not False,
         capture=device == "cuda" if arguments.capture is None else arguments.capture,
+        frames=None if split.drawn is None else split.drawn.frames,
+        frame_skip=skip,
+        inputs=split.spec.inputs(),
     )
+
+
+def check_fit(recipe: Recipe, split: Split, batch_size: int, device: "torch.device") -> None:
+    """Make sure that the model takes the frames, and say what a step costs where every frame is encoded whole.
+
+    Raises:
+        InputError: frames or actions that the model cannot take.
+    """
+    import torch
+
+    from jepa_fast.data.host import gather, group_bases
+    from jepa_fast.models.registry import build_model, is_built_here
+
+    if not is_built_here(recipe.model):
+        return
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        model = build_model(recipe.model, recipe.objective).eval()
+        encode = model.batch_encoder(split.spec, group_bases(split))
+        if device.type != "cpu" or all(group.codec != "dense" for group in split.spec.groups):
+            return
+        frame = gather(split, np.arange(1)).frames(slice(1))
+        for _ in range(2):
+            began = time.perf_counter()
+            encode(frame, model.dropout_clock)
+            frame_s = time.perf_counter() - began
+    spec = split.spec
+    step_s = FORWARD_AND_BACKWARD * frame_s * batch_size * spec.frames
+    if step_s > WORTH_SAYING:
+        logger.info(
+            "a step encodes %d x %d whole frames of %d x %d pixels: about %s, by the time that one takes; fewer frames "
+            "(--data.frames), a smaller batch or, where the model has one, a larger --model.stride cost less",
+            batch_size, spec.frames, spec.height, spec.width, f"{step_s:.0f} s",
+        )  # fmt: skip
 
 
 def resumed(stored: RunConfig, arguments: Arguments, device: Literal["cpu", "cuda"]) -> RunConfig:
@@ -300,6 +356,8 @@ def resumed(stored: RunConfig, arguments: Arguments, device: Literal["cpu", "cud
         "--seed": (arguments.seed, stored.seed),
         "--amp": (arguments.amp, stored.amp),
         "--data.batch-size": (arguments.data.batch_size, stored.batch_size),
+        "--data.frames": (arguments.data.frames, stored.frames),
+        "--data.frame-skip": (arguments.data.frame_skip, stored.frame_skip),
     }
     for name, (flag, value_of) in RECIPE_FLAGS.items():
         given[flag] = value_of(arguments), getattr(stored.recipe, name)
@@ -328,10 +386,10 @@ def _prepare_data(arguments: Arguments) -> Path:
     """The data folder, generated first if none was named and the default one is not there."""
     if arguments.data.path is not None:
         return arguments.data.path
-    logger.info("no --data.path: using %s, %d generated trajectories", DEFAULT_DATA, DEFAULT_TRAJECTORIES)
+    logger.info("no --data: using %s, %d generated trajectories", DEFAULT_DATA, DEFAULT_TRAJECTORIES)
     generate(DEFAULT_DATA, trajectories=DEFAULT_TRAJECTORIES)
     return DEFAULT_DATA
 
 
 if __name__ == "__main__":
-    cli.run(main, Arguments, "Train a JEPA world model; without --data.path on a generated two-room set.", defaults)
+    cli.run(main, Arguments, "Train a JEPA world model; without --data on a generated two-room set.", defaults)

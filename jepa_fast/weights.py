@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from jepa_fast.backends import choose_kernels
-from jepa_fast.config import Kernels, read_model_config
+from jepa_fast.config import InputSpec, Kernels, decode, read_model_config
 from jepa_fast.errors import InputError
 from jepa_fast.models.model import Model
 from jepa_fast.models.registry import build_model
@@ -36,6 +36,8 @@ def save_weights(model: Model, folder: Path, origin: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS)
         config = {"model": dataclasses.asdict(model.config), "origin": origin}
+        if model.inputs is not None:
+            config["inputs"] = dataclasses.asdict(model.inputs)
         (folder / WEIGHTS_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     except (OSError, SafetensorError) as error:
         raise InputError(f"{folder}: cannot be written ({error})") from error
@@ -59,7 +61,9 @@ def load_weights(
         InputError: a file is missing or damaged, the two do not fit, or kernels are not there.
     """
     try:
-        config = read_model_config(json.loads((folder / WEIGHTS_CONFIG).read_text())["model"])
+        stored = json.loads((folder / WEIGHTS_CONFIG).read_text())
+        config = read_model_config(stored["model"])
+        inputs = decode(InputSpec, stored["inputs"], "inputs") if "inputs" in stored else None
     except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError, InputError) as error:
         raise InputError(f"{folder / WEIGHTS_CONFIG}: not the configuration of exported weights ({error})") from error
     if model is None:
@@ -68,6 +72,7 @@ def load_weights(
         model.load_state_dict(read_tensors(folder / WEIGHTS))
     except RuntimeError as error:
         raise InputError(f"{folder / WEIGHTS}: not of the model in {WEIGHTS_CONFIG} ({error})") from error
+    model.inputs = inputs
     return model.eval()
 
 

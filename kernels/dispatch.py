@@ -44,12 +44,17 @@ def _constant_reason(channels: int, device: str) -> str | None:
 def _why_no_compiled_blocks(channels: int, device: str) -> str | None:
     if device != "cpu":
         return "the compiled blocks run on a CPU alone"
-    reason = why_no_extension("window_chain", "cpu")
-    if reason is None and not extension.instruction_set():
-        reason = f"JEPA_FAST_CPU_ISA is {os.environ['JEPA_FAST_CPU_ISA']}, which this processor or build does not have"
+    reason = why_no_extension("window_chain", "cpu") or why_no_instruction_set()
     if reason is None and (channels % CHANNEL_STEP != 0 or not CHANNEL_STEP <= channels <= MOST_CHANNELS):
         reason = f"{channels} channels, the compiled blocks take multiples of {CHANNEL_STEP} up to {MOST_CHANNELS}"
     return reason
+
+
+def why_no_instruction_set() -> str | None:
+    """Why the compiled CPU kernels, which are there, have no instruction set to run on, or None."""
+    if extension.instruction_set():
+        return None
+    return f"JEPA_FAST_CPU_ISA is {os.environ['JEPA_FAST_CPU_ISA']}, which this processor or build does not have"
 
 
 @functools.cache

@@ -9,8 +9,9 @@ W2 [D, 4D]. float32 or float64; LayerNorm with eps 1e-5. Under bfloat16 autocast
 bfloat16 factors, h and its gradient are rounded to bfloat16; states, statistics and sums are float32 all the same.
 Dropout masks are those of `jepa_fast.kernels.dropout` for [B, S, 4D], bit for bit.
 
-The Triton kernels take float32 states, D in 16, 32, 64, 128, and actions of two numbers, on CUDA; everything else runs
-in plain PyTorch.
+The Triton kernels take float32 states, D in 16, 32, 64, 128, and actions of two numbers, on CUDA. The compiled CPU
+kernels (csrc/cpu/convnext/rollout_kernels.h) take any D and A; the same bits for any number of threads, and a
+trajectory's states do not depend on the others. Everything else, bfloat16 autocast on a CPU included, runs in plain PyTorch.
 Gradients of W1 and W2 are one matrix product each over all B S rows, those of vectors are sums in a fixed order:
 deterministic. Nothing is read back to the host.
 
@@ -258,6 +259,36 @@ def _rollout_backward_cuda(gradient: Tensor, first: Tensor, actions: Tensor, *ar
     return rollout_backward(gradient, first, actions, *arguments)
 
 
+@functools.cache
+def why_no_compiled() -> str | None:
+    """Why the compiled CPU kernels do not run, or None."""
+    return dispatch.why_no_extension("rollout_cpu", "cpu") or dispatch.why_no_instruction_set()
+
+
+def _rollout_cpu(
+    first: Tensor, actions: Tensor, clock: Tensor, weights: Sequence[Tensor], dropout: float, state_residual: bool,
+    gelu_first: bool, bfloat16: bool, keep: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    options = dropout, state_residual, gelu_first
+    reason = "bfloat16 autocast is on" if bfloat16 else why_no_compiled()
+    if reason is not None:
+        _announce_plain("cpu", reason)
+        return _rollout_plain(first, actions, clock, weights, *options, bfloat16, keep)
+    states: tuple[Tensor, ...] = torch.ops.jepa_fast.rollout_cpu(first, actions, clock, weights, *options, keep)
+    return states
+
+
+def _rollout_backward_cpu(
+    gradient: Tensor, first: Tensor, actions: Tensor, clock: Tensor, weights: Sequence[Tensor], states: Tensor,
+    hidden: Tensor, *arguments: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    arguments = gradient, first, actions, clock, weights, states, hidden, *arguments
+    if hidden.dtype == torch.bfloat16 or why_no_compiled() is not None:
+        return _rollout_backward_plain(*arguments)
+    gradients: tuple[Tensor, ...] = torch.ops.jepa_fast.rollout_cpu_backward(*arguments)
+    return gradients
+
+
 def _rollout_fake(
     first: Tensor, actions: Tensor, clock: Tensor, weights: Sequence[Tensor], dropout: float, state_residual: bool,
     gelu_first: bool, bfloat16: bool, keep: bool,
@@ -286,7 +317,7 @@ def _rollout_backward_fake(
 torch.library.define(OPERATOR, SCHEMA)
 torch.library.define(BACKWARD_OPERATOR, BACKWARD_SCHEMA)
 for _device, _forward_kernel, _backward_kernel in (
-    ("cpu", _rollout_plain, _rollout_backward_plain),
+    ("cpu", _rollout_cpu, _rollout_backward_cpu),
     ("cuda", _rollout_cuda, _rollout_backward_cuda),
 ):
     torch.library.register_kernel(OPERATOR, _device, _forward_kernel)

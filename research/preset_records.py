@@ -105,7 +105,7 @@ def results(preset: str) -> str:
 
 def measure(preset: str, seed: int, data: Path, run: Path) -> dict[str, Any]:
     """What one seed gives."""
-    flags: list[str | Path] = ["--preset", preset, "--seed", str(seed), "--data.path", data, "--out", run]
+    flags: list[str | Path] = ["--preset", preset, "--seed", str(seed), "--data", data, "--out", run]
     training = succeed("jepa_fast.train", *flags)
     succeed("jepa_fast.evaluate", run, "--seed", str(PROBE_SEED + seed))
     model = cast(PositionModel, jepa_fast.load(run))

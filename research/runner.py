@@ -196,7 +196,7 @@ class Runner:
 
     def _train(self, job: Job, folder: Path, resume: bool, log: Path, costs: Path) -> str | None:
         """Train to the end; gives why the run failed, None where it did not."""
-        flags: list[str | Path] = ["--preset", job.preset, "--seed", str(job.seed), "--data.path", self._data]
+        flags: list[str | Path] = ["--preset", job.preset, "--seed", str(job.seed), "--data", self._data]
         if self._study.steps is not None:
             flags += ["--steps", str(self._study.steps)]
         if self._study.batch_size is not None:

@@ -81,7 +81,7 @@ class Arguments:
     check: Path | None = None
     """A file of records to verify from their raw logs, in place of a run."""
     rescore: bool = False
-    """With --check: also probe the weights that the records keep, on the sets in --data.path."""
+    """With --check: also probe the weights that the records keep, on the sets in --data."""
 
 
 def main(arguments: Arguments) -> None:

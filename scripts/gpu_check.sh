@@ -132,7 +132,7 @@ PYTHON
 say "training, at $SECONDS s"
 train() {
   timeout "$(seconds 60)" "$python" -m jepa_fast.generate --out "$work/data" --trajectories 2048 &&
-    timeout "$(seconds 60)" "$python" -m jepa_fast.train --data.path "$work/data" --out "$work/run" --steps 200 \
+    timeout "$(seconds 60)" "$python" -m jepa_fast.train --data "$work/data" --out "$work/run" --steps 200 \
       --amp bf16 --device cuda --kernels triton
 }
 if train >> "$out/log.txt" 2>&1; then

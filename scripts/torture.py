@@ -109,7 +109,7 @@ def main(arguments: Arguments) -> None:
     with tempfile.TemporaryDirectory() as name:
         data, whole, killed = (Path(name, part) for part in ("data", "whole", "killed"))
         generate(data, trajectories=TRAJECTORIES, splits=("train",), workers=1)
-        flags = ["--data.path", str(data), "--data.batch-size", str(BATCH), "--steps", str(arguments.steps)]
+        flags = ["--data", str(data), "--data.batch-size", str(BATCH), "--steps", str(arguments.steps)]
         finish(start("--out", str(whole), *flags))
         process = start("--out", str(killed), *flags)
         for kill in range(arguments.kills):

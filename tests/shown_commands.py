@@ -69,7 +69,7 @@ STAND_INS = {
     r" --benchmark-json=\S+": "",
 }
 MEASURES = "measures for minutes"
-DATA = "--data.path data/full --data.batch-size 4"
+DATA = "--data data/full --data.batch-size 4"
 NARROW = "--model.channels 4 --model.blocks 1"
 # The first rule that matches is taken. OUT is a folder of the command's own that does not exist yet. A flag that is
 # added takes the place of the same flag in the command.
@@ -96,9 +96,11 @@ RULES = (
         r"python -m scripts\.triton_gates", skip="compiles every Triton kernel; tests/test_triton_gates.py runs parts"
     ),
     Rule(r"python -m scripts\.triton_floors"),
+    Rule(r"python -m jepa_fast\.export .*--onnx", skip="needs an extra; tests/test_inputs.py writes and compares them"),
     Rule(r"python -m jepa_fast\.generate", add="--trajectories 4 --workers 1 --out OUT"),
     Rule(r"python -m jepa_fast\.convert", add="--out OUT"),
     Rule(r"python -m jepa_fast\.export .*", add="--out OUT"),
+    Rule(r"python -m jepa_fast\.play", add="--out play.html"),
     Rule(r"python -m jepa_fast\.(verify|report|doctor)"),
     Rule(r"python -m jepa_fast\.evaluate", add="--no-floor"),
     Rule(r"scripts/profile\.sh", add=f"{DATA} {NARROW} --steps 4 --profile-window 2 4"),

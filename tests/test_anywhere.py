@@ -40,7 +40,7 @@ def test_splits_are_packed_on_several_processes(tmp_path: Path, system: str) -> 
 
 def test_a_run_is_trained_resumed_probed_and_reported(tmp_path: Path, two_rooms: Path) -> None:
     run = tmp_path / "run"
-    words = ("--data.path", two_rooms, "--steps", 6, "--data.batch-size", 8, "--checkpoint-minutes", 0)
+    words = ("--data", two_rooms, "--steps", 6, "--data.batch-size", 8, "--checkpoint-minutes", 0)
     commands = (
         ("jepa_fast.train", "--preset", "gated_features", *words, "--out", run),
         ("jepa_fast.train", "--resume", run),

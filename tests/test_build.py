@@ -78,6 +78,21 @@ def test_without_compiler_installs_plain_and_says_so_in_one_line(sources: Path, 
     assert ran.stderr.splitlines() == [
         "jepa_fast::vicreg on cpu runs in plain PyTorch: jepa_fast was installed without its compiled extension"
     ]
+    plays(target, tmp_path)
+
+
+def plays(installed: Path, place: Path) -> None:
+    """`jepa-fast play` works right after an installation, away from the sources."""
+    program = "import sys; from jepa_fast.commands import main; main(sys.argv[1:])"
+    environment = os.environ | {"PYTHONPATH": str(installed)}
+    script = installed / "bin" / "jepa-fast"
+    start = [str(script)] if script.exists() else [sys.executable, "-c", program]
+    page = place / "play.html"
+    done = subprocess.run(
+        [*start, "play", "--out", str(page)], cwd=place, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "gated_pixels" in page.read_text()
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
@@ -89,7 +104,13 @@ def test_wheel_holds_the_library_and_the_kernels_as_files(sources: Path, tmp_pat
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         kernel = archive.read("jepa_fast/kernels/vicreg.py")
+        archive.extractall(tmp_path / "site")
     assert {"jepa_fast/_C.abi3.so", "jepa_fast/py.typed"} <= names
+    data = {path for path in (ROOT / "jepa_fast").rglob("*") if path.suffix in {".html", ".css", ".js", ".safetensors"}}
+    assert {str(path.relative_to(ROOT)) for path in data} <= names
+    assert "jepa-fast = jepa_fast.commands:main" in next((tmp_path / "site").glob("*/entry_points.txt")).read_text()
+    assert wheel.stat().st_size < 1_500_000
+    plays(tmp_path / "site", tmp_path)
     assert not {name for name in names if not name.startswith(("jepa_fast/", "jepa_fast-"))}
     assert kernel == (ROOT / "kernels" / "vicreg.py").read_bytes()
 

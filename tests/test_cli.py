@@ -100,7 +100,7 @@ def test_damaged_data_is_named_and_left_as_it_is(tmp_path, data, capsys, monkeyp
     damage, named = FAULTS[fault]
     damage(data / "train")
     before = snapshot(data)
-    flags = ["--data.path", data, "--out", tmp_path / "run", "--data.batch-size", 8, "--steps", 6]
+    flags = ["--data", data, "--out", tmp_path / "run", "--data.batch-size", 8, "--steps", 6]
     verify = ["--data.verify"] if fault == "flipped byte" else []
     assert named in fails(capsys, monkeypatch, "train", *flags, *verify)
     assert snapshot(data) == before
@@ -109,7 +109,7 @@ def test_damaged_data_is_named_and_left_as_it_is(tmp_path, data, capsys, monkeyp
 def test_a_flipped_byte_is_found_before_the_run_folder_is_made(tmp_path, data, capsys, monkeypatch):
     flip(data / "train")
     fails(
-        capsys, monkeypatch, "train", "--data.path", data, "--out", tmp_path / "run", "--data.batch-size", 8,
+        capsys, monkeypatch, "train", "--data", data, "--out", tmp_path / "run", "--data.batch-size", 8,
         "--data.verify",
     )  # fmt: skip
     assert not (tmp_path / "run").exists()
@@ -118,7 +118,7 @@ def test_a_flipped_byte_is_found_before_the_run_folder_is_made(tmp_path, data, c
 @pytest.mark.parametrize(
     ("command", "flags", "named"),
     [
-        ("train", ["--data.path", "nowhere"], "nowhere/train/manifest.json"),
+        ("train", ["--data", "nowhere"], "nowhere/train/manifest.json"),
         ("train", ["--preset", "best"], "--preset: got 'best'"),
         ("train", ["--resume", "nowhere"], "nowhere/config.json"),
         ("train", ["--device", "cuda"], "--device: got 'cuda'"),
@@ -133,14 +133,14 @@ def test_bad_flags_are_named(tmp_path, two_rooms, capsys, monkeypatch, command, 
         flags = ["--preset", "best"]
         named = "--preset"
     monkeypatch.chdir(tmp_path)
-    if command == "train" and "--data.path" not in flags:
-        flags = [*flags, "--data.path", two_rooms]
+    if command == "train" and "--data" not in flags:
+        flags = [*flags, "--data", two_rooms]
     assert named in fails(capsys, monkeypatch, command, *flags)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unwritable_run_folder_is_named(tmp_path, two_rooms, capsys, monkeypatch):
-    error = fails(capsys, monkeypatch, "train", "--data.path", two_rooms, "--data.batch-size", 8, "--out", "/proc/run")
+    error = fails(capsys, monkeypatch, "train", "--data", two_rooms, "--data.batch-size", 8, "--out", "/proc/run")
     assert "--out: /proc/run cannot be written" in error
 
 
@@ -185,7 +185,7 @@ def test_train_without_data_generates_the_default_set_and_says_so(tmp_path, monk
     arguments = train.Arguments(steps=1, data=train.DataArguments(batch_size=4))
     with caplog.at_level("INFO"):
         train.main(arguments)
-    assert "no --data.path: using data/two_rooms, 64 generated trajectories" in caplog.text
+    assert "no --data: using data/two_rooms, 64 generated trajectories" in caplog.text
     manifest = tmp_path / "data" / "two_rooms" / "train" / MANIFEST_NAME
     assert json.loads(manifest.read_text())["trajectories"] == 64
     before = manifest.stat().st_mtime_ns
@@ -198,7 +198,7 @@ def test_python_m_runs_the_command_and_help_names_every_flag():
         [sys.executable, "-m", "jepa_fast.train", "--help"], capture_output=True, text=True, check=True
     )
     for flag in (
-        "--preset", "--amp", "--compile", "--device", "--steps", "--epochs", "--out", "--resume", "--data.path",
+        "--preset", "--amp", "--compile", "--device", "--steps", "--epochs", "--out", "--resume", "--data",
         "--data.loader", "--data.batch-size", "--kernels", "--seed", "--encoder.sparse", "--capture",
         "--on-collapse", "--profile", "--profile-window",
     ):  # fmt: skip

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jepa_fast.convert import convert
-from jepa_fast.data import array_files
-from jepa_fast.data.array_files import quantise
+from jepa_fast.data import conversion
+from jepa_fast.data.columns import quantise
 from jepa_fast.data.decoding import decoded_frames, stored_rows
 from jepa_fast.data.shards import open_split
 from jepa_fast.data.two_rooms import WORLD
@@ -52,7 +52,7 @@ def frames_of(folder):
 @pytest.mark.parametrize("kind", ["uint8", "float16", "float32", "float64", ">f4"])
 @pytest.mark.parametrize("encoding", ["window", "static", "dense"])
 def test_every_kind_of_states_comes_back(tmp_path, monkeypatch, kind, encoding):
-    monkeypatch.setattr(array_files, "CHUNK_ROWS", 7)
+    monkeypatch.setattr(conversion, "CHUNK_ROWS", 7)
     states, actions, locations = course_arrays()
     given_states = states if kind == "uint8" else (states * WORLD.scale).astype(kind)
     files = save(tmp_path / "course", given_states, actions.astype(np.float64), locations)
@@ -124,7 +124,7 @@ def test_a_scale_of_ones_own_is_taken_or_refused(tmp_path):
 def test_many_workers_write_the_same_bits(tmp_path, monkeypatch):
     states, actions, locations = course_arrays(40)
     files = save(tmp_path / "course", (states * WORLD.scale).astype(np.float32), actions, locations)
-    monkeypatch.setattr(array_files, "CHUNK_ROWS", 8)
+    monkeypatch.setattr(conversion, "CHUNK_ROWS", 8)
     assert convert(**files, out=tmp_path / "one", workers=1) == convert(**files, out=tmp_path / "two", workers=2)
 
 
@@ -163,13 +163,16 @@ def swap(which, convert_array):
             swap("states", lambda a: a[:, :, :1]),
             r"states\.npy: .* \[20, 17, 1, 65, 65\], expected the channels of --groups",
         ),
-        (swap("states", lambda a: a[0, 0]), r"states\.npy: found float32 \[2, 65, 65\], expected float or uint8 \[N"),
+        (
+            swap("states", lambda a: a[0, 0]),
+            r"states\.npy: found float32 \[2, 65, 65\], expected float, bool or uint8 \[N",
+        ),
         (swap("states", lambda a: np.repeat(a, 9, axis=2)), r"states\.npy: found shape .*, expected 1 to 16 channels"),
         (
             swap("states", lambda a: a[..., :2]),
             r"states\.npy: found shape .*, expected to be told whether channels are",
         ),
-        (swap("states", lambda a: a.astype(np.int32)), r"states\.npy: found int32 .*, expected float or uint8"),
+        (swap("states", lambda a: a.astype(np.int32)), r"states\.npy: found int32 .*, expected float, bool or uint8"),
         (swap("states", lambda a: a[:0]), r"states\.npy: found float32 \[0, .*, expected"),
         (swap("states", lambda a: a[:, :1]), r"states\.npy: found float32 \[20, 1, .*, expected .* T >= 2"),
         (swap("actions", lambda a: a[1:]), r"actions\.npy: found float32 \[19, 16, 2\], expected float \[20, 16, A\]"),
@@ -188,7 +191,7 @@ def swap(which, convert_array):
 )
 @pytest.mark.parametrize("rows", [6, 512])
 def test_wrong_arrays_are_refused_by_file_trajectory_and_step(tmp_path, monkeypatch, change, message, rows):
-    monkeypatch.setattr(array_files, "CHUNK_ROWS", rows)
+    monkeypatch.setattr(conversion, "CHUNK_ROWS", rows)
     states, actions, locations = course_arrays(20)
     arrays = {
         "states": (states * WORLD.scale).astype(np.float32),

@@ -87,8 +87,17 @@ def place(tmp_path_factory):
         "for locations in ('l', 'locations'):\n"
         "    np.save(locations, rng.uniform(5, 60, (4, 17, 2)).astype(np.float32))\n"
     )
+    arrays += (
+        "import h5py\n"
+        "lengths = np.array([5, 9, 20, 17] * 5)\n"
+        "with h5py.File('mine.h5', 'w') as file:\n"
+        "    file['ep_len'], file['ep_offset'] = lengths, np.cumsum(lengths) - lengths\n"
+        "    file['pixels'] = rng.integers(0, 256, (lengths.sum(), 32, 32, 3), np.uint8)\n"
+        "    file['action'] = rng.normal(size=(lengths.sum(), 2))\n"
+        "    file['proprio'] = rng.normal(size=(lengths.sum(), 4))\n"
+    )
     finish_block(arrays, place)
-    flags = f"--data.path data/full --data.batch-size 4 --steps {STEPS} --checkpoint-minutes 0"
+    flags = f"--data data/full --data.batch-size 4 --steps {STEPS} --checkpoint-minutes 0"
     finish("python -m jepa_fast.train --out runs/first", place, flags)
     max((place / "runs" / "first").glob("checkpoints/*")).unlink()
     for name in ("five", "gated_features"):

@@ -15,7 +15,7 @@ from packaging.specifiers import SpecifierSet
 
 import jepa_fast
 from jepa_fast import diagnosis, doctor
-from jepa_fast.data.shards import OTHER_FILES
+from jepa_fast.data.checks import OTHER_FILES
 from jepa_fast.diagnosis import Finding
 from jepa_fast.kernels import dispatch, extension
 

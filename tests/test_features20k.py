@@ -53,7 +53,7 @@ def test_seconds_of_training_make_the_error_fall_and_untrained_it_fails(tmp_path
 
 
 def test_a_killed_run_resumes_to_the_same_bits_and_goes_through_every_command(tmp_path, two_rooms, capsys):
-    flags = ("--preset", "features20k", "--data.path", two_rooms, "--data.batch-size", 6, "--steps", 25, "--seed", 5)
+    flags = ("--preset", "features20k", "--data", two_rooms, "--data.batch-size", 6, "--steps", 25, "--seed", 5)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
 
     def command(*arguments):

@@ -106,15 +106,15 @@ def test_a_preset_decides_which_fields_there_are():
         (["--model.channels"], "Missing value for argument '--model.channels'"),
         (["--optimizer.learning-rate", "-1"], "optimizer.learning_rate: got -1.0, expected a positive number"),
         (["--amp", "fp8"], "invalid choice 'fp8' for argument '--amp'"),
-        (["--steps", "2", "--epochs", "1", "--data.path", "DATA"], "--steps, --epochs: got both, expected at most one"),
-        (["--minutes", "0", "--data.path", "DATA"], "--minutes: got 0.0, expected a positive number"),
-        (["--epochs", "0", "--data.path", "DATA"], "--epochs: got 0.0, expected a positive number"),
+        (["--steps", "2", "--epochs", "1", "--data", "DATA"], "--steps, --epochs: got both, expected at most one"),
+        (["--minutes", "0", "--data", "DATA"], "--minutes: got 0.0, expected a positive number"),
+        (["--epochs", "0", "--data", "DATA"], "--epochs: got 0.0, expected a positive number"),
     ],
 )
 def test_a_bad_flag_is_one_line_and_status_2(monkeypatch, capsys, tmp_path, two_rooms, words, said):
     monkeypatch.chdir(tmp_path)
     words = [str(two_rooms) if word == "DATA" else word for word in words]
-    words = [*words, "--data.batch-size", "8"] if "--data.path" in words else words
+    words = [*words, "--data.batch-size", "8"] if "--data" in words else words
     monkeypatch.setattr(sys, "argv", ["train", *words])
     with pytest.raises(SystemExit) as stopped:
         cli.run(train.main, train.Arguments, "", train.defaults)
@@ -154,7 +154,7 @@ SMALL = ("--model.dim", 16, "--model.channels", 4, "--model.blocks", 1, "--data.
 def started(tmp_path_factory, two_rooms):
     """A run of eight steps that was made by flags."""
     folder = tmp_path_factory.mktemp("started") / "run"
-    flags = ("--data.path", two_rooms, "--out", folder, "--steps", 8, "--objective.gamma", 0.5, "--preset", "demo")
+    flags = ("--data", two_rooms, "--out", folder, "--steps", 8, "--objective.gamma", 0.5, "--preset", "demo")
     train.main(parse(*flags, *SMALL))
     return folder
 
@@ -247,9 +247,9 @@ def test_a_model_takes_its_groups_and_its_action_size_from_the_data(tmp_path):
             yield np.full((4, 3, 20, 24), shade, np.uint8), np.zeros((3, 7), np.float32)
 
     jf.pack(episodes(), tmp_path / "mine", workers=1)
-    config = train.resolve(parse("--data.path", tmp_path / "mine", "--data.batch-size", 4), "cpu", tmp_path / "mine")
+    config = train.resolve(parse("--data", tmp_path / "mine", "--data.batch-size", 4), "cpu", tmp_path / "mine")
     model = config.recipe.model
     assert sum(group.channels for group in model.groups) == 3
     assert model.action_size == 7
-    train.main(parse("--data.path", tmp_path / "mine", "--steps", 2, "--out", tmp_path / "run", *SMALL))
+    train.main(parse("--data", tmp_path / "mine", "--steps", 2, "--out", tmp_path / "run", *SMALL))
     assert jf.load(tmp_path / "run").action_size == 7

@@ -16,12 +16,7 @@ Tensor dropout_mask_cpu(std::vector<int64_t> shape, double rate, Tensor clock, i
       clock.numel() == 3 && clock.scalar_type() == ScalarType::Long, "dropout_mask: clock: expected int64 [3]");
   clock = torch::stable::contiguous(clock);
   const int64_t* const time = clock.const_data_ptr<int64_t>();
-  const auto low = [](int64_t value) { return static_cast<uint32_t>(value); };
-  const uint32_t seed = jepa_fast::mix_bits(low(time[0]) ^ jepa_fast::mix_bits(low(time[0] >> 32)));
-  const uint32_t first_key = jepa_fast::mix_bits(seed ^ jepa_fast::mix_bits(low(time[1]) ^ low(site << 24)));
-  const uint32_t second_key = jepa_fast::mix_bits(first_key ^ 0x9e3779b9u);
-  const auto threshold = static_cast<uint32_t>(static_cast<int64_t>(rate * 4294967296.0));
-  const auto scale = static_cast<float>(1.0 / (1.0 - rate));
+  const jepa_fast::DropoutKeys keys = jepa_fast::dropout_keys(time, site, rate);
   const Tensor mask = torch::stable::new_empty(
       clock, torch::headeronly::IntHeaderOnlyArrayRef(shape.data(), shape.size()), ScalarType::Float);
   const int64_t count = mask.numel();
@@ -29,7 +24,7 @@ Tensor dropout_mask_cpu(std::vector<int64_t> shape, double rate, Tensor clock, i
   const int64_t first = time[2] * (count / rows);
   float* const data = mask.mutable_data_ptr<float>();
   torch::stable::parallel_for(0, count, 1 << 15, [&](int64_t begin, int64_t end) {
-    jepa_fast::dropout_mask_cpu(first + begin, end - begin, first_key, second_key, threshold, scale, data + begin);
+    jepa_fast::dropout_mask_cpu(first + begin, end - begin, keys, data + begin);
   });
   return mask;
 }

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from jepa_fast.data.encoding import any_channel, bounding_boxes, common_window, cut_windows, paste_windows, upper_median
 from jepa_fast.data.manifest import ChannelGroup, FrameSpec, Shard
+from jepa_fast.data.windows import any_channel, bounding_boxes, common_window, cut_windows, paste_windows, upper_median
 from jepa_fast.data.writing import write_array
 
 # Beyond this many distinct images in a split, the search is given up: bases would not be few.

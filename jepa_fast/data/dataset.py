@@ -17,16 +17,21 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from jepa_fast.data.array_files import ArrayFiles, ChannelOrder, convert_files
 from jepa_fast.data.batches import to_values
+from jepa_fast.data.columns import ChannelOrder, Selection
+from jepa_fast.data.conversion import convert_columns
 from jepa_fast.data.decoding import decoded_frames, stored_rows
-from jepa_fast.data.encoding import SourceGroup
 from jepa_fast.data.manifest import Encoding, FrameSpec, check_name
+from jepa_fast.data.readers.arrays import ArrayFiles
 from jepa_fast.data.shards import Split, open_split
+from jepa_fast.data.sources import SourceGroup
 from jepa_fast.errors import InputError
 from jepa_fast.platforms import available_cores
 
 Targets = Mapping[str, ArrayLike]
+
+# What the columns of targets are called while episodes wait.
+TARGET = "target."
 
 
 class Trajectory(NamedTuple):
@@ -97,15 +102,16 @@ def pack(
     scale: float | None = None,
     encoding: Encoding = "window",
     workers: int | None = None,
+    validation: float | None = None,
 ) -> TrajectoryDataset:
-    """Write episodes of equal length as the split `out`, compare it with them, and open it.
+    """Write episodes of any length as the split `out`, compare it with them, and open it.
 
     They are taken one by one, and kept in a temporary folder beside `out` until they are packed.
 
     Args:
         episodes: frames, actions and, where there are some, targets of each. Frames are uint8, bool or any float,
-            [T, C, H, W], [T, H, W, C] or [T, H, W] of one channel; actions are float [T - 1, A] or [T - 1], or of
-            T, of which the last is left out; targets are float [T, size] or [T] by name.
+            [T, C, H, W], [T, H, W, C] or [T, H, W] of one channel; actions are numbers [T - 1, A] or [T - 1], or of
+            T, of which the last is left out; targets are numbers [T, size] or [T] by name.
         out: folder of the split; for training, the folder "train" of a data set.
         groups: names and numbers of channels that are stored and encoded in one way; by default one group of all.
         channels: whether channels stand first or last in a frame; by default found from the shape.
@@ -113,6 +119,7 @@ def pack(
         scale: value of one uint8 step; by default 1 for bytes, and for floats the 255th part of their range.
         encoding: the strongest codec to be used, as in `jepa_fast.data.packing.pack`.
         workers: processes; by default one for each core.
+        validation: share of the episodes that becomes `out`/val, beside `out`/train, which is then opened.
 
     Raises:
         InputError: naming the episode that does not fit the first, or a value that is not finite.
@@ -123,72 +130,62 @@ def pack(
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-episodes-", dir=out.parent) as folder:
         files = _spool(episodes, Path(folder))
         named = tuple(SourceGroup(check_name(name, "groups"), count) for name, count in groups)
-        states, actions, *targets = files
-        arrays = ArrayFiles(
-            states, actions, tuple((path.stem.removeprefix("target."), path) for path in targets), named, channels,
-            action_classes,
-        )  # fmt: skip
-        convert_files(arrays, out, scale, encoding, workers or available_cores())
-    return TrajectoryDataset(out)
+        targets = tuple((name.removeprefix(TARGET), name) for name in files.files if name.startswith(TARGET))
+        selection = Selection("frames", "actions", targets, named, channels, action_classes)
+        convert_columns(files, selection, out, scale, encoding, workers or available_cores(), validation)
+    return TrajectoryDataset(out if validation is None else out / "train")
 
 
-def _spool(episodes: Iterable[Any], folder: Path) -> list[Path]:
-    """Write episodes one after the other as whole arrays: the files of frames, actions and each target."""
+def _spool(episodes: Iterable[Any], folder: Path) -> ArrayFiles:
+    """Write episodes end to end: a file of frames, one of actions and one of each target."""
     files: dict[str, _GrowingArray] = {}
-    count = 0
     try:
         for number, episode in enumerate(episodes):
             frames, actions, *rest = episode
             targets = (rest[0] if rest else None) or {}
-            arrays = {"frames": _frames(frames), "actions": np.asarray(actions)}
-            arrays |= {f"target.{check_name(name, 'targets')}": _floats(values) for name, values in targets.items()}
+            arrays = {"frames": np.asarray(frames), "actions": np.asarray(actions)}
+            arrays |= {TARGET + check_name(name, "targets"): np.asarray(values) for name, values in targets.items()}
             if not files:
                 files = {name: _GrowingArray(folder / f"{name}.npy", array) for name, array in arrays.items()}
             if arrays.keys() != files.keys():
                 raise InputError(f"episode {number}: found {sorted(arrays)}, expected {sorted(files)} as in episode 0")
             for name, array in arrays.items():
                 files[name].append(array, f"episode {number}: {name}")
-            count = number + 1
         if not files:
             raise InputError("episodes: found none, expected at least one")
-        return [file.finish(count) for file in files.values()]
+        lengths = {name: np.array(file.lengths, np.int64) for name, file in files.items()}
+        return ArrayFiles({name: file.finish() for name, file in files.items()}, lengths)
     finally:
         for file in files.values():
             file.close()
 
 
-def _frames(values: ArrayLike) -> NDArray[Any]:
-    array = np.asarray(values)
-    return array.astype(np.uint8) if array.dtype == np.bool_ else array
-
-
-def _floats(values: ArrayLike) -> NDArray[Any]:
-    array = np.asarray(values)
-    return array if array.dtype.kind == "f" else array.astype(np.float64)
-
-
 class _GrowingArray:
-    """A .npy file that gets longer row by row."""
+    """A .npy file that gets longer episode by episode, and the number of rows of each."""
 
     def __init__(self, path: Path, first: NDArray[Any]) -> None:
-        self._path, self._shape, self._dtype = path, first.shape, first.dtype
-        if self._dtype.kind not in "fiu":
-            raise InputError(f"episode 0: {path.stem}: found {self._dtype}, expected numbers")
+        self._path, self._shape, self._dtype = path, first.shape[1:], first.dtype
+        self.lengths: list[int] = []
+        if self._dtype.kind not in "fiub" or not first.ndim:
+            raise InputError(
+                f"episode 0: {path.stem}: found {self._dtype} {list(first.shape)}, expected numbers [T, ...]"
+            )
         self._file = path.open("wb")
         self._write_header(0)
         self._start = self._file.tell()
 
     def append(self, array: NDArray[Any], what: str) -> None:
-        """Write one row of the type and shape of the first."""
-        if array.shape != self._shape or array.dtype != self._dtype:
-            expected = f"{self._dtype} {list(self._shape)} as in episode 0"
+        """Write one episode, whose rows are of the type and shape of the first one's."""
+        if not array.ndim or array.shape[1:] != self._shape or array.dtype != self._dtype:
+            expected = f"{self._dtype} {['T', *self._shape]} as in episode 0".replace("'", "")
             raise InputError(f"{what}: found {array.dtype} {list(array.shape)}, expected {expected}")
         self._file.write(np.ascontiguousarray(array).data)
+        self.lengths.append(len(array))
 
-    def finish(self, rows: int) -> Path:
+    def finish(self) -> Path:
         """The whole file."""
         self._file.seek(0)
-        self._write_header(rows)
+        self._write_header(sum(self.lengths))
         # NumPy leaves room in a header for a first axis of any length.
         assert self._file.tell() == self._start
         self._file.close()

@@ -5,16 +5,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jepa_fast.data.encoding import paste_windows
 from jepa_fast.data.shards import Split
+from jepa_fast.data.windows import paste_windows
 
 UInt8 = NDArray[np.uint8]
 
 
 def stored_rows(split: Split, field: str, indices: NDArray[np.int64]) -> NDArray[Any]:
-    """Rows of a stored field for ascending `indices`, in fresh memory."""
-    stored = split.spec.fields()[field]
-    out: NDArray[Any] = np.empty((len(indices), *stored.shape), stored.dtype)
+    """Rows of a stored field for ascending `indices`, in fresh memory.
+
+    Raises:
+        InputError: they are trajectories of different lengths.
+    """
+    shape = split.row_shape(field, split.length(indices))
+    out: NDArray[Any] = np.empty((len(indices), *shape), split.manifest.spec.fields()[field].dtype)
     split.take(field, indices, out)
     return out
 
@@ -23,7 +27,7 @@ def decoded_group(split: Split, number: int, indices: NDArray[np.int64]) -> UInt
     """Images uint8 [n, T, c, H, W] of a group of channels for ascending `indices`; what is stored once is a view."""
     spec, group = split.spec, split.spec.groups[number]
     pixels = stored_rows(split, f"{group.name}.pixels", indices)
-    shape = (len(indices), spec.frames, group.channels, spec.height, spec.width)
+    shape = (len(indices), split.length(indices), group.channels, spec.height, spec.width)
     if group.codec == "static":
         return np.broadcast_to(pixels[:, None], shape)
     if group.codec == "dense":

@@ -1,6 +1,7 @@
-"""The manifest of a split: what its shards hold, as frozen dataclasses and as JSON (schema version 2).
+"""The manifest of a split: what its shards hold, as frozen dataclasses and as JSON (schema versions 2 and 3).
 
 `manifest.json` is the only entry point of a split and is written last, so a folder without one holds nothing to read.
+Version 3 is what trajectories of different lengths are written in, end to end; all others are written in version 2.
 Splits of version 1 are read as well (`jepa_fast.data.two_rooms.version1`).
 """
 
@@ -9,106 +10,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
+from jepa_fast.data.frame_spec import Base as Base
+from jepa_fast.data.frame_spec import ChannelGroup as ChannelGroup
+from jepa_fast.data.frame_spec import Codec as Codec
+from jepa_fast.data.frame_spec import Field as Field
+from jepa_fast.data.frame_spec import FrameSpec as FrameSpec
+from jepa_fast.data.frame_spec import Unit as Unit
 from jepa_fast.data.two_rooms import version1
 from jepa_fast.errors import InputError
 
 SCHEMA = "jepa_fast.trajectories"
-VERSION = 2
+EQUAL_LENGTHS, END_TO_END = 2, 3  # versions
 MANIFEST_NAME = "manifest.json"
 
-Codec = Literal["static", "window", "dense"]
-Base = Literal["black", "images", "own"]
 # The strongest codec that a packer may use.
 Encoding = Literal["window", "static", "dense"]
 Value = TypeVar("Value")
 
 MOST_CHANNELS = 16
-# Corners up to here are stored as bytes.
-BYTE_CORNERS = 256
 # Names that would make fields of a group look like others.
-RESERVED = ("actions", "target")
-
-
-@dataclass(frozen=True)
-class Field:
-    """One stored array: its NumPy type string and the shape of one row."""
-
-    dtype: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class ChannelGroup:
-    """Channels of a frame that lie side by side and are stored, and encoded, in one way.
-
-    Attributes:
-        name: a Python identifier, such as "rgb".
-        channels: c.
-        codec: "static": one image per trajectory; "window": one window per frame over a base; "dense": every frame.
-        window: (h, w) of the windows; of a static image, of the window in which it differs from its base; else None.
-        base: what windows lie on: "black", bytes of 0; "images", one of the data set's base images; "own", the
-            trajectory's own background; None without windows.
-    """
-
-    name: str
-    channels: int
-    codec: Codec
-    window: tuple[int, int] | None = None
-    base: Base | None = None
-
-
-@dataclass(frozen=True)
-class FrameSpec:
-    """What the frames of one split look like: everything a Batch does not carry itself.
-
-    Attributes:
-        frames: T, frames per trajectory.
-        height: H, in pixels.
-        width: W, in pixels.
-        scale: value of one uint8 step; image = uint8 * scale + offset.
-        groups: the channels [C, H, W] of a frame, in order.
-        action_size: A.
-        targets: name and size of the arrays float32 [N, T, size] that probes may be fitted to.
-        offset: value of byte 0.
-    """
-
-    frames: int
-    height: int
-    width: int
-    scale: float
-    groups: tuple[ChannelGroup, ...]
-    action_size: int
-    targets: tuple[tuple[str, int], ...] = ()
-    offset: float = 0.0
-
-    @property
-    def channels(self) -> int:
-        """C, over all groups."""
-        return sum(group.channels for group in self.groups)
-
-    def index(self, name: str) -> int:
-        """The number of the group `name`. Raises LookupError where there is none."""
-        return {group.name: number for number, group in enumerate(self.groups)}[name]
-
-    def fields(self) -> dict[str, Field]:
-        """Every stored field by name. A row is a trajectory, except in `<group>.base`: one base image per row."""
-        corner = "|u1" if max(self.height, self.width) <= BYTE_CORNERS else "<i2"
-        fields = {}
-        for group in self.groups:
-            name, image = group.name, (group.channels, self.height, self.width)
-            pixels = (group.channels, *group.window) if group.codec == "window" and group.window else image
-            fields[f"{name}.pixels"] = Field("|u1", pixels if group.codec == "static" else (self.frames, *pixels))
-            if group.window is not None:
-                fields[f"{name}.corner"] = Field(corner, (2,) if group.codec == "static" else (self.frames, 2))
-            if group.base == "images":
-                fields[f"{name}.base_index"] = Field("<i4", ())
-                fields[f"{name}.base"] = Field("|u1", image)
-            if group.base == "own":
-                fields[f"{name}.background"] = Field("|u1", image)
-        fields["actions"] = Field("<f4", (self.frames - 1, self.action_size))
-        for name, size in self.targets:
-            fields[f"target.{name}"] = Field("<f4", (self.frames, size))
-        return fields
+RESERVED = ("actions", "target", "length")
 
 
 @dataclass(frozen=True)
@@ -140,7 +61,7 @@ class Manifest:
         trajectories: N.
         spec: geometry and stored fields.
         shards: in order of trajectories.
-        version: of the schema that it was read in, or is to be written in.
+        version: 1 where that is what it was read in; by default that of what it holds.
     """
 
     source: dict[str, Any]
@@ -148,7 +69,11 @@ class Manifest:
     trajectories: int
     spec: FrameSpec
     shards: tuple[Shard, ...]
-    version: int = VERSION
+    version: int = 0
+
+    def __post_init__(self) -> None:
+        if self.version != 1:
+            object.__setattr__(self, "version", EQUAL_LENGTHS if self.spec.shortest is None else END_TO_END)
 
     def header(self) -> "Manifest":
         """The same without shards: equal headers mean interchangeable shards."""
@@ -161,18 +86,19 @@ class Manifest:
         return {name: value for name, value in record.items() if name not in ("version", "fields", "shards")}
 
     def to_json(self) -> str:
-        """The manifest as JSON text in the present version; the same manifest always gives the same bytes."""
+        """The manifest as JSON text of version 2 or 3; the same manifest always gives the same bytes."""
         return json.dumps(self._record(), indent=1) + "\n"
 
     def _record(self) -> dict[str, Any]:
         spec = self.spec
         record = {
             "schema": SCHEMA,
-            "version": VERSION,
+            "version": EQUAL_LENGTHS if spec.shortest is None else END_TO_END,
             "source": self.source,
             "encoding": self.encoding,
             "trajectories": self.trajectories,
             "frames": spec.frames,
+            **({} if spec.shortest is None else {"shortest": spec.shortest}),
             "height": spec.height,
             "width": spec.width,
             "scale": spec.scale,
@@ -199,7 +125,7 @@ class Manifest:
     def stored_field(self, name: str) -> Field:
         """How the files of this split hold the field `name`."""
         field = self.spec.fields()[name]
-        return field if self.version == VERSION else version1.stored_field(name, field)
+        return version1.stored_field(name, field) if self.version == 1 else field
 
     @staticmethod
     def parse(text: bytes, path: Path) -> "Manifest":
@@ -270,7 +196,7 @@ class _Parser:
     def manifest(self, record: Any) -> Manifest:
         self.require(self.get(record, "schema", str) == SCHEMA, "schema", self.get(record, "schema", str), SCHEMA)
         version = self.get(record, "version", int)
-        self.require(version in (1, VERSION), "version", version, f"1 or {VERSION} (written by another release?)")
+        self.require(version in (1, 2, 3), "version", version, "1, 2 or 3 (written by another release?)")
         if version == 1:
             try:
                 record = version1.upgraded(record)
@@ -278,7 +204,8 @@ class _Parser:
                 raise InputError(f"{self.path}: not a whole manifest of version 1 ({error!r})") from None
         count = self.count(record, "trajectories", 1)
         encoding: Encoding = self.choice(record, "encoding", get_args(Encoding))
-        manifest = Manifest(self.get(record, "source", dict), encoding, count, self.spec(record), (), version)
+        spec = self.spec(record, ragged=version == END_TO_END)
+        manifest = Manifest(self.get(record, "source", dict), encoding, count, spec, (), version)
         self.fields(record, manifest)
         shards: list[Shard] = []
         for index, entry in enumerate(self.get(record, "shards", list)):
@@ -289,7 +216,7 @@ class _Parser:
             )
         return replace(manifest, shards=tuple(shards))
 
-    def spec(self, record: object) -> FrameSpec:
+    def spec(self, record: object, ragged: bool) -> FrameSpec:
         height, width = self.count(record, "height", 1), self.count(record, "width", 1)
         groups = [
             self.group(entry, f"groups[{index}].", (height, width))
@@ -304,8 +231,13 @@ class _Parser:
             at = f"targets[{index}]."
             targets.append((self.name(entry, at), self.count(entry, "size", 1, at)))
         self.require(len(dict(targets)) == len(targets), "targets", targets, "names that differ")
+        frames, shortest = self.count(record, "frames", 2), None
+        if ragged:
+            shortest = self.count(record, "shortest", 2)
+            self.require(shortest < frames, "shortest", shortest, f"less than {frames}, the longest")
         return FrameSpec(
-            frames=self.count(record, "frames", 2),
+            frames=frames,
+            shortest=shortest,
             height=height,
             width=width,
             scale=self.get(record, "scale", float),
@@ -360,7 +292,12 @@ class _Parser:
             name = self.get(entry, "name", str, inside)
             self.require(Path(name).name == name, inside + "name", name, "a file name without folders")
             file_rows = self.count(entry, "rows", 1, inside)
-            self.require(field.endswith(".base") or file_rows == rows, inside + "rows", file_rows, str(rows))
             size, digest = self.count(entry, "bytes", 1, inside), self.get(entry, "sha256", str, inside)
             files[field] = FileRecord(name, file_rows, size, digest)
+        rows_of: dict[Unit, int] = {"trajectory": rows, "frame": rows, "action": rows}
+        if manifest.spec.shortest is not None:
+            rows_of |= {"action": files["actions"].rows, "frame": files["actions"].rows + rows}
+        for field, file in files.items():
+            expected = rows_of.get(manifest.spec.unit(field), file.rows)
+            self.require(file.rows == expected, f"{at}files.{field}.rows", file.rows, str(expected))
         return Shard(first, rows, files)

@@ -1,8 +1,8 @@
 """Writing splits: `pack` turns a source of frames into shards, on many processes, restartable, always the same bits.
 
 Every shard leaves a record beside it when its files are durable; a killed run finds the records and goes on after them.
-The manifest comes last. A group of channels is stored in one way throughout a split: frames that do not fit start the
-split again with the next weaker one.
+The manifest comes last. A group of channels is stored in one way throughout a split. Which one is guessed from the
+first trajectories; where a frame does not fit, all of them are looked at, and the split is written once more.
 """
 
 import json
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import get_args
 
@@ -20,22 +21,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jepa_fast.data.bases import share_bases
-from jepa_fast.data.encoding import (
-    Chunk,
-    Encoded,
+from jepa_fast.data.checks import verify_shard
+from jepa_fast.data.encoding import Encoded, Misfit, encode, encode_chunk
+from jepa_fast.data.layouts import (
     Layout,
-    Misfit,
-    Source,
+    Needs,
     changed_share,
-    cheapest,
-    check_chunk,
+    counted_work,
     dense_spec,
-    encode,
-    encode_chunk,
     first_layout,
-    size_text,
+    fitted,
+    merged_needs,
+    needs_of,
     stored_bytes,
-    strength,
+    trajectory_bytes,
 )
 from jepa_fast.data.manifest import (
     MANIFEST_NAME,
@@ -45,12 +44,14 @@ from jepa_fast.data.manifest import (
     FrameSpec,
     Manifest,
     Shard,
+    Unit,
     check_name,
     first_difference,
 )
 from jepa_fast.data.parallel import ordered_map
-from jepa_fast.data.shards import verify_shard
+from jepa_fast.data.sources import Chunk, Source, check_chunk
 from jepa_fast.data.two_rooms import version1
+from jepa_fast.data.windows import size_text
 from jepa_fast.data.writing import ArrayWriter, locked, require_space, sync_folder, write_array, write_text
 from jepa_fast.errors import InputError
 from jepa_fast.progress import Progress
@@ -59,9 +60,11 @@ from jepa_fast.progress import Progress
 CHUNK_ROWS = 512
 CHUNK_BYTES = 40_000_000
 SHARD_BYTES = 250_000_000
+# Chunks are multiples of 64 trajectories where at least so many fit.
+LEAST_CHUNK = 16
 
 OWN_FILE = re.compile(
-    rf"(\w+\.(pixels|corner|base_index|base|background)|target\.\w+|{'|'.join(version1.NAMES)})-\d{{5}}\.npy(\.tmp)?"
+    rf"(\w+\.(pixels|corner|base_index|base|background)|target\.\w+|length|{'|'.join(version1.NAMES)})-\d{{5}}\.npy(\.tmp)?"
     r"|shard-\d{5}\.json(\.tmp)?|manifest\.json\.tmp"
 )
 
@@ -82,8 +85,7 @@ def pack(
         source: picklable for more than one worker.
         folder: made where missing.
         encoding: the strongest codec to be used: "window": windows, and once what does not change; "static": whole
-            frames, and once what does not change; "dense": every frame whole. What the data does not allow is stored
-            in the next weaker way, with one log line.
+            frames, and once what does not change; "dense": every frame whole. The log says what the data allowed.
         workers: processes that compute and encode; 1 works in this one.
         shard_rows: trajectories per shard; by default about 0.25 GB.
         label: name for the progress bar and the log; by default the folder's.
@@ -117,8 +119,11 @@ class _Packing:
         self.shard_rows = shard_rows
         self.label = label
         channels = sum(group.channels for group in source.groups)
-        frame_bytes = source.frames * channels * source.height * source.width
-        self.chunk_rows = min(CHUNK_ROWS, _multiple(64, CHUNK_BYTES // frame_bytes))
+        self.frame_bytes = channels * source.height * source.width
+        fitting = CHUNK_BYTES // (source.frames * self.frame_bytes)
+        # Generators may draw in blocks of 64.
+        self.chunk_rows = min(CHUNK_ROWS, _multiple(64, fitting) if fitting >= LEAST_CHUNK else max(1, fitting))
+        self.lengths = source.lengths
         # As it reads back from JSON, so that it can be compared with what was read.
         self.description = json.loads(json.dumps(source.description))
 
@@ -130,15 +135,17 @@ class _Packing:
             self._discard(_names(finished))
             return finished
         began = time.perf_counter()
-        first = self.source.chunk(0, min(self.chunk_rows, self.source.count))
+        first = self.source.chunk(0, self._cuts(0, self.source.count)[1])
         layout = self._first_layout(first)
         for record in self._records():
-            if record.header() == self._header(record.spec) and _weakness(record.spec) > _weakness(layout.spec):
+            if record.header() == self._header(record.spec) and record.spec != layout.spec:
+                # An earlier run has looked at all trajectories.
                 layout = replace(layout, spec=record.spec)
         shards = self._write_shards(layout)
-        while isinstance(shards, Misfit):
-            layout = self._weaken(layout, shards, logging.INFO)
+        if isinstance(shards, Misfit):
+            layout = self._refitted(layout, shards)
             shards = self._write_shards(layout)
+            assert not isinstance(shards, Misfit), shards
         shards, spec = share_bases(self.folder, shards, layout.spec, layout.square, self.source.count)
         manifest = replace(self._header(spec), shards=tuple(shards))
         write_text(self.folder / MANIFEST_NAME, manifest.to_json())
@@ -147,18 +154,16 @@ class _Packing:
         speed = self.source.count / seconds
         log.info("%s: %d trajectories in %.1f s (%.0f/s)", self.label, self.source.count, seconds, speed)
         for index, group in enumerate(spec.groups):
-            self._tell(manifest, group, first.groups[index])
+            self._tell(manifest, layout, group, first, index)
         return manifest
 
-    def _tell(self, manifest: Manifest, group: ChannelGroup, sample: NDArray[np.uint8]) -> None:
+    def _tell(self, manifest: Manifest, layout: Layout, group: ChannelGroup, sample: Chunk, index: int) -> None:
         """One line for the log: how a group is stored, why, and what that saves."""
-        spec = manifest.spec
-        bases = (
-            max((shard.files[f"{group.name}.base"].rows for shard in manifest.shards), default=0)
-            if (group.base == "images")
-            else 0
-        )
-        over = {None: "", "black": "black", "images": f"{bases} base images", "own": "each trajectory's background"}
+        bases = ""
+        if group.base == "images":
+            held = max(shard.files[f"{group.name}.base"].rows for shard in manifest.shards)
+            bases = f"{held} base image{'s' * (held > 1)}"
+        over = {None: "", "black": "black", "images": bases, "own": "each trajectory's background"}
         if group.codec == "static":
             what = "one image per trajectory"
             if group.window is not None:
@@ -167,11 +172,17 @@ class _Packing:
             what = f"windows of {size_text(group.window)} pixels over {over[group.base]}"
         else:
             what = "every frame"
-            if self.encoding != "dense" and sample.ndim == 5:
-                what += f", as {100 * changed_share(sample):.0f}% of the pixels differ from the background"
-        dense = stored_bytes(spec, ChannelGroup(group.name, group.channels, "dense"))
-        share = 100 * stored_bytes(spec, group) / dense
-        log.info("%s: %s: %s, %.1f%% of the bytes of whole frames", self.label, group.name, what, share)
+            if self.encoding != "dense":
+                what += (
+                    f", as {100 * changed_share(sample, index):.0f}% of the pixels change from one frame to the next"
+                )
+        dense = ChannelGroup(group.name, group.channels, "dense")
+        share = 100 * stored_bytes(layout, group) / stored_bytes(layout, dense)
+        work = 100 * counted_work(layout, group) / counted_work(layout, dense)
+        log.info(
+            "%s: %s: %s, %.1f%% of the bytes of whole frames, %.1f%% of an encoder's work on them",
+            self.label, group.name, what, share, work,
+        )  # fmt: skip
 
     def _header(self, spec: FrameSpec) -> Manifest:
         return Manifest(self.description, self.encoding, self.source.count, spec, ())
@@ -204,55 +215,80 @@ class _Packing:
 
     def _first_layout(self, chunk: Chunk) -> Layout:
         """The strongest layout that the first chunk allows."""
-        check_chunk(chunk, 0, len(chunk.actions), dense_spec(self.source))
+        rows = len(chunk.actions) if chunk.lengths is None else len(chunk.lengths)
+        check_chunk(chunk, 0, rows, dense_spec(self.source))
         layout = first_layout(self.source, self.encoding, chunk)
-        while isinstance(outcome := encode_chunk(chunk, 0, len(chunk.actions), layout), Misfit):
-            # The first guess is made from a few trajectories: that is measuring, not falling back.
-            layout = self._weaken(layout, outcome, logging.DEBUG)
+        if isinstance(encode_chunk(chunk, 0, rows, layout), Misfit):
+            # The first guess is made from a few trajectories.
+            layout = fitted(layout, needs_of((block for _, block in chunk.blocks()), layout))
         return layout
 
-    def _weaken(self, layout: Layout, misfit: Misfit, level: int) -> Layout:
-        old, new = layout.spec.groups[misfit.group], cheapest(layout.spec, misfit.fitting)
-        log.log(
-            level,
-            "%s: trajectory %d, step %d: %s: %s: %s is stored as %s",
-            self.label,
-            misfit.trajectory,
-            misfit.step,
-            old.name,
-            misfit.reason,
-            old.name,
-            "whole frames" if new.window is None else f"windows of {size_text(new.window)} pixels over {new.base}",
-        )
-        return layout.with_group(misfit.group, new)
+    def _refitted(self, layout: Layout, misfit: Misfit) -> Layout:
+        """The cheapest layout that all trajectories fit, where one does not fit `layout`."""
+        tasks = list(pairwise(self._cuts(0, self.source.count)))
+        with (
+            ordered_map(partial(_look_task, self.source, layout), tasks, self.workers) as found_needs,
+            Progress(f"codecs of {self.label}", self.source.count, "trajectories") as progress,
+        ):
+            needs = []
+            for (first, stop), need in zip(tasks, found_needs, strict=True):
+                needs.append(need)
+                progress.update(stop - first)
+        found = fitted(layout, merged_needs(needs))
+        for index, (old, new) in enumerate(zip(layout.spec.groups, found.spec.groups, strict=True)):
+            if old != new:
+                what = "whole frames"
+                if new.window is not None:
+                    what = f"windows of {size_text(new.window)} pixels over {new.base}"
+                where = f"trajectory {misfit.trajectory}, step {misfit.step}: {old.name}: {misfit.reason}: "
+                log.info("%s: %s%s is stored as %s", self.label, where * (index == misfit.group), new.name, what)
+        return found
+
+    def _cuts(self, first: int, stop: int) -> list[int]:
+        """Where to cut trajectories `first` to `stop - 1` into tasks."""
+        if self.lengths is None:
+            return [*range(first, stop, self.chunk_rows), stop]
+        sizes = self.lengths[first:stop] * self.frame_bytes
+        return [first + cut for cut in cut_by_bytes(sizes, CHUNK_BYTES, CHUNK_ROWS)]
+
+    def _shard_cuts(self, layout: Layout) -> list[int]:
+        """Where shards begin, and N."""
+        count, row_bytes = self.source.count, trajectory_bytes(layout.spec, layout.frames)
+        rows = self.shard_rows
+        if rows is None and self.lengths is not None:
+            share = row_bytes / (layout.frames * self.frame_bytes)
+            cuts = cut_by_bytes(self.lengths * self.frame_bytes, int(SHARD_BYTES / share), count)
+        else:
+            rows = rows or _multiple(self.chunk_rows, int(SHARD_BYTES // row_bytes))
+            cuts = [*range(0, count, rows), count]
+        if len(cuts) > 100_001:
+            found = f"{rows or SHARD_BYTES} gives {len(cuts) - 1} shards"
+            raise InputError(f"{self.label}: shard_rows: {found}, expected at most 100000")
+        return cuts
 
     def _write_shards(self, layout: Layout) -> list[Shard] | Misfit:
         """Write every shard that an earlier run did not finish, or tell the first frame that does not fit."""
-        fields = _row_fields(layout)
-        row_bytes = sum(np.dtype(field.dtype).itemsize * int(np.prod(field.shape)) for field in fields.values())
-        rows = self.shard_rows or _multiple(self.chunk_rows, SHARD_BYTES // row_bytes)
-        starts = range(0, self.source.count, rows)
-        if len(starts) > 100_000:
-            raise InputError(f"{self.label}: shard_rows: {rows} gives {len(starts)} shards, expected at most 100000")
-        stops = {first: min(first + rows, self.source.count) for first in starts}
+        cuts = self._shard_cuts(layout)
+        starts, stops = cuts[:-1], dict(pairwise(cuts))
+        numbers = {first: number for number, first in enumerate(starts)}
         kept = self._keep_shards(layout, stops)
-        records = {f"shard-{first // rows:05d}.json" for first in kept}
+        records = {f"shard-{numbers[first]:05d}.json" for first in kept}
         self._discard(records | _names(replace(self._header(layout.spec), shards=tuple(kept.values()))))
         missing = [first for first in starts if first not in kept]
-        require_space(self.folder, row_bytes * sum(stops[first] - first for first in missing))
-        tasks = [
-            (low, min(low + self.chunk_rows, stops[first]))
-            for first in missing
-            for low in range(first, stops[first], self.chunk_rows)
-        ]
+        frames = sum(self._frames(first, stops[first]) for first in missing)
+        rows = sum(stops[first] - first for first in missing)
+        per_frame = trajectory_bytes(layout.spec, 2) - trajectory_bytes(layout.spec, 1)
+        require_space(self.folder, int(rows * trajectory_bytes(layout.spec, 0) + frames * per_frame))
+        tasks = [part for first in missing for part in pairwise(self._cuts(first, stops[first]))]
         work = partial(_encode_task, self.source, layout)
-        done = self.source.count - sum(stops[first] - first for first in missing)
+        is_copy = self.source.mapped and all(group.codec == "dense" for group in layout.spec.groups)
+        done = self.source.count - rows
         with (
-            ordered_map(work, tasks, self.workers) as chunks,
+            ordered_map(work, tasks, 1 if is_copy else self.workers) as chunks,
             Progress(f"packing {self.label}", self.source.count, "trajectories", done) as progress,
         ):
             for first in missing:
-                shard = self._write_shard(first // rows, first, stops[first], layout, chunks, progress)
+                shard = self._write_shard(numbers[first], first, stops[first], layout, chunks, progress)
                 if isinstance(shard, Misfit):
                     return shard
                 kept[first] = shard
@@ -262,12 +298,15 @@ class _Packing:
         self, index: int, first: int, stop: int, layout: Layout, chunks: Iterator[Encoded | Misfit], progress: Progress
     ) -> Shard | Misfit:
         """Write the next chunks as one shard, then its record."""
-        rows = stop - first
+        rows, frames = stop - first, self._frames(first, stop)
+        lengths: dict[Unit, int] = {"trajectory": rows, "frame": rows, "action": rows}
+        if self.lengths is not None:
+            lengths |= {"frame": frames, "action": frames - rows}
         with ExitStack() as stack:
-            writers = {
-                name: stack.enter_context(ArrayWriter(self.folder / f"{name}-{index:05d}.npy", field, rows))
-                for name, field in _row_fields(layout).items()
-            }
+            writers = {}
+            for name, field in _row_fields(layout).items():
+                path = self.folder / f"{name}-{index:05d}.npy"
+                writers[name] = stack.enter_context(ArrayWriter(path, field, lengths[layout.spec.unit(name)]))
             written = 0
             while written < rows:
                 encoded = next(chunks)
@@ -275,8 +314,9 @@ class _Packing:
                     return encoded
                 for name, writer in writers.items():
                     writer.write(np.ascontiguousarray(encoded[name]))
-                written += len(encoded["actions"])
-                progress.update(len(encoded["actions"]))
+                done = len(encoded["actions"] if self.lengths is None else encoded["length"])
+                written += done
+                progress.update(done)
             files = {name: writer.finish() for name, writer in writers.items()}
         for group, image in zip(layout.spec.groups, layout.images, strict=True):
             if group.base == "images":
@@ -287,6 +327,12 @@ class _Packing:
         record = replace(self._header(layout.spec), shards=(shard,))
         write_text(self.folder / f"shard-{index:05d}.json", record.to_json())
         return shard
+
+    def _frames(self, first: int, stop: int) -> int:
+        """Frames of the trajectories `first` to `stop - 1`."""
+        if self.lengths is None:
+            return (stop - first) * self.source.frames
+        return int(self.lengths[first:stop].sum())
 
     def _keep_shards(self, layout: Layout, stops: dict[int, int]) -> dict[int, Shard]:
         """Shards of an earlier run that belong to this split and still have the recorded bits, by first trajectory."""
@@ -318,15 +364,29 @@ def _encode_task(source: Source, layout: Layout, task: tuple[int, int]) -> Encod
     return encode(source, *task, layout)
 
 
+def _look_task(source: Source, layout: Layout, task: tuple[int, int]) -> tuple[Needs, ...]:
+    chunk = source.chunk(*task)
+    check_chunk(chunk, task[0], task[1] - task[0], layout.spec)
+    return needs_of((block for _, block in chunk.blocks()), layout)
+
+
+def cut_by_bytes(sizes: NDArray[np.int64], most: int, rows: int) -> list[int]:
+    """Where to cut things of these sizes in bytes, so that parts hold at most so many bytes and so many of them.
+
+    From 0 to their number; what is larger by itself is a part by itself.
+    """
+    cuts, total = [0], 0
+    for number, size in enumerate(sizes.tolist()):
+        total += size
+        if number > cuts[-1] and (total > most or number - cuts[-1] == rows):
+            cuts.append(number)
+            total = size
+    return [*cuts, len(sizes)]
+
+
 def _row_fields(layout: Layout) -> dict[str, Field]:
     """The fields of which every trajectory has a row."""
     return {name: field for name, field in layout.spec.fields().items() if not name.endswith(".base")}
-
-
-def _weakness(spec: FrameSpec) -> tuple[int, int]:
-    """Order of the layouts that one split is written in, one after the other: groups only ever get weaker."""
-    windows = sum(sum(group.window) for group in spec.groups if group.window is not None)
-    return sum(strength(group) for group in spec.groups), windows
 
 
 def _names(manifest: Manifest) -> set[str]:
@@ -335,5 +395,5 @@ def _names(manifest: Manifest) -> set[str]:
 
 
 def _multiple(unit: int, most: int) -> int:
-    """The largest multiple of `unit` up to `most`, at least one unit. Generators may draw in blocks of 64."""
+    """The largest multiple of `unit` up to `most`, at least one unit."""
     return unit * max(1, most // unit)

@@ -10,9 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jepa_fast.data.batches import Batch
+from jepa_fast.data.clips import Clips
+from jepa_fast.data.manifest import Unit
 from jepa_fast.data.sampler import Indices
 from jepa_fast.data.shards import Split
 from jepa_fast.data.slots import KINDS, Ring, as_batch, batch_fields, require_finite
+from jepa_fast.errors import InputError
 
 # Read and sent in pieces, so that loading needs no second copy of a shard.
 CHUNK_BYTES = 64_000_000
@@ -22,8 +25,7 @@ logger = logging.getLogger(__name__)
 
 def resident_bytes(split: Split) -> int:
     """Bytes that the fields of a Batch take up for the whole split."""
-    fields = split.spec.fields()
-    return sum(_row_bytes(fields[name].dtype, fields[name].shape) for name in batch_fields(split.spec)) * split.count
+    return sum(array.nbytes for name in batch_fields(split.spec) for array in split.arrays[name])
 
 
 class ResidentLoader:
@@ -36,7 +38,9 @@ class ResidentLoader:
     def __init__(self, split: Split, device: torch.device):
         self.split = split
         self.device = device
-        self.tensors = {name: self._load(name) for name in batch_fields(split.spec)}  # by field, [N, ...]
+        # By field [N, ...]; for clips what there is of frames and actions lies end to end.
+        self.tensors = {name: self._load(name) for name in batch_fields(split.spec)}
+        self.clips = None if split.drawn is None else ResidentClips(split.drawn, device)
 
     def batches(self, orders: Iterable[Indices]) -> Generator[Batch]:
         """The batch of each of `orders`, in turn."""
@@ -53,37 +57,80 @@ class ResidentLoader:
 
         Reads nothing back and its shapes follow from B: a CUDA graph can hold it, fed with indices alone.
         """
-        rows = {name: _rows(tensor, indices) for name, tensor in self.tensors.items()}
-        return as_batch({"indices": indices} | rows, self.split.spec)
+        spec = self.split.spec
+        where = {} if self.clips is None else self.clips.rows(indices)
+        rows = {name: _rows(tensor, where.get(spec.unit(name), indices)) for name, tensor in self.tensors.items()}
+        if where:
+            fields = spec.fields()
+            rows = {name: tensor.view(len(indices), *fields[name].shape) for name, tensor in rows.items()}
+        return as_batch({"indices": indices} | rows, spec)
 
     def _copied(self, orders: Iterable[Indices]) -> Generator[Batch]:
         """Batches on the CPU, in slots that are used again: NumPy copies rows faster than torch selects them."""
         arrays = {name: tensor.numpy() for name, tensor in self.tensors.items()}
-        ring = Ring(self.split.spec)
+        spec, drawn = self.split.spec, self.split.drawn
+        units = {name: spec.unit(name) for name in arrays}
+        ring = Ring(spec)
         for indices in orders:
             self.split.require_indices(indices)
             slot = ring.next(len(indices))
+            where: dict[Unit, Indices] = {}
+            if drawn is not None:
+                trajectories, frames, actions = drawn.rows(indices)
+                where = {"trajectory": trajectories, "frame": frames.ravel(), "action": actions.ravel()}
             for name, out in slot.arrays(len(indices)).items():
                 if name == "indices":
                     out[...] = indices
                 else:
-                    arrays[name].take(indices, axis=0, out=out, mode="clip")
+                    rows, array = where.get(units[name], indices), arrays[name]
+                    array.take(rows, axis=0, out=out.reshape(len(rows), *array.shape[1:]), mode="clip")
             yield slot.batch(len(indices))
 
     def _load(self, field: str) -> Tensor:
         """All rows of a stored field on the device."""
-        stored = self.split.spec.fields()[field]
-        shape = (self.split.count, *stored.shape)
-        tensor = _allocate(shape, KINDS[stored.dtype], self.device)
-        rows = max(1, CHUNK_BYTES // _row_bytes(stored.dtype, stored.shape))
-        for first, array in zip(self.split.starts, self.split.arrays[field], strict=False):
+        arrays = self.split.arrays[field]
+        count, shape = sum(map(len, arrays)), arrays[0].shape[1:]
+        tensor = _allocate((count, *shape), KINDS[arrays[0].dtype.str], self.device)
+        rows = max(1, CHUNK_BYTES // max(1, arrays[0][:1].nbytes))
+        first = 0
+        for array in arrays:
             for low in range(0, len(array), rows):
                 # Copied, as torch wants memory that could be written.
                 chunk: NDArray[Any] = np.array(array[low : low + rows])
                 if field == "actions":
-                    require_finite(self.split, np.arange(first + low, first + low + len(chunk)), chunk)
-                tensor[first + low : first + low + len(chunk)].copy_(torch.from_numpy(chunk))
+                    self._require_finite(first, chunk)
+                tensor[first : first + len(chunk)].copy_(torch.from_numpy(chunk))
+                first += len(chunk)
         return tensor
+
+    def _require_finite(self, first: int, actions: NDArray[np.float32]) -> None:
+        """Raise InputError if an action of the rows from `first` on is NaN or infinite."""
+        if self.split.drawn is None:
+            require_finite(self.split, np.arange(first, first + len(actions)), actions)
+        elif not np.isfinite(actions).all():
+            offsets = self.split.drawn.offsets - np.arange(len(self.split.drawn.offsets))
+            place = first + int(np.argwhere(~np.isfinite(actions))[0, 0])
+            trajectory = int(np.searchsorted(offsets, place, side="right")) - 1
+            step = place - int(offsets[trajectory])
+            raise InputError(f"{self.split.folder}: trajectory {trajectory}, step {step}: its action is not finite")
+
+
+class ResidentClips:
+    """Where clips lie, found on the device: as `Clips.rows` does, in torch."""
+
+    def __init__(self, clips: Clips, device: torch.device):
+        self._first = torch.from_numpy(clips.first).to(device)
+        self._offsets = torch.from_numpy(clips.offsets).to(device)
+        self._frames = clips.skip * torch.arange(clips.frames, device=device)
+        self._actions = torch.arange((clips.frames - 1) * clips.skip, device=device)
+        self._every = clips.every
+
+    def rows(self, indices: Tensor) -> dict[Unit, Tensor]:
+        """Where clips int64 [n] lie: rows of trajectories [n], of frames [n T] and of actions [n (T - 1) skip]."""
+        trajectories = torch.searchsorted(self._first, indices, right=True) - 1
+        starts = self._offsets[trajectories] + (indices - self._first[trajectories]) * self._every
+        frames, actions = starts[:, None] + self._frames, (starts - trajectories)[:, None] + self._actions
+        return {"trajectory": trajectories, "frame": frames.flatten(), "action": actions.flatten()}
 
 
 def _allocate(shape: tuple[int, ...], kind: torch.dtype, device: torch.device) -> Tensor:
@@ -100,7 +147,3 @@ def _rows(tensor: Tensor, indices: Tensor) -> Tensor:
     word = next(kind for kind in (torch.int64, torch.int32, torch.int16, torch.uint8) if row_bytes % kind.itemsize == 0)
     taken = flat.view(word).index_select(0, indices)
     return taken.view(tensor.dtype).view(len(indices), *tensor.shape[1:])
-
-
-def _row_bytes(dtype: str, shape: tuple[int, ...]) -> int:
-    return np.dtype(dtype).itemsize * int(np.prod(shape))

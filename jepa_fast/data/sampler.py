@@ -23,7 +23,7 @@ class Sampler:
     """Batches of one rank: equal counts on all ranks, disjoint, each trajectory at most once an epoch.
 
     Attributes:
-        count: N, trajectories in the split.
+        count: N, trajectories in the split, or clips of them.
         batch_size: B, trajectories per batch and rank.
         seed: of the order.
         ranks: W.

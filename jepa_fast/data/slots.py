@@ -40,9 +40,17 @@ def as_batch(tensors: dict[str, Tensor], spec: FrameSpec) -> Batch:
 
 
 class Slot:
-    """Tensors for a batch of up to `rows` trajectories."""
+    """Tensors for a batch of up to `rows` trajectories.
+
+    Raises:
+        InputError: trajectories of different lengths, of which there is no batch.
+    """
 
     def __init__(self, spec: FrameSpec, rows: int, device: torch.device, pinned: bool = False):
+        if spec.shortest is not None:
+            raise InputError(
+                f"trajectories have {spec.shortest} to {spec.frames} frames: a batch needs clips of them, Split.clips"
+            )
         self.rows = rows
         self.spec = spec
         stored = spec.fields()
@@ -95,14 +103,16 @@ def gather_into(split: Split, indices: Indices, arrays: dict[str, NDArray[Any]])
     """
     pieces = split.pieces(indices)
     arrays["indices"][...] = indices
-    for name in batch_fields(split.spec):
-        split.copy(name, pieces, arrays[name])
+    for name, out in arrays.items():
+        if name != "indices":
+            split.copy(name, pieces, out)
     require_finite(split, indices, arrays["actions"])
 
 
 def require_finite(split: Split, indices: Indices, actions: NDArray[np.float32]) -> None:
-    """Raise InputError, naming trajectory and step, if an action is NaN or infinite."""
+    """Raise InputError, naming trajectory or clip and step, if an action is NaN or infinite."""
     finite = np.isfinite(actions)
     if not finite.all():
         row, step = np.argwhere(~finite)[0, :2]
-        raise InputError(f"{split.folder}: trajectory {indices[row]}, step {step}: its action is not finite")
+        what = "trajectory" if split.drawn is None else "clip"
+        raise InputError(f"{split.folder}: {what} {indices[row]}, step {step}: its action is not finite")

@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,8 @@ from jepa_fast.platforms import lock_folder
 from jepa_fast.platforms import sync_folder as sync_folder
 
 TEMPORARY_SUFFIX = ".tmp"
+# Bytes from which a second thread is worth its while.
+LARGE = 1 << 20
 # Left free on the disk beyond the shards: manifest, file system overhead, the neighbours.
 SPARE_BYTES = 64_000_000
 
@@ -38,6 +41,8 @@ class ArrayWriter:
         self.bytes = 0
         self._temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
         self._digest = hashlib.sha256()
+        # Its thread starts with the first large piece: hashing takes as long as writing, and both let the other run.
+        self._hashing = ThreadPoolExecutor(1, "hashing")
         self._file = self._temporary.open("wb")
         header = {"descr": field.dtype, "fortran_order": False, "shape": (rows, *field.shape)}
         np.lib.format.write_array_header_1_0(self, header)
@@ -45,11 +50,14 @@ class ArrayWriter:
     def write(self, data: bytes | NDArray[Any]) -> None:
         """Append raw bytes, or the rows of a C-contiguous array."""
         view = data.data if isinstance(data, np.ndarray) else memoryview(data)
+        is_large = view.nbytes >= LARGE
+        hashed = self._hashing.submit(self._digest.update, view) if is_large else self._digest.update(view)
         try:
             self._file.write(view)
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self.path)) from None
-        self._digest.update(view)
+        if hashed is not None:
+            hashed.result()
         self.bytes += view.nbytes
 
     def finish(self) -> FileRecord:
@@ -69,6 +77,7 @@ class ArrayWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._hashing.shutdown()
         # Closing flushes, so on a full disk it fails once more; the first error is the one to tell.
         with suppress(OSError):
             self._file.close()

@@ -19,7 +19,7 @@ from jepa_fast.config import RunConfig
 from jepa_fast.data.host import group_bases
 from jepa_fast.data.loaders import open_loader
 from jepa_fast.data.sampler import Sampler
-from jepa_fast.data.shards import open_split, training_split
+from jepa_fast.data.shards import open_training
 from jepa_fast.engine.distributed import ALONE, Ranks
 from jepa_fast.engine.progress import UNTIMED
 from jepa_fast.engine.schedule import stages_of
@@ -79,7 +79,7 @@ def measure(config: RunConfig, ranks: Ranks = ALONE, model: Model | None = None)
 def _time_stage(config: RunConfig, number: int, ranks: Ranks, model: Model | None) -> tuple[float, float]:
     """Seconds of a step in a stage, and from here to the end of the first steps, which are not timed."""
     began = time.monotonic()
-    split = open_split(training_split(Path(config.data)))
+    split = open_training(Path(config.data), config.frames, config.frame_skip)
     sampler = Sampler(split.count, config.batch_size // ranks.count, config.seed, ranks.count, ranks.rank)
     trainer = Trainer(
         config, split.spec, group_bases(split, torch.device(config.device)), ranks, model=copy.deepcopy(model)

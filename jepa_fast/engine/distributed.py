@@ -1,4 +1,4 @@
-"""Several processes, one run: `torchrun --nproc-per-node 4 -m jepa_fast.train --preset baseline --data.path data/full`.
+"""Several processes, one run: `torchrun --nproc-per-node 4 -m jepa_fast.train --preset baseline --data data/full`.
 
 Every process has the whole model and takes its rows of each batch. Gradients are averaged by DistributedDataParallel,
 decisions are taken together, and rank 0 alone writes.

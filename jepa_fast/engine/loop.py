@@ -13,7 +13,7 @@ from jepa_fast.config import LoopOptions, RunConfig
 from jepa_fast.data.host import group_bases
 from jepa_fast.data.loaders import open_loader
 from jepa_fast.data.sampler import Position, Sampler
-from jepa_fast.data.shards import Split, open_split, training_split
+from jepa_fast.data.shards import Split, open_training
 from jepa_fast.engine.checkpoint import load_checkpoint, save_checkpoint
 from jepa_fast.engine.distributed import ALONE, Ranks
 from jepa_fast.engine.guards import CollapseWatch, finite_metrics
@@ -100,11 +100,12 @@ def _training(
     model: Model | None,
     opened: contextlib.ExitStack,
 ) -> Generator[Progress]:
-    split = open_split(training_split(Path(config.data)))
+    split = open_training(Path(config.data), config.frames, config.frame_skip)
     sampler = Sampler(split.count, config.batch_size // ranks.count, config.seed, ranks.count, ranks.rank)
     profiler = Profiler(options.profile if ranks.leads else "off", options.profile_window, folder)
     bases = group_bases(split, torch.device(config.device))
     trainer = Trainer(config, split.spec, bases, ranks, profiler.span, model)
+    trainer.model.inputs = split.spec.inputs()
     first = done = _restore(trainer, sampler, split, folder) if options.resume else 0
     watch = CollapseWatch(trainer.forward, split, options.on_collapse)
     with _full_disks(folder):
@@ -119,6 +120,7 @@ def _training(
             with profiler.span("data"):
                 batch = next(batches)
             if done == first:
+                logger.info("%s", split.explain())
                 logger.info("%s", trainer.forward.encode.explain(batch))
                 if config.compile:
                     logger.info("compiling: the first steps take longer, and no timing counts them")

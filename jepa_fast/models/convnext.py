@@ -5,7 +5,8 @@ With `fusion` one more branch reads all channels, and its latent is added as wel
     stem    convolution, c -> C for a group of c channels, no bias: 1x1, or k x k with a stride for larger frames
     block   y = x + W2 gelu(W1 LN(dwconv7x7(x))), L of them
     head    average pool to 6x6 ("pool") or, of each channel, where it is largest ("softargmax"); linear to D, LayerNorm
-            (left out without `norm_before_add`). "spatial": average pool to 6x6, both in each cell by itself
+            (left out without `norm_before_add`). "spatial": average pool to 6x6, both in each cell by itself.
+            With `batch_norm` what is pooled or located is standardised over the batch first
 
 Source: Liu et al., A ConvNet for the 2020s, arXiv:2201.03545; without layer scale, stochastic depth and MLP biases.
 """
@@ -104,6 +105,41 @@ class ConvNeXtBlock(nn.Module):
         return x + update.permute(0, 3, 1, 2)
 
 
+class BatchNorm(nn.Module):
+    """Activations [N, F] less their mean over the batch, over their standard deviation: in evaluation, of training's.
+
+    Averages over batches are kept, of this process; batches that are not finite leave no trace in them. No parameters.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    batches: Tensor  # that the averages are of, float []
+
+    def __init__(self, features: int, decay: float = 0.8, eps: float = 1e-10) -> None:
+        super().__init__()
+        self.decay, self.eps = decay, eps
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("variance", torch.ones(features))
+        self.register_buffer("batches", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The standardised activations; under autocast in float32."""
+        x = x.to(self.mean.dtype)
+        if not self.training:
+            return (x - self.mean) * (self.variance + self.eps).rsqrt()
+        mean = x.mean(dim=0)
+        centred = x - mean
+        variance = centred.square().mean(dim=0)
+        with torch.no_grad():
+            is_finite = torch.isfinite(mean.sum() + variance.sum())
+            self.batches.add_(is_finite.to(self.batches.dtype))
+            # The mean of the first batches, then of the last ones.
+            share = torch.clamp(1 / self.batches.clamp(min=1), min=1 - self.decay)
+            for kept, now in ((self.mean, mean), (self.variance, variance)):
+                kept.copy_(torch.where(is_finite, kept.lerp(now, share), kept))
+        return centred * (variance + self.eps).rsqrt()
+
+
 class Branch(nn.Module):
     """Images [N, I, H, W] of one channel or more to latents [N, D], normalised unless told not to, before dropout.
 
@@ -123,6 +159,7 @@ class Branch(nn.Module):
         inputs: int = 1,
         stem: Stem = PIXELS,
         white: float = 1.0,
+        batch_norm: bool = False,
     ) -> None:
         super().__init__()
         self.stem = nn.Conv2d(inputs, channels, stem.side, stem.stride, bias=False)
@@ -134,6 +171,8 @@ class Branch(nn.Module):
             raise ValueError(f"dim: got {dim}, expected a multiple of {POOLED_SIDE**2} for a map of 6 x 6 cells")
         dim = dim // POOLED_SIDE**2 if self.is_spatial else dim
         read = {"pool": POOLED_SIDE**2, "softargmax": 2, "spatial": 1}[head]
+        cells = POOLED_SIDE**2 if self.is_spatial else 1
+        self.batch_norm = BatchNorm(channels * read * cells) if batch_norm else nn.Identity()
         self.fc = nn.Linear(channels * read, dim, bias=bias)
         self.norm = nn.LayerNorm(dim, eps=1e-5, bias=bias) if norm else nn.Identity()
 
@@ -151,6 +190,7 @@ class Branch(nn.Module):
 
     def head(self, read: Tensor) -> Tensor:
         """Latents [N, D] from pooled activations [N, C, 6, 6] or coordinates [N, C, 2]; of maps [c, 6, 6] flattened."""
+        read = self.batch_norm(read.flatten(1)).view(read.shape)
         if self.is_spatial:
             return self.norm(self.fc(read.permute(0, 2, 3, 1))).permute(0, 3, 1, 2).flatten(1)  # type: ignore[no-any-return]
         out: Tensor = self.norm(self.fc(read.flatten(1)))
@@ -205,6 +245,7 @@ class Encoder(TrajectoryEncoder):
         apart: str | None = None,
         stem: Stem = PIXELS,
         white: float = 1.0,
+        batch_norm: bool = False,
     ) -> None:
         """`groups` are the frame's channels in order: a name and how many. Pixels of the value `white` are seen as 1.
 
@@ -213,8 +254,9 @@ class Encoder(TrajectoryEncoder):
         """
         super().__init__()
         branch = functools.partial(
-            Branch, channels, blocks, dim, kernels, bias=bias, norm=norm_before_add, head=head, stem=stem, white=white
-        )
+            Branch, channels, blocks, dim, kernels, bias=bias, norm=norm_before_add, head=head, stem=stem, white=white,
+            batch_norm=batch_norm,
+        )  # fmt: skip
         self.groups = tuple(groups)
         for name, inputs in self.groups:
             is_free = name not in OWN_NAMES and not hasattr(self, name)

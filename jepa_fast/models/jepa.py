@@ -130,6 +130,7 @@ def build_jepa(
         fusion=config.fusion,
         stem=Stem(config.stem or stride, stride),
         white=config.white or 1.0,
+        batch_norm=config.batch_norm,
     )
     predictor: nn.Module
     if config.predictor == "conv":

@@ -1,5 +1,6 @@
 """What the trainer, the probes and the report ask of a model: encode, predict, and what only the model knows."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -7,13 +8,16 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from jepa_fast.config import Kernels, ModelConfig
+from jepa_fast.config import InputSpec, Kernels, ModelConfig
 from jepa_fast.data.batches import Batch, GroupBases
 from jepa_fast.data.manifest import FrameSpec
 from jepa_fast.kernels.dropout import new_clock
 
 if TYPE_CHECKING:
     from jepa_fast.objectives.objective import Objective
+
+
+logger = logging.getLogger(__name__)
 
 
 class BatchEncoder(Protocol):
@@ -44,6 +48,9 @@ class Model(nn.Module, ABC):
     # Of frames and actions; None where any number fits.
     channels: int | None = None
     action_size: int | None = None
+    # What it was trained on, where that is known, and whether frames were looked at yet.
+    inputs: InputSpec | None = None
+    _is_range_checked = False
 
     def __init__(self, config: ModelConfig, objective: "Objective", kernels: Kernels) -> None:
         super().__init__()
@@ -117,7 +124,7 @@ class Model(nn.Module, ABC):
         """Latents [B, T, D]: the encoding of frame 0, then one prediction per action. No later frame is asked for.
 
         Args:
-            first_frames: [B, C, H, W].
+            first_frames: [B, C, H, W]; floats in the range of the training data, or bytes, which its scale makes such.
             actions: [B, T-1, A].
 
         Raises:
@@ -127,7 +134,38 @@ class Model(nn.Module, ABC):
             expected = f"[B, {self.channels or 'C'}, H, W]"
             raise ValueError(f"first_frames: got shape {tuple(first_frames.shape)}, expected {expected}")
         self.check_shapes(first_frames[:, None], actions, steps=actions.shape[1])
+        first_frames = self.as_values(first_frames)
         return self.unroll(self.encode(first_frames[:, None]), actions)
+
+    def as_values(self, frames: Tensor) -> Tensor:
+        """Frames as floats in the range of the training data: bytes by its scale, floats as they are.
+
+        Floats that lie outside are told once, in the log.
+
+        Raises:
+            ValueError: bytes for a model whose scale is not known, or another integer type.
+        """
+        if frames.is_floating_point():
+            if self.inputs is not None and not (self._is_range_checked or torch.compiler.is_compiling()):
+                self._check_range(frames, self.inputs)
+            return frames
+        if frames.dtype != torch.uint8 or self.inputs is None:
+            known = "uint8 or floats" if self.inputs else "floats: what a byte stands for, this model was not told"
+            raise ValueError(f"first_frames: got {frames.dtype}, expected {known}")
+        return frames.to(torch.float32) * self.inputs.scale + self.inputs.offset
+
+    def _check_range(self, frames: Tensor, inputs: InputSpec) -> None:
+        (least, largest), (low, high) = torch.aminmax(frames.detach()), inputs.range
+        # Off by rounding is not outside.
+        margin = 1e-3 * (high - low)
+        is_outside = bool(least < low - margin) or bool(largest > high + margin)
+        # A device is waited for once alone.
+        self._is_range_checked = is_outside or frames.device.type != "cpu"
+        if is_outside:
+            logger.warning(
+                "frames hold values from %.4g to %.4g, this model was trained on %.4g to %.4g: give bytes, or floats "
+                "on its scale", least.item(), largest.item(), low, high,
+            )  # fmt: skip
 
     def unroll(self, first: Any, actions: Tensor) -> Tensor:
         """Latents [B, T, D]: those of one encoded frame [B, 1], then one prediction per action [B, T-1, A]."""

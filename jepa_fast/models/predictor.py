@@ -14,7 +14,7 @@ from jepa_fast.config import Kernels
 from jepa_fast.kernels.dispatch import PLAIN
 from jepa_fast.kernels.dropout import SITE_PREDICTOR, dropout_mask
 from jepa_fast.kernels.rollout import TRITON_ACTION_SIZES, TRITON_DIMS, RolloutWeights, rollout
-from jepa_fast.models.backends import triton_or_plain
+from jepa_fast.models.backends import compiled_rollout_or_plain, triton_or_plain
 from jepa_fast.models.biases import bias_or_zeros
 
 
@@ -92,7 +92,8 @@ class MLPPredictor(nn.Module):
         """
         check_sizes(self, first, actions)
         rate = self.dropout if self.training else 0.0
-        if self.kernels == "triton" and self.history == 0:
+        on_cpu = self.kernels == "fused" and first.device.type == "cpu"
+        if (self.kernels == "triton" or on_cpu) and self.history == 0:
             return rollout(
                 first, actions, self.weights(), clock, dropout=rate, residual=self.residual, activation=self.activation
             )
@@ -108,6 +109,8 @@ class MLPPredictor(nn.Module):
 
     def ops(self, kernels: Kernels, device: Literal["cpu", "cuda"]) -> dict[str, str]:
         """What the rollout runs on."""
+        if kernels == "fused" and device == "cpu":
+            return {"rollout": compiled_rollout_or_plain(self.history)}
         asked = {
             "dim": (self.dim, TRITON_DIMS),
             "action_size": (self.action_dim, TRITON_ACTION_SIZES),

@@ -39,13 +39,18 @@ EXAMPLES = 2
 class _Probed:
     """A model and the probes trained on its rollouts, one pair for each probe training split, made when first used."""
 
-    def __init__(self, model: Model, data: Path, seed: int) -> None:
-        self.model, self.data, self.seed = model, data, seed
+    def __init__(self, model: Model, data: Path, seed: int, most: int | None = None) -> None:
+        self.model, self.data, self.seed, self.most = model, data, seed, most
         self.probes: dict[str, tuple[Probe, Probe]] = {}
 
     def rollouts(self, name: str) -> Rollouts:
         """The model's rollouts of the split `name`."""
-        return rollout_split(self.model, open_split(self.data / name), name)
+        return rollout_split(self.model, self.split(name), name)
+
+    def split(self, name: str) -> Split:
+        """The split `name`, or its first `most` trajectories."""
+        split = open_split(self.data / name)
+        return split if self.most is None else split.first(self.most)
 
     def probes_for(self, name: str) -> tuple[Probe, Probe]:
         """The official and the converged probe for the validation split `name`."""
@@ -71,10 +76,11 @@ def score(model: Model, data: Path, names: Sequence[str], probe_seed: int) -> di
     return {name: scores(*probed.errors(name, probed.rollouts(name))) for name in names}
 
 
-def evaluate(model: Model, data: Path, probe_seed: int = 0, floor: bool = True) -> Evaluation:
+def evaluate(model: Model, data: Path, probe_seed: int = 0, floor: bool = True, most: int | None = None) -> Evaluation:
     """Score `model` on every probe set under `data` whose two splits are there.
 
-    Without `floor` the untrained model beside it, half of the work, is left out.
+    Without `floor` the untrained model beside it, half of the work, is left out. With `most` no more than so many
+    trajectories of a split are taken: a first look, whose errors do not compare with those of a whole evaluation.
 
     Raises:
         InputError: there is no complete probe set, or a split is damaged.
@@ -88,20 +94,20 @@ def evaluate(model: Model, data: Path, probe_seed: int = 0, floor: bool = True) 
             names.append(name)
     if not names:
         raise InputError(f"{data}: no probe set; expected {' or '.join(PROBE_SETS)} with their training splits")
-    trained, untrained = _Probed(model, data, probe_seed), None
+    trained, untrained = _Probed(model, data, probe_seed, most), None
     if floor and not is_built_here(model.config):
         logger.info("no untrained floor: only the code that made a %s model can build another", model.config.kind)
     elif floor:
         with torch.random.fork_rng():
             torch.manual_seed(probe_seed)
             fresh = build_model(model.config, kernels=model.kernels).to(next(model.parameters()).device)
-        untrained = _Probed(fresh, data, probe_seed)
+        untrained = _Probed(fresh, data, probe_seed, most)
     results, norm, dim = [], None, 0
     for name in names:
         rollouts = trained.rollouts(name)
         if norm is None:
             norm, dim = rollouts.latents[:, 1:].norm(dim=2).mean().item(), rollouts.latents.shape[2]
-        split, probe_split = open_split(data / name), open_split(data / PROBE_SETS[name])
+        split, probe_split = trained.split(name), trained.split(PROBE_SETS[name])
         errors = trained.errors(name, rollouts)
         result = ProbeSetResult(
             name=name,

@@ -64,7 +64,14 @@ class Rolled(NamedTuple):
 
 
 def evaluate_targets(
-    model: Model, data: str | Path, *, split: str | None = None, probe_seed: int = 0, floor: bool = True
+    model: Model,
+    data: str | Path,
+    *,
+    split: str | None = None,
+    probe_seed: int = 0,
+    floor: bool = True,
+    frames: int | None = None,
+    frame_skip: int = 1,
 ) -> TargetEvaluation:
     """Probe `model` for every target of a validation split; without targets, only its rollouts are looked at.
 
@@ -75,13 +82,18 @@ def evaluate_targets(
             trajectories of the training split that the probes are not fitted on.
         probe_seed: of the probes and of the untrained floor.
         floor: whether the model is probed untrained as well.
+        frames: T of the clips that are rolled out, which share no frame; as the model was trained. Default: whole
+            trajectories, or 16 frames where lengths differ.
+        frame_skip: frames from one frame of a clip to its next.
 
     Raises:
         InputError: a split is missing, has another layout than the training split, or is too small.
     """
     data = Path(data)
-    fitted_on = open_split(training_split(data))
+    fitted_on = open_split(training_split(data)).clips(frames, frame_skip, apart=True)
     scored_on, name = _validation(data, fitted_on, split)
+    if scored_on is not fitted_on:
+        scored_on = scored_on.clips(fitted_on.spec.frames, frame_skip, apart=True)
     if scored_on.spec.targets != fitted_on.spec.targets:
         found = f"targets {scored_on.spec.targets}, expected {fitted_on.spec.targets} as in {fitted_on.folder}"
         raise InputError(f"{scored_on.folder}: found {found}")

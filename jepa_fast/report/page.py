@@ -1,5 +1,7 @@
 """The page itself: one HTML file that needs nothing else, light or dark as its reader's system is, down to phones."""
 
+import base64
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +21,14 @@ _DARK = """--page:#14171a; --card:#1c2024; --ink:#e8eaed; --muted:#a3abb5; --gri
 # Also the palette of the pictures in docs/.
 THEME = f"{{{_LIGHT}}} @media (prefers-color-scheme: dark) {{ :root {{{_DARK}}} }}"
 
-# Pages take strangers' files: none of their words is markup, and nothing runs or is fetched.
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+# What walks along paths: the one script that runs, known by its hash.
+SCRIPT = (Path(__file__).parent / "rollouts.js").read_text(encoding="utf-8")
+_HASH = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode("ascii")
+# Pages take strangers' files: none of their words is markup, nothing else runs and nothing is fetched.
+POLICY = (
+    f"default-src 'none'; script-src 'sha256-{_HASH}'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
+    "form-action 'none'"
+)
 NO_HTML = Markup("")
 _ENVIRONMENT = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
 
@@ -31,7 +39,8 @@ def html(macro: str, *values: Any) -> Markup:
     return made
 
 
-_MACROS = _ENVIRONMENT.get_template("page.html", globals={"theme": Markup(THEME), "policy": POLICY}).module
+_WORDS = {"theme": Markup(THEME), "policy": POLICY, "script": Markup(SCRIPT)}
+_MACROS = _ENVIRONMENT.get_template("page.html", globals=_WORDS).module
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,14 @@
 """Figures of the evaluation: scores beside the floors, error at every step, located paths over the room."""
 
+import base64
+import io
 import math
 
+import numpy as np
 from markupsafe import Markup
+from matplotlib.image import imsave
 
+from jepa_fast.data.two_rooms import WORLD
 from jepa_fast.probing.results import Evaluation, Example, ProbeSetResult
 from jepa_fast.report.charts import Series, line_chart
 from jepa_fast.report.page import Figure, Section, bullets, html, key_of, table
@@ -13,6 +18,8 @@ from jepa_fast.report.targets import target_sections
 from jepa_fast.report.words import listed, number, root
 
 TRUE, LOCATED = "var(--series-1)", "var(--series-2)"
+# Frames of a trajectory that are shown, and the length up to which dots on paths stand closer.
+FRAMES_SHOWN, SHORT = 5, 40
 
 
 def evaluation_sections(run: Run) -> list[Section]:
@@ -45,6 +52,14 @@ def evaluation_sections(run: Run) -> list[Section]:
                 "is frame 0. Best, median and worst are by the mean error over a trajectory."
             ],
             figures=[_paths(result) for result in results],
+        ),
+        Section(
+            "Frames",
+            [
+                "The median trajectories as frames: as they were, and as the world would look with the agent where it "
+                "is located. The model saw step 0 alone."
+            ],
+            figures=[_frames(result) for result in results],
         ),
     ]
 
@@ -161,8 +176,49 @@ def _paths(result: ProbeSetResult) -> Figure:
         f"Off by, per axis: {listed(parts)}. The widest gap is {number(_gap(ordered[missed]))} px, in the "
         f"{ordered[missed].kind} trajectory {ordered[missed].trajectory}."
     )
-    key = [("true", TRUE, False), ("located", LOCATED, False)]
+    caption += f" Dots are {_every(ordered[0])} steps apart."
+    key = [("true", TRUE, False), ("located", LOCATED, False), ("wall", "var(--wall)", False)]
     return Figure(short(result.name), html("rooms", rooms), caption, key)
+
+
+def _every(example: Example) -> int:
+    """Steps from one dot on a path to the next."""
+    return 5 if len(example.true) <= SHORT else 10
+
+
+def _frames(result: ProbeSetResult) -> Figure:
+    """The median trajectory at some steps, as frames."""
+    example = next(one for one in result.examples if one.kind == "median")
+    last = len(example.true) - 1
+    steps = sorted({round(last * part / (FRAMES_SHOWN - 1)) for part in range(FRAMES_SHOWN)})
+    labels = [f"step {step}" for step in steps]
+    rows = [
+        [(_picture(result, example, path[step]), f"{name}, step {step}") for step in steps]
+        for name, path in (("as it was", example.true), ("as located", example.located))
+    ]
+    caption = (
+        f"Trajectory {example.trajectory}: above as it was, below as located, {number(_distance(example, last))} px "
+        f"apart after {last} predictions."
+    )
+    return Figure(short(result.name), html("frames", labels, rows), caption)
+
+
+def _picture(result: ProbeSetResult, example: Example, place: tuple[float, float]) -> str:
+    """A frame as PNG in base64: the agent in yellow, what is solid in blue."""
+    width, height = result.image_size
+    rows, columns = np.ogrid[:height, :width]
+    agent = np.exp(-((columns - place[0]) ** 2 + (rows - place[1]) ** 2) / (2 * WORLD.dot_std**2))
+    solid = np.zeros((height, width))
+    for x, y, wide, high in example.solid:
+        solid[y : y + high, x : x + wide] = 1
+    image = np.stack([agent, np.maximum(agent, 0.55 * solid), 0.8 * solid], axis=-1)
+    written = io.BytesIO()
+    imsave(written, np.rint(255 * image).astype(np.uint8), format="png")
+    return base64.b64encode(written.getvalue()).decode("ascii")
+
+
+def _distance(example: Example, step: int) -> float:
+    return math.dist(example.true[step], example.located[step])
 
 
 def _gap(example: Example) -> float:
@@ -173,6 +229,7 @@ def _gap(example: Example) -> float:
 def _room(result: ProbeSetResult, example: Example) -> tuple[Markup, str]:
     """A trajectory's picture, and the words below it."""
     # The true path is wider, so that a located one on top of it does not hide it.
-    paths = [Path(example.true, TRUE, 2.2), Path(example.located, LOCATED, 0.8)]
+    every = _every(example)
+    paths = [Path(example.true, TRUE, 2.2, every), Path(example.located, LOCATED, 0.8, every)]
     label = f"{short(result.name)}, {example.kind} trajectory {example.trajectory}"
     return room(result.image_size, example.solid, paths, label), f"{example.kind}, {number(example.error)} px²"

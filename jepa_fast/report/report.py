@@ -39,7 +39,7 @@ def comparison(runs: Sequence[Run]) -> Markup:
     """The page of several runs side by side."""
     names = _names(runs)
     sections = [
-        Section("In one table", [NOTE] if _sets(runs) else [], _table(runs, names)),
+        Section("Side by side", [NOTE] if _sets(runs) else [], _scores(runs, names) + _training(runs, names)),
         Section("What was set differently", [_alike(runs)], _differences(runs, names)),
         Section("Error at every step", _unevaluated(runs, names), figures=_errors(runs, names)),
         Section("Training", figures=_curves(runs, names)),
@@ -100,21 +100,29 @@ def _names(runs: Sequence[Run]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(run.folder) for run in runs]
 
 
-def _table(runs: Sequence[Run], names: list[str]) -> Markup:
+def _scores(runs: Sequence[Run], names: list[str]) -> Markup:
+    """What the probes found, a row for each run."""
     sets = _sets(runs)
-    head = ["run", *(f"{short(name)}, px²" for name in sets), "wall / normal"]
-    terms = _terms(runs)
-    head += ["effective rank", *terms, "steps", "traj / s", "in steps"]
+    head = ["run", *(f"{short(name)}, px²" for name in sets), "wall / normal", "effective rank"]
     rows = []
     for run, name in zip(runs, names, strict=True):
         found = {} if run.evaluation is None else {result.name: result for result in run.evaluation.probe_sets}
         scores = [f"{found[one].trained.converged:.3f}" if one in found else "-" for one in sets]
         ratio = {} if run.evaluation is None else run.evaluation.wall_to_agent
         scores.append(number(ratio["converged"]) if ratio else "-")
-        rank = number(run.spectra[-1]["rank"]) if run.spectra else "-"
+        rows.append([name, *scores, number(run.spectra[-1]["rank"]) if run.spectra else "-"])
+    return table(head, rows)
+
+
+def _training(runs: Sequence[Run], names: list[str]) -> Markup:
+    """What training came to, a row for each run."""
+    terms = _terms(runs)
+    head = ["run", *terms, "steps", "traj / s", "in steps"]
+    rows = []
+    for run, name in zip(runs, names, strict=True):
         last = run.metrics[-1] if run.metrics else {}
         shown = [number(last[term]) if term in last else "-" for term in terms]
-        rows.append([name, *scores, rank, *shown, f"{run.steps:,}", number(_speed(run)), duration(run.training_s())])
+        rows.append([name, *shown, f"{run.steps:,}", number(_speed(run)), duration(run.training_s())])
     return table(head, rows)
 
 
@@ -144,7 +152,7 @@ def _differing(runs: Sequence[Run]) -> list[str]:
 def _differences(runs: Sequence[Run], names: list[str]) -> Markup:
     settings = [_flat(asdict(run.config)) for run in runs]
     rows = [[key, *(one.get(key, "-") for one in settings)] for key in _differing(runs)]
-    return table(["setting", *names], rows) if rows else NO_HTML
+    return table(["setting", *names], rows, settings=True) if rows else NO_HTML
 
 
 def _unevaluated(runs: Sequence[Run], names: list[str]) -> list[str]:

@@ -13,11 +13,20 @@ Rectangle = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Path:
-    """Locations (x, y) in pixels, drawn in a CSS color `width` pixels wide, an agent where it begins."""
+    """Locations (x, y) in pixels, drawn in a CSS color `width` pixels wide, an agent where it begins.
+
+    With `every` a dot marks every so many steps, and the path can be walked along.
+    """
 
     points: Sequence[Point]
     color: str
     width: float = 0.9
+    every: int = 0
+
+    def marks(self) -> list[tuple[int, float, float]]:
+        """Steps that are marked, and where."""
+        steps = range(self.every, len(self.points), self.every) if self.every else ()
+        return [(step, *self.points[step]) for step in steps]
 
 
 def room(size: tuple[int, int], solid: Sequence[Rectangle], paths: Sequence[Path], label: str) -> Markup:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from jepa_fast.data.decoding import decoded_group
-from jepa_fast.data.encoding import Chunk, SourceGroup
 from jepa_fast.data.shards import Split
+from jepa_fast.data.sources import Chunk, SourceGroup
 
 
 @dataclass
@@ -25,6 +25,8 @@ class ArraySource:
     asked: list[tuple[int, int]] = field(default_factory=list)
 
     offset = 0.0
+    lengths = None
+    mapped = False
     groups = (SourceGroup("agent", 1), SourceGroup("wall", 1))
     action_size = 2
 
@@ -85,6 +87,9 @@ class GroupSource:
     offset: float = 0.0
     targets: tuple[tuple[str, int], ...] = ()
     description: dict[str, Any] = field(default_factory=lambda: {"made": "in memory"})
+
+    lengths = None
+    mapped = False
 
     @property
     def groups(self) -> tuple[SourceGroup, ...]:
@@ -160,6 +165,83 @@ def draw_group(codec, channels=3, count=24, frames=5, size=(20, 26), window=(4, 
     return array
 
 
+@dataclass
+class EpisodeSource:
+    """Trajectories of any lengths, held in memory: per group a list of [L, c, H, W]."""
+
+    arrays: dict[str, list[np.ndarray]]
+    actions: list[np.ndarray]  # [L - 1, A] each
+    places: list[np.ndarray]  # [L, 2] each
+    scale: float = 0.25
+    offset: float = 0.0
+    targets: tuple[tuple[str, int], ...] = (("place", 2),)
+    description: dict[str, Any] = field(default_factory=lambda: {"made": "in memory"})
+
+    mapped = False
+
+    @property
+    def groups(self) -> tuple[SourceGroup, ...]:
+        return tuple(SourceGroup(name, arrays[0].shape[1]) for name, arrays in self.arrays.items())
+
+    @property
+    def action_size(self) -> int:
+        return self.actions[0].shape[1]
+
+    @property
+    def first(self) -> list[np.ndarray]:
+        return next(iter(self.arrays.values()))
+
+    @property
+    def count(self) -> int:
+        return len(self.first)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.array([len(episode) for episode in self.first])
+
+    @property
+    def frames(self) -> int:
+        return int(self.lengths.max())
+
+    @property
+    def height(self) -> int:
+        return self.first[0].shape[2]
+
+    @property
+    def width(self) -> int:
+        return self.first[0].shape[3]
+
+    def chunk(self, start: int, stop: int) -> Chunk:
+        rows = slice(start, stop)
+        return Chunk(
+            tuple(np.concatenate(arrays[rows]) for arrays in self.arrays.values()),
+            np.concatenate(self.actions[rows]),
+            (np.concatenate(self.places[rows]),),
+            self.lengths[rows],
+        )
+
+    def clip(self, number: int, start: int, frames: int, skip: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Pixels [T, C, H, W], actions [T - 1, skip A] and places [T, 2] of a clip, by the plainest means."""
+        steps = [start + skip * step for step in range(frames)]
+        pixels = [np.concatenate([arrays[number][step] for arrays in self.arrays.values()]) for step in steps]
+        actions = [np.concatenate(self.actions[number][step : step + skip]) for step in steps[:-1]]
+        return np.stack(pixels), np.stack(actions), np.stack([self.places[number][step] for step in steps])
+
+
+def draw_lengths(kind: str, lengths, channels=3, action_size=7, seed=0) -> EpisodeSource:
+    """Trajectories of these lengths out of frames of that kind."""
+    whole = draw_kind(kind, channels, action_size, count=len(lengths), frames=max(lengths), seed=seed)
+    random = np.random.default_rng(seed)
+    return EpisodeSource(
+        {
+            name: [row[:length] for row, length in zip(array, lengths, strict=True)]
+            for name, array in whole.arrays.items()
+        },
+        [row[: length - 1] for row, length in zip(whole.actions, lengths, strict=True)],
+        [random.standard_normal((length, 2)).astype(np.float32) for length in lengths],
+    )
+
+
 # Codec and base that each kind of frames is to be stored by.
 KINDS = {
     "static": ("static", None),
@@ -233,6 +315,11 @@ def read_frames_fixture():
 @pytest.fixture(name="folder_bytes")
 def folder_bytes_fixture():
     return folder_bytes
+
+
+@pytest.fixture(name="draw_lengths", scope="session")
+def draw_lengths_fixture():
+    return draw_lengths
 
 
 @pytest.fixture(name="draw_kind", scope="session")

@@ -201,7 +201,7 @@ cli.run(main, Arguments, "")
 
 
 def test_without_dali_asking_for_it_is_one_line_before_anything_is_written(tmp_path, two_rooms):
-    flags = ["--data.path", str(two_rooms), "--data.loader", "dali", "--data.batch-size", "8"]
+    flags = ["--data", str(two_rooms), "--data.loader", "dali", "--data.batch-size", "8"]
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_DALI, *flags, "--out", str(tmp_path / "run")],
         cwd=ROOT,

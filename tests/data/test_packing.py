@@ -7,11 +7,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jepa_fast.data.encoding import bounding_boxes, cut_windows, first_difference
 from jepa_fast.data.manifest import ChannelGroup
 from jepa_fast.data.packing import pack
 from jepa_fast.data.shards import open_split
 from jepa_fast.data.two_rooms.source import TwoRoomsSource
+from jepa_fast.data.windows import bounding_boxes, cut_windows, first_difference
 from jepa_fast.errors import InputError
 
 ROOT = Path(__file__).parents[2]

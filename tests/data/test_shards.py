@@ -157,7 +157,7 @@ def set_key(*keys, to):
     ("change", "message"),
     [
         (set_key("schema", to="other"), "schema: found 'other', expected jepa_fast.trajectories"),
-        (set_key("version", to=3), r"version: found 3, expected 1 or 2 \(written by another release\?\)"),
+        (set_key("version", to=4), r"version: found 4, expected 1, 2 or 3 \(written by another release\?\)"),
         (set_key("frames", to=5.0), "frames: found 5.0, expected a value of type int"),
         (set_key("frames", to=True), "frames: found True, expected a value of type int"),
         (set_key("frames", to=1), "frames: found 1, expected at least 2"),

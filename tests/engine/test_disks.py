@@ -89,7 +89,7 @@ def test_a_disk_that_is_full_ends_the_command_with_one_line(tmp_path, two_rooms,
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
         pytest.skip("not allowed to mount a small file system")
     try:
-        words = ["--data.path", two_rooms, "--data.batch-size", 4, "--steps", 2, "--out", disk / "run"]
+        words = ["--data", two_rooms, "--data.batch-size", 4, "--steps", 2, "--out", disk / "run"]
         monkeypatch.setattr(sys, "argv", ["train", *map(str, words)])
         with pytest.raises(SystemExit) as stopped:
             cli.run(train.main, train.Arguments, "train")

@@ -113,7 +113,7 @@ def test_one_process_logs(folders):
 def test_a_process_that_dies_ends_the_run_with_a_clear_error_and_one_process_goes_on(tmp_path, two_rooms):
     folder = tmp_path / "run"
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    flags = ["jepa_fast.train", "--data.path", str(two_rooms), "--data.batch-size", "4", "--preset", "demo"]
+    flags = ["jepa_fast.train", "--data", str(two_rooms), "--data.batch-size", "4", "--preset", "demo"]
     flags += ["--steps", "100000", "--out", str(folder), "--checkpoint-minutes", "0"]
     job = subprocess.Popen([*words, *flags], cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120

@@ -76,7 +76,7 @@ def assert_same_state(ours, theirs):
 
 
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path, two_rooms):
-    flags = ("--data.path", two_rooms, "--data.batch-size", 6, "--steps", 11, "--checkpoint-minutes", 0, "--seed", 5)
+    flags = ("--data", two_rooms, "--data.batch-size", 6, "--steps", 11, "--checkpoint-minutes", 0, "--seed", 5)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     with command("--out", whole, *flags) as process:
         assert process.wait() == 0
@@ -100,7 +100,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, two_rooms):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_signal_saves_says_how_to_go_on_and_leaves(tmp_path, two_rooms, number):
-    process = command("--out", tmp_path / "run", "--data.path", two_rooms, "--data.batch-size", 2, "--steps", 10_000)
+    process = command("--out", tmp_path / "run", "--data", two_rooms, "--data.batch-size", 2, "--steps", 10_000)
     deadline = time.monotonic() + 60
     while not (tmp_path / "run" / "metrics.jsonl").exists():
         assert time.monotonic() < deadline, "training did not start"
@@ -339,7 +339,7 @@ def test_a_damaged_configuration_is_named(tmp_path):
 
 
 def test_bad_input_ends_the_command_with_one_line_and_status_2(tmp_path, two_rooms):
-    process = command("--data.path", two_rooms, "--out", tmp_path / "run", "--seed", "-1", "--data.batch-size", "8")
+    process = command("--data", two_rooms, "--out", tmp_path / "run", "--seed", "-1", "--data.batch-size", "8")
     _, error = process.communicate(timeout=60)
     assert process.returncode == 2
     assert error.startswith("error: --seed: got -1")

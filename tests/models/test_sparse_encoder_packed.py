@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from jepa_fast.data.batches import Batch
-from jepa_fast.data.encoding import Chunk, SourceGroup
 from jepa_fast.data.host import gather, group_bases
 from jepa_fast.data.packing import pack
 from jepa_fast.data.shards import open_split
+from jepa_fast.data.sources import Chunk, SourceGroup
 from jepa_fast.data.two_rooms.source import TwoRoomsSource
 from jepa_fast.kernels.dropout import new_clock
 from jepa_fast.models.convnext import Encoder
@@ -34,6 +34,8 @@ class Fixed:
     groups: tuple[SourceGroup, ...] = (SourceGroup("agent", 1), SourceGroup("wall", 1))
     action_size: int = 2
     targets: tuple[tuple[str, int], ...] = ()
+    lengths: None = None
+    mapped: bool = False
 
     @property
     def description(self) -> dict[str, Any]:

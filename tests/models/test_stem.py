@@ -16,7 +16,7 @@ from jepa_fast.data.manifest import ChannelGroup, FrameSpec
 from jepa_fast.data.packing import pack
 from jepa_fast.data.shards import open_split
 from jepa_fast.errors import InputError
-from jepa_fast.models.convnext import Branch, Encoder
+from jepa_fast.models.convnext import BatchNorm, Branch, Encoder
 from jepa_fast.models.jepa import build_jepa
 from jepa_fast.models.sparse_encoder import Rewrites, SparseEncoder
 from jepa_fast.models.stem import PIXELS, Stem
@@ -105,6 +105,8 @@ def test_every_codec_is_exact_through_any_stem(tmp_path, stem, kernels):
         (["own"], {"head": "spatial", "dim": 72}),
         (["black", "static over images"], {"head": "spatial", "dim": 72, "norm_after_add": True}),
         (["images", "static"], {"apart": "b"}),
+        (["static over images", "own"], {"batch_norm": True}),
+        (["black"], {"batch_norm": True, "head": "spatial", "dim": 72}),
     ],
 )
 @pytest.mark.parametrize("kernels", ["reference", "fused"])
@@ -149,6 +151,39 @@ def test_white_pixels_are_seen_as_one():
     ours.load_state_dict(plain.state_dict())
     images = torch.rand(2, 3, 9, 11)
     torch.testing.assert_close(ours(255 * images), plain(images), rtol=1e-4, atol=1e-5)
+
+
+def test_what_a_head_reads_is_standardised_over_the_batch_and_by_averages_in_evaluation():
+    torch.manual_seed(0)
+    norm = BatchNorm(5, decay=0.75)
+    batches = [3 + 0.001 * torch.randn(64, 5) for _ in range(40)]
+    for batch in batches:
+        out = norm(batch)
+        torch.testing.assert_close(out.mean(dim=0), torch.zeros(5), rtol=0, atol=1e-3)
+        torch.testing.assert_close(out.std(dim=0, correction=0), torch.ones(5), rtol=1e-3, atol=0)
+    torch.testing.assert_close(norm.mean, torch.full((5,), 3.0), rtol=1e-3, atol=0)
+    assert norm.eval()(batches[0]).std() == pytest.approx(1, abs=0.2)
+    # One alone is normalised as in any company, and a batch that is not finite leaves no trace.
+    torch.testing.assert_close(norm(batches[0])[:1], norm(batches[0][:1]))
+    before = norm.mean.clone(), norm.variance.clone()
+    norm.train()(torch.full((4, 5), torch.nan))
+    assert torch.equal(norm.mean, before[0])
+    assert torch.equal(norm.variance, before[1])
+
+
+def test_frames_that_hardly_differ_have_latents_that_do():
+    """Of frames that are white but for a few pixels, where without it all latents are the same but for little."""
+    torch.manual_seed(0)
+    frames = torch.full((32, 3, 64, 64), 255.0)
+    for number, frame in enumerate(frames):
+        frame[1:, 8 + number : 12 + number, 2 * number % 50 : 2 * number % 50 + 4] = 0
+    spread = []
+    for batch_norm in (False, True):
+        branch = Branch(16, 2, 32, inputs=3, stem=Stem(4, 4), white=255.0, batch_norm=batch_norm)
+        latents = branch(frames).detach()
+        spread.append(float(latents.std(dim=0).mean() / latents.square().mean().sqrt()))
+    assert spread[0] < 0.1
+    assert spread[1] > 0.8
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@
 
 #include "convnext.h"
 #include "probe.h"
+#include "rollout.h"
 
 namespace jepa_fast {
 
@@ -63,6 +64,11 @@ const ConvNextKernels* convnext_kernels(bool is_double) {
 const ProbeKernels* probe_kernels() {
   const ConvNextKernels* const kernels = convnext_kernels(false);
   return kernels == nullptr ? nullptr : kernels->probe;
+}
+
+const RolloutKernels* rollout_kernels(bool is_double) {
+  const ConvNextKernels* const kernels = convnext_kernels(is_double);
+  return kernels == nullptr ? nullptr : kernels->rollout;
 }
 
 void* convnext_work_space(size_t bytes) {

@@ -1,6 +1,7 @@
 // The kernels for one instruction set: CMake compiles this file once for each, with JEPA_FAST_ISA its name.
 #include "cpu/convnext/images.h"
 #include "cpu/convnext/probe_kernels.h"
+#include "cpu/convnext/rollout_kernels.h"
 #include "cpu/convnext/windows_backward.h"
 
 #define JEPA_FAST_JOIN(a, b) a##b
@@ -64,6 +65,10 @@ double multiply_adds(int64_t steps) {
 constexpr ProbeKernels probe{probe_panel, probe_forward, probe_update, probe_outputs};
 
 template <typename T>
+constexpr RolloutKernels rollout{
+    rollout_padded<T>, rollout_packed_size<T>, pack_rollout<T>, rollout_forward<T>, rollout_backward<T>, rollout_matrices<T>};
+
+template <typename T>
 constexpr ConvNextKernels kernels = {
     JEPA_FAST_TEXT_OF(JEPA_FAST_ISA),
     pack<T>,
@@ -84,6 +89,7 @@ constexpr ConvNextKernels kernels = {
     },
     multiply_adds<T>,
     &probe,
+    &rollout<T>,
 };
 
 }  // namespace

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from jepa_fast.data.encoding import Chunk, SourceGroup
+from jepa_fast.data.sources import Chunk, SourceGroup
 from jepa_fast.data.two_rooms import CHANNEL_GROUPS, SPLITS, WORLD, render_dots, render_walls, simulate
 
 # Square windows, as data sets of this world have had them from the beginning.
@@ -22,6 +22,15 @@ class TwoRoomsSource:
     def frames(self) -> int:
         """T, frames per trajectory."""
         return SPLITS[self.split].frames
+
+    @property
+    def lengths(self) -> None:
+        """All trajectories of a split have the same length."""
+
+    @property
+    def mapped(self) -> bool:
+        """Frames are drawn."""
+        return False
 
     @property
     def height(self) -> int:

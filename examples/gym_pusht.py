@@ -1,0 +1,67 @@
+"""PushT of gym-pusht, learned and probed: `python examples/gym_pusht.py`.
+
+    pip install gym-pusht==0.1.8 gymnasium==1.4.0
+
+500 episodes of a random walk, 96 x 96 RGB. Actions are where the agent is to go, in a square of 512 pixels.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import jepa_fast as jf
+from jepa_fast import train
+from jepa_fast.presets import preset
+from jepa_fast.probing.target_results import TARGETS, TargetEvaluation
+
+STEPS, SIDE = 16, 512
+HELD_OUT = 64  # episodes
+Episode = tuple[NDArray[np.uint8], NDArray[np.float32], dict[str, NDArray[np.float32]]]
+
+
+def collect(first: int, end: int, spread: float = 60.0) -> Iterator[Episode]:
+    """Episodes with the seeds `first` to `end` - 1, from rest: each goal is drawn around where the agent is."""
+    import gym_pusht  # noqa: F401
+    import gymnasium
+
+    env: Any = gymnasium.make("gym_pusht/PushT-v0", obs_type="pixels_agent_pos", render_mode="rgb_array")
+    for seed in range(first, end):
+        random, (seen, _) = np.random.default_rng(seed), env.reset(seed=seed)
+        frames, actions, agent, block = [seen["pixels"]], [], [seen["agent_pos"]], [env.unwrapped.block.position]
+        for _ in range(STEPS):
+            goal = (agent[-1] + random.normal(0, spread, 2)).clip(0, SIDE).astype(np.float32)
+            seen, *_ = env.step(goal)
+            # Of about one: the predictor normalises what it makes of an action.
+            actions.append(2 * goal / SIDE - 1)
+            frames.append(seen["pixels"])
+            agent.append(seen["agent_pos"])
+            block.append(env.unwrapped.block.position)
+        known = {"agent": np.array(agent, np.float32), "block": np.array(block, np.float32)}
+        yield np.array(frames), np.array(actions, np.float32), known
+
+
+def learn(folder: Path, steps: int, channels: int = 32, stride: int = 8) -> TargetEvaluation:
+    """Train on packed episodes, probe both positions in pixels on the held-out ones, and print the table."""
+    model = replace(preset("generic").model, channels=channels, stride=stride)  # type: ignore[type-var]
+    data = train.DataArguments(folder / "data", batch_size=16)
+    run, _ = train.start(train.Arguments(preset="generic", model=model, out=folder / "run", steps=steps, data=data))
+    found = jf.evaluate_targets(jf.load(run), folder / "data")
+    found.save(run / TARGETS)
+    print(found.table())
+    return found
+
+
+def main(folder: Path = Path("runs/gym_pusht"), count: int = 500, steps: int = 300) -> TargetEvaluation:
+    """Collect unless that is done, then learn."""
+    if not (folder / "data" / "val").exists():
+        jf.pack(collect(0, count - HELD_OUT), folder / "data" / "train", channels="last")
+        jf.pack(collect(count - HELD_OUT, count), folder / "data" / "val", channels="last")
+    return learn(folder, steps)
+
+
+if __name__ == "__main__":
+    main()

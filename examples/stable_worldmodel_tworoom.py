@@ -1,0 +1,74 @@
+"""Two rooms of stable-worldmodel, learned and probed: `python examples/stable_worldmodel_tworoom.py`.
+
+    pip install stable-worldmodel==0.1.1 gymnasium==1.4.0 h5py==3.16.0 hdf5plugin==7.1.0 imageio==2.38.1
+
+500 episodes of a random policy are collected by its own HDF5 writer, 224 x 224 RGB. Floor and walls never change: the
+packer finds that every frame equals one image outside a window around the agent.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+import jepa_fast as jf
+from jepa_fast import train
+from jepa_fast.presets import preset
+from jepa_fast.probing.target_results import TARGETS, TargetEvaluation
+
+FRAMES = 9  # of a clip: eight predictions
+HELD_OUT = 64  # episodes
+Episode = tuple[NDArray[np.uint8], NDArray[np.float32], dict[str, NDArray[np.float32]]]
+
+
+def collect(path: Path, count: int, length: int = 32) -> None:
+    """Episodes of up to `length` frames; one ends early where the agent meets its target."""
+    import hdf5plugin  # noqa: F401
+    import stable_worldmodel as swm
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    world: Any = swm.World("swm/TwoRoom-v1", num_envs=8, image_shape=(224, 224), max_episode_steps=length)
+    world.set_policy(swm.policy.RandomPolicy(seed=0))
+    world.collect(path, episodes=count, seed=0, format="hdf5")
+
+
+def clips(path: Path, first: int, end: int) -> Iterator[Episode]:
+    """Clips of episodes `first` to `end` - 1, one beginning where the last one ends."""
+    with h5py.File(path) as file:
+        for length, offset in zip(file["ep_len"][first:end], file["ep_offset"][first:end], strict=True):
+            for start in range(offset, offset + length - FRAMES + 1, FRAMES - 1):
+                frames = file["pixels"][start : start + FRAMES]
+                # An action leads from the frame of its row to the next.
+                actions = file["action"][start : start + FRAMES - 1]
+                yield frames, actions, {"agent": file["proprio"][start : start + FRAMES]}
+
+
+def learn(path: Path, folder: Path, steps: int, channels: int = 16, stride: int = 8) -> TargetEvaluation:
+    """Pack, train, probe the agent's position in pixels on the held-out episodes, and print the table."""
+    with h5py.File(path) as file:
+        count = len(file["ep_len"])
+    jf.pack(clips(path, 0, count - HELD_OUT), folder / "data" / "train", channels="last")
+    jf.pack(clips(path, count - HELD_OUT, count), folder / "data" / "val", channels="last")
+    model = replace(preset("generic").model, channels=channels, stride=stride)  # type: ignore[type-var]
+    data = train.DataArguments(folder / "data", batch_size=16)
+    run, _ = train.start(train.Arguments(preset="generic", model=model, out=folder / "run", steps=steps, data=data))
+    found = jf.evaluate_targets(jf.load(run), folder / "data")
+    found.save(run / TARGETS)
+    print(found.table())
+    return found
+
+
+def main(folder: Path = Path("runs/stable_worldmodel_tworoom"), count: int = 500, steps: int = 300) -> TargetEvaluation:
+    """Collect unless that is done, then learn."""
+    path = folder / "tworoom.h5"
+    if not path.exists():
+        collect(path, count)
+    return learn(path, folder, steps)
+
+
+if __name__ == "__main__":
+    main()

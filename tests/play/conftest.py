@@ -1,0 +1,3 @@
+from tests.browsing import browser, visit
+
+__all__ = ["browser", "visit"]
