@@ -11,7 +11,8 @@ Dropout masks are those of `jepa_fast.kernels.dropout` for [B, S, 4D], bit for b
 
 The Triton kernels take float32 states, D in 16, 32, 64, 128, and actions of two numbers, on CUDA. The compiled CPU
 kernels (csrc/cpu/convnext/rollout_kernels.h) take any D and A; the same bits for any number of threads, and a
-trajectory's states do not depend on the others. Everything else, bfloat16 autocast on a CPU included, runs in plain PyTorch.
+trajectory's states do not depend on the others. Everything else, bfloat16 autocast on a CPU included, runs in plain
+PyTorch.
 Gradients of W1 and W2 are one matrix product each over all B S rows, those of vectors are sums in a fixed order:
 deterministic. Nothing is read back to the host.
 

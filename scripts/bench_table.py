@@ -233,7 +233,8 @@ def newest_steps(results: Path) -> list[Path]:
 def step_table(results: Path) -> str:
     """The times of a whole step on every device, each beside how many times slower it is than our fastest there."""
     paths = newest_steps(results)
-    devices, sources, cells = [], [], {name: [] for name in STEP_NAMES}
+    devices, sources = [], []
+    cells: dict[str, list[str]] = {name: [] for name in STEP_NAMES}
     peak_mb = dict.fromkeys(STEP_NAMES, 0)
     for path in paths:
         steps = {

@@ -44,7 +44,8 @@ class Probe(NamedTuple):
     def locate(self, latents: Tensor) -> Tensor:
         """Locations [..., 2] in pixels, read off latents [..., D]."""
         standardised = (latents - self.mean).div_(self.std).flatten(0, -2)
-        return _pixels(probe_outputs(standardised, _joined(self.network), HIDDEN)).unflatten(0, latents.shape[:-1])
+        located = _pixels(probe_outputs(standardised, _joined(self.network), HIDDEN))
+        return located.view(*latents.shape[:-1], 2)
 
     def squared_errors(self, rollouts: Rollouts) -> Tensor:
         """Squared error in pixels^2, mean over both axes: [N, T]."""
