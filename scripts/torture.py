@@ -213,7 +213,7 @@ def main(arguments: Arguments) -> None:
     if found or litter:
         raise RunError(f"after {arguments.kills} kills something differs: {', '.join(found + litter)}")
     print(
-        f"A run killed {arguments.kills + fewer} times, and packing and converting killed {fewer} times each, ended with"
+        f"A run killed {arguments.kills + fewer} times, packing and converting killed {fewer} times each, ended with"
     )
     print("the bits of those left alone, and second processes left with a reason.")
 
