@@ -210,10 +210,13 @@ def _threads(together: bool) -> Iterator[Callable[[Callable[[_Group], None], Seq
     if together or count == 1:
         yield lambda function, groups: list(map(function, groups))
         return
-    # Each thread computes alone: an episode's tensors are too small to be shared.
-    with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        yield lambda function, groups: list(pool.map(function, groups))
-    torch.set_num_threads(count)
+    # Each thread computes alone: an episode's tensors are too small to be shared. Threads that begin take it over.
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(count) as pool:
+            yield lambda function, groups: list(pool.map(function, groups))
+    finally:
+        torch.set_num_threads(count)
 
 
 def walk_floor(floor: Floor, episodes: Episodes, protocol: EpisodeProtocol, seed: int = 0) -> Walk:
