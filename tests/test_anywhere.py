@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jepa_fast import platforms
-from jepa_fast.platforms import available_cores, lock_folder, open_file_limits
+from jepa_fast.platforms import available_cores, open_file_limits, try_lock_file
 
 ROOT = Path(__file__).resolve().parent.parent
 # What of the standard library is not to be imported or called without a guard, and the one module that guards it.
@@ -59,8 +58,6 @@ def test_splits_are_packed_on_several_processes(tmp_path: Path, system: str) -> 
     words = ("jepa_fast.generate", "--out", tmp_path / "data", "--trajectories", 1024, "--workers", 2)
     elsewhere(system, *words, "--splits", "train", cwd=tmp_path)
     assert "already there, 1024 trajectories" in elsewhere(system, *words, "--splits", "train", cwd=tmp_path)
-    # What the lock is made of there; the folder itself, on this system.
-    assert (tmp_path / "data" / "train" / platforms.LOCK).exists()
 
 
 def test_a_run_is_trained_resumed_probed_and_reported(tmp_path: Path, two_rooms: Path) -> None:
@@ -92,12 +89,13 @@ def test_nothing_of_posix_alone_is_used_without_a_guard() -> None:
             assert not [word for word in GUARDED if f"import {word}\n" in text or f".{word}(" in text], path
 
 
-def test_a_folder_is_held_once(tmp_path: Path) -> None:
-    descriptor = lock_folder(tmp_path)
-    with pytest.raises(BlockingIOError):
-        lock_folder(tmp_path)
-    os.close(descriptor)
-    os.close(lock_folder(tmp_path))
+def test_a_file_is_held_once(tmp_path: Path) -> None:
+    first, second = (os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT) for _ in range(2))
+    assert try_lock_file(first) is True
+    assert try_lock_file(second) is False
+    os.close(first)
+    assert try_lock_file(second) is True
+    os.close(second)
 
 
 def test_limits_are_numbers() -> None:

@@ -44,8 +44,8 @@ class LeRobotEpisodes:
         version = str(self._info.get("codebase_version"))
         if not version.startswith("v3."):
             raise InputError(
-                f"{self.path}: LeRobot version {version}, expected v3.0; "
-                "python -m lerobot.datasets.v30.convert_dataset_v21_to_v30 brings a 2.1 set there"
+                f"{self.path}: LeRobot version {version}, expected v3.0; LeRobot's own script "
+                "convert_dataset_v21_to_v30 brings a 2.1 set there"
             )
 
     @cached_property
