@@ -2,6 +2,8 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 PIP_INSTALL := $(RUN) -m pip install --quiet --constraint constraints.txt
+# What runs need, and after it what working on the project needs.
+BASE := $(VENV)/.base
 STAMP := $(VENV)/.installed
 # Extras to install. DALI, 0.6 GB, loads data for a GPU: it is taken where there is one, or asked for,
 # make install EXTRAS=dev,dali
@@ -14,16 +16,21 @@ comma := ,
 install: $(STAMP)
 
 # torch and the build tools first: the extension is then built against the torch it will run with.
-$(STAMP): pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csrc/* csrc/*/* csrc/*/*/*)
+$(BASE): pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csrc/* csrc/*/* csrc/*/*/*)
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) torch setuptools cmake ninja
-	$(PIP_INSTALL) --no-build-isolation --editable '.[$(EXTRAS)]'
+	$(PIP_INSTALL) --no-build-isolation --editable .
 	@$(RUN) -c "from jepa_fast.kernels import extension; print(extension.load() or 'jepa_fast._C is in place')"
+	@touch $@
+
+$(STAMP): $(BASE) scripts/extras.py
+	$(RUN) scripts/extras.py $(EXTRAS) > $(VENV)/extras.txt
+	$(PIP_INSTALL) --requirement $(VENV)/extras.txt
 	@touch $@
 
 # From nothing to a trained and probed model, with its own data. Ends with the path of its report.
 demo: DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
-demo: install
+demo: $(BASE)
 	$(RUN) -m jepa_fast.train --out $(DEMO)
 	$(RUN) -m jepa_fast.evaluate $(DEMO)
 	$(RUN) -m jepa_fast.report $(DEMO)

@@ -85,7 +85,8 @@ class BareStep:
         trainer = trainer_for(config, split)
         self.forward, self.parameters = trainer.forward, list(trainer.model.parameters())
         self.batch = first_batch(config, split).to(device)
-        self.weights = torch.tensor([25.0, 25.0, 1.0], device=device)
+        weights = torch.tensor([25.0, 25.0, 1.0], device=device).unbind()
+        self.weights = dict(zip(("invariance", "variance", "covariance"), weights, strict=True))
         self.optimizer = torch.optim.Adam(self.parameters, lr=3e-3, weight_decay=3e-4, fused=True)
 
     def __call__(self) -> torch.Tensor:

@@ -20,8 +20,8 @@ from bench.steps import Step, captured, costs
 from jepa_fast.kernels import extension
 from jepa_fast.kernels.vicreg import vicreg, vicreg_reference
 
-# A batch of predictions (128 trajectories of 16 steps), larger models, and whole data sets. A million rows are for a GPU:
-# on a CPU the baselines take seconds.
+# A batch of predictions (128 trajectories of 16 steps), larger models, and whole data sets. A million rows are for a
+# GPU: on a CPU the baselines take seconds.
 SHAPES = [(2048, 128), (2048, 512), (8192, 1024), (131072, 128), (1048576, 128)]
 SHAPES_HERE = SHAPES if torch.cuda.is_available() else SHAPES[:-1]
 DTYPES = [torch.float32, torch.bfloat16]

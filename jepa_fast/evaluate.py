@@ -9,7 +9,8 @@ import tyro
 
 from jepa_fast import cli
 from jepa_fast.config import Kernels, RunConfig, require
-from jepa_fast.errors import InputError
+from jepa_fast.errors import InputError, printable
+from jepa_fast.locking import output
 
 if TYPE_CHECKING:
     from jepa_fast.models.model import Model
@@ -68,25 +69,33 @@ def main(arguments: Arguments) -> None:
     ops = {name: runs_on for name, runs_on in model.ops(model.kernels, device).items() if name not in unused}
     for op, runs_on in ops.items():
         logger.info("%s: %s", op, runs_on)
-    evaluation: Evaluation | TargetEvaluation
-    if arguments.split is None and probe_sets(data):
+    is_two_rooms = arguments.split is None and bool(probe_sets(data))
+    expected = "probe sets of two rooms, of which this data has none"
+    require(is_two_rooms or not arguments.quick, "--quick", True, expected)
+    if is_two_rooms:
         logger.info("probe_train: %s", backend())
-        floor, most = arguments.floor and not arguments.quick, QUICK if arguments.quick else None
-        evaluation, name = evaluate(model, data, arguments.seed, floor, most), EVALUATION
-    else:
-        require(not arguments.quick, "--quick", True, "probe sets of two rooms, of which this data has none")
-        frames, skip = trained_on(arguments.run)
-        found = evaluate_targets(
-            model, data, split=arguments.split, probe_seed=arguments.seed, floor=arguments.floor, frames=frames,
-            frame_skip=skip,
-        )  # fmt: skip
-        evaluation, name = found, TARGETS
+    name = EVALUATION if is_two_rooms else TARGETS
     if arguments.quick:
-        logger.info("quick: errors on few trajectories, which do not compare with those of a whole evaluation")
         name = f"quick-{name}"
     path = arguments.out or place.with_name(place.name.replace(EVALUATION, name))
-    evaluation.save(path)
-    print(evaluation.table())
+    with output(path):
+        evaluation: Evaluation | TargetEvaluation
+        if is_two_rooms:
+            floor, most = arguments.floor and not arguments.quick, QUICK if arguments.quick else None
+            evaluation = evaluate(model, data, arguments.seed, floor, most)
+        else:
+            frames, skip = trained_on(arguments.run)
+            evaluation = evaluate_targets(
+                model, data, split=arguments.split, probe_seed=arguments.seed, floor=arguments.floor, frames=frames,
+                frame_skip=skip,
+            )  # fmt: skip
+        if arguments.quick:
+            logger.info("quick: errors on few trajectories, which do not compare with those of a whole evaluation")
+        try:
+            # First: whatever becomes of the file, minutes of work are not lost.
+            print(printable(evaluation.table()), flush=True)
+        finally:
+            evaluation.save(path)
     logger.info("%s", path)
 
 

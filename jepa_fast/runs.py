@@ -6,7 +6,7 @@ from typing import Any, Literal
 import jepa_fast
 from jepa_fast.backends import choose_kernels
 from jepa_fast.config import Kernels, RunConfig
-from jepa_fast.engine.checkpoint import load_checkpoint
+from jepa_fast.engine.checkpoint import load_checkpoint, newest_step
 from jepa_fast.errors import InputError
 from jepa_fast.models.model import Model
 from jepa_fast.models.registry import build_model, is_built_here
@@ -15,16 +15,27 @@ from jepa_fast.weights import WEIGHTS, load_weights
 CONFIG = "config.json"
 
 
+def require_new(folder: Path, config: RunConfig) -> None:
+    """Raise InputError if `folder` holds a run; this very one may have begun, but not have reached a checkpoint."""
+    if not (folder / CONFIG).exists():
+        return
+    try:
+        stored = RunConfig.load(folder / CONFIG)
+    except InputError as error:
+        raise InputError(f"--out: {folder} is taken; name another folder ({error})") from error
+    if stored != config or newest_step(folder) is not None:
+        raise InputError(
+            f"--out: {folder} already holds a run; continue it with --resume {folder} or name another folder"
+        )
+
+
 def create_run(folder: Path, config: RunConfig) -> None:
     """Make `folder` with the configuration in it.
 
     Raises:
         InputError: a run is already there, or the folder cannot be written.
     """
-    if (folder / CONFIG).exists():
-        raise InputError(
-            f"--out: {folder} already holds a run; continue it with --resume {folder} or name another folder"
-        )
+    require_new(folder, config)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         config.save(folder / CONFIG)

@@ -99,27 +99,28 @@ def _convnext_block(
     addend: Tensor | None,
     padding: list[int],
     eps: float,
-) -> tuple[Tensor, Tensor]:
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, z and, with `keep`, the update y - x, of which there is nothing otherwise."""
     if runs_in_triton(OPERATOR, x):
         from jepa_fast.kernels.triton.convnext_block import block_forward
 
-        matrices = expand.to(x.dtype).contiguous(), project.to(x.dtype).contiguous()
         shown = None if addend is None else addend.contiguous()
-        return block_forward(
-            x.contiguous(), weight, gamma.contiguous(), beta.contiguous(), *matrices, shown, _pair(padding), eps
-        )
+        norm = gamma.contiguous(), beta.contiguous()
+        return block_forward(x.contiguous(), weight, *norm, expand, project, shown, _pair(padding), eps, keep)
     wide_x, wide_weight, *parameters = widened(x, weight, gamma, beta, expand, project)
     if why_no_compiled_blocks(x.shape[3], wide_x) is None:
         wide_addend = None if addend is None else addend.to(wide_x.dtype)
-        y, z, _ = torch.ops.jepa_fast.convnext_block_cpu(
-            wide_x, wide_weight, *parameters, wide_addend, padding, eps, False
+        y, z, update = torch.ops.jepa_fast.convnext_block_cpu(
+            wide_x, wide_weight, *parameters, wide_addend, padding, eps, keep
         )
-        return y.to(x.dtype), z.to(x.dtype)
+        return y.to(x.dtype), z.to(x.dtype), update.to(x.dtype)
     z = convolve(wide_x, wide_weight, padding)
     # As rounded as it is saved, so that the backward pass sees the same values.
     z = (z if addend is None else z + addend).to(x.dtype)
     *_, update = _mlp(z.to(wide_x.dtype), parameters, eps)
-    return (_grown(wide_x, padding) + update).to(x.dtype), z
+    y = (_grown(wide_x, padding) + update).to(x.dtype)
+    return y, z, update.to(x.dtype) if keep else z.new_empty(0, *z.shape[1:])
 
 
 def _pair(padding: list[int]) -> tuple[int, int]:
@@ -139,15 +140,17 @@ def _mlp(z: Tensor, parameters: list[Tensor], eps: float) -> tuple[Tensor, Tenso
 @_convnext_block.register_fake
 def _convnext_block_fake(
     x: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, expand: Tensor, project: Tensor, addend: Tensor | None,
-    padding: list[int], eps: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    shape = out_shape(x, padding)
-    return x.new_empty(shape), x.new_empty(shape)
+    padding: list[int], eps: float, keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    count, *image = out_shape(x, padding)
+    return x.new_empty(count, *image), x.new_empty(count, *image), x.new_empty(count if keep else 0, *image)
 
 
 @torch.library.custom_op(f"{OPERATOR}_backward", mutates_args=())
 def _convnext_block_backward(
-    dy: Tensor,
+    dy: Tensor | None,
+    dz: Tensor | None,
+    dupdate: Tensor | None,
     x: Tensor,
     z: Tensor,
     weight: Tensor,
@@ -158,63 +161,71 @@ def _convnext_block_backward(
     padding: list[int],
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, z and the five parameters."""
+    """Gradients of x, z and the five parameters; `dz` and `dupdate` are those of what was kept, where anything was."""
     if runs_in_triton(OPERATOR, x):
         from jepa_fast.kernels.triton.convnext_block_backward import block_backward
 
-        matrices = expand.to(x.dtype).contiguous(), project.to(x.dtype).contiguous()
-        dx, dz, *gradients = block_backward(
-            dy.contiguous(), x.contiguous(), z, weight, gamma.contiguous(), beta.contiguous(), *matrices,
-            _pair(padding), eps,
-        )  # fmt: skip
+        dy, dz, dupdate = (None if one is None else one.contiguous() for one in (dy, dz, dupdate))
+        norm = gamma.contiguous(), beta.contiguous()
+        return block_backward(  # type: ignore[return-value]
+            dy, dz, dupdate, x.contiguous(), z, weight, *norm, expand, project, _pair(padding), eps
+        )
+    dy = torch.zeros_like(z) if dy is None else dy
+    wide = widened(x, dy, z, weight, gamma, beta, expand, project)
+    wide_dz, wide_dupdate = (None if one is None else one.to(wide[0].dtype) for one in (dz, dupdate))
+    if why_no_compiled_blocks(x.shape[3], wide[0]) is None:
+        wide_x, wide_dy, *others = wide
+        compiled = torch.ops.jepa_fast.convnext_block_cpu_backward
+        dx, to_z, *gradients = compiled(wide_dy, wide_dz, wide_dupdate, wide_x, *others, padding, eps)
     else:
-        wide = widened(x, dy, z, weight, gamma, beta, expand, project)
-        if why_no_compiled_blocks(x.shape[3], wide[0]) is None:
-            wide_x, wide_dy, *others = wide
-            compiled = torch.ops.jepa_fast.convnext_block_cpu_backward
-            dx, dz, *gradients = compiled(wide_dy, None, None, wide_x, *others, padding, eps)
-        else:
-            dx, dz, *gradients = _backward_fallback(wide, padding, eps)
+        dx, to_z, *gradients = _backward_fallback(wide, wide_dz, wide_dupdate, padding, eps)
     parameters = (weight, gamma, beta, expand, project)
     kept = (gradient.to(like.dtype).contiguous() for gradient, like in zip(gradients, parameters, strict=True))
-    return dx.to(x.dtype), dz.to(z.dtype), *kept  # type: ignore[return-value]
+    return dx.to(x.dtype), to_z.to(z.dtype), *kept
 
 
-def _backward_fallback(tensors: tuple[Tensor, ...], padding: list[int], eps: float) -> tuple[Tensor, ...]:
+def _backward_fallback(
+    tensors: tuple[Tensor, ...], dz: Tensor | None, dupdate: Tensor | None, padding: list[int], eps: float
+) -> tuple[Tensor, ...]:
     x, dy, z, weight, gamma, beta, expand, project = tensors
     u, h, activations, _ = _mlp(z, [gamma, beta, expand, project], eps)
+    to_update = dy if dupdate is None else dy + dupdate
     with torch.autocast(z.device.type, enabled=False):
-        dh = torch.ops.aten.gelu_backward(dy @ project, h)
-        dz, dgamma, dbeta = norm_backward(dh @ expand, z, gamma, eps)
+        dh = torch.ops.aten.gelu_backward(to_update @ project, h)
+        to_z, dgamma, dbeta = norm_backward(dh @ expand, z, gamma, eps)
+        to_z = to_z if dz is None else to_z + dz
         dexpand = dh.flatten(0, 2).t() @ u.flatten(0, 2)
-        dproject = dy.flatten(0, 2).t() @ activations.flatten(0, 2)
-        dx, dweight = convolve_backward(dz, x, weight, padding)
-    return dx + _kept(dy, padding), dz, dweight, dgamma, dbeta, dexpand, dproject
+        dproject = to_update.flatten(0, 2).t() @ activations.flatten(0, 2)
+        dx, dweight = convolve_backward(to_z, x, weight, padding)
+    return dx + _kept(dy, padding), to_z, dweight, dgamma, dbeta, dexpand, dproject
 
 
 @_convnext_block_backward.register_fake
 def _convnext_block_backward_fake(
-    dy: Tensor, x: Tensor, z: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, expand: Tensor, project: Tensor,
-    padding: list[int], eps: float,
+    dy: Tensor | None, dz: Tensor | None, dupdate: Tensor | None, x: Tensor, z: Tensor, weight: Tensor, gamma: Tensor,
+    beta: Tensor, expand: Tensor, project: Tensor, padding: list[int], eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     parameters = (like.new_empty(like.shape) for like in (weight, gamma, beta, expand, project))
     return x.new_empty(x.shape), z.new_empty(z.shape), *parameters  # type: ignore[return-value]
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, *parameters, addend, ctx.padding, ctx.eps = inputs
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, *parameters, addend, ctx.padding, ctx.eps, keep = inputs
     ctx.addend_dtype = None if addend is None else addend.dtype
-    ctx.mark_non_differentiable(output[1])
+    if not keep:
+        ctx.mark_non_differentiable(output[1], output[2])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, output[1], *parameters)
 
 
-def _gradients(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-    if dy is None:
-        return (None,) * 9
-    dx, dz, *gradients = torch.ops.jepa_fast.convnext_block_backward(dy, *ctx.saved_tensors, ctx.padding, ctx.eps)
-    addend_gradient = None if ctx.addend_dtype is None else dz.to(ctx.addend_dtype)
-    return dx, *gradients, addend_gradient, None, None
+def _gradients(ctx: Any, dy: Tensor | None, dz: Tensor | None, dupdate: Tensor | None) -> tuple[Tensor | None, ...]:
+    if dy is None and dz is None and dupdate is None:
+        return (None,) * 10
+    dx, to_z, *gradients = torch.ops.jepa_fast.convnext_block_backward(
+        dy, dz, dupdate, *ctx.saved_tensors, ctx.padding, ctx.eps
+    )
+    addend_gradient = None if ctx.addend_dtype is None else to_z.to(ctx.addend_dtype)
+    return dx, *gradients, addend_gradient, None, None, None
 
 
 _convnext_block.register_autograd(_gradients, setup_context=_setup_context)
@@ -236,6 +247,21 @@ def convnext_block(
     Raises:
         ValueError: shapes that do not fit together, channels or a dtype that the kernels do not have.
     """
+    return _checked_block(x, weight, gamma, beta, expand, project, addend, padding, eps, keep=False).y
+
+
+def _checked_block(
+    x: Tensor,
+    weight: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    expand: Tensor,
+    project: Tensor,
+    addend: Tensor | None,
+    padding: Padding,
+    eps: float,
+    keep: bool,
+) -> KeptBlock:
     pads = (padding, padding) if isinstance(padding, int) else padding
     check_convolution(x, weight, pads, CHANNEL_STEP if x.device.type == "cpu" else None)
     channels = x.shape[3]
@@ -248,20 +274,32 @@ def convnext_block(
         check_parameter(name, parameter, shape, x)
     if addend is not None:
         check_parameter("addend", addend, out_shape(x, list(pads)), x)
-    y: Tensor
-    y, _ = torch.ops.jepa_fast.convnext_block(
-        x.to(compute_dtype(x)), weight, gamma, beta, expand, project, addend, list(pads), eps
+    return KeptBlock(
+        *torch.ops.jepa_fast.convnext_block(
+            x.to(compute_dtype(x)), weight, gamma, beta, expand, project, addend, list(pads), eps, keep
+        )
     )
-    return y
 
 
 def convnext_block_keep(
-    x: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, expand: Tensor, project: Tensor, eps: float = 1e-5
+    x: Tensor,
+    weight: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    expand: Tensor,
+    project: Tensor,
+    eps: float = 1e-5,
+    addend: Tensor | None = None,
+    padding: Padding = 3,
+    is_fused: bool = False,
 ) -> KeptBlock:
-    """The block with padding 3, and its z and update; gradients flow through all three.
+    """The block, its z and its update; gradients flow through all three.
 
-    In the dtype of x, float32 or float64, whatever autocast says.
+    With `is_fused` as `convnext_block` has it. Otherwise with padding 3 and without an addend, in the dtype of x,
+    float32 or float64, whatever autocast says.
     """
+    if is_fused:
+        return _checked_block(x, weight, gamma, beta, expand, project, addend, padding, eps, keep=True)
     parameters = (weight, gamma, beta, expand, project)
     if why_no_compiled_blocks(x.shape[3], x) is None:
         return KeptBlock(*torch.ops.jepa_fast.convnext_block_cpu(x, *parameters, None, [3, 3], eps, True))

@@ -4,8 +4,9 @@
     crop        windows of shared base activations
     difference  what windows hold more than the base under them
     pool        pooling matrices from both sides
+    window_pool average pooling into the cells of the image that a window lies in
 
-Convolution and crop are custom ops, forward and backward, so that torch.compile sees each as one node. They have no
+All but `pool` are custom ops, forward and backward, so that torch.compile sees each as one node. They have no
 second derivative.
 """
 
@@ -62,6 +63,16 @@ def pool(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):
         by_row = rows @ x.to(rows.dtype).reshape(count, height, width * channels)
         return columns.unsqueeze(-3) @ by_row.view(count, rows.shape[-2], width, channels)
+
+
+def window_pool(x: Tensor, corners: Tensor, margin: tuple[int, int], image: tuple[int, int], side: int = 6) -> Tensor:
+    """The mean in each of S x S cells of the images that windows x [N, h, w, C] lie in, zero around them: [N, S, S, C].
+
+    float32, of float64 float64. Cells are those of adaptive average pooling, of an image of at least S pixels in both
+    directions. On CUDA a Triton kernel.
+    """
+    pooled: Tensor = torch.ops.jepa_fast.window_pool(x, corners, list(margin), list(image), side)
+    return pooled
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -150,24 +161,31 @@ def _crop_backward(
     margin: list[int],
     size: list[int],
     is_fused: bool,
+    sign: float = 1.0,
 ) -> Tensor:
     if is_fused and runs_in_triton("jepa_fast::crop_backward", gradient):
         from jepa_fast.kernels.triton.crop import crop_backward
 
         windows = gradient.contiguous(), corners.contiguous(), groups.contiguous()
-        return crop_backward(*windows, shape, margin).to(gradient.dtype)
+        return crop_backward(*windows, shape, margin, sign)
     count, height, width, channels = shape
     padded = (count, height + 2 * margin[0], width + 2 * margin[1], channels)
     pixels = _window_pixels(torch.Size(padded), corners, groups, size)
     parts = gradient.reshape(-1, channels)
     length = padded[0] * padded[1] * padded[2]
-    if gradient.is_cuda:
-        # index_add_ is not deterministic there; this sorts.
-        total: Tensor = torch.ops.aten.embedding_dense_backward(parts, pixels, length, -1, False)
-    else:
-        total = parts.new_zeros(length, channels).index_add_(0, pixels, parts)
+    total = added_up(parts, pixels, length, sorts=gradient.is_cuda)
     rows, columns = (slice(m, m + side) for m, side in zip(margin, (height, width), strict=True))
+    # Negated while it is one image.
+    total = total if sign == 1 else total * sign
     return total.view(padded)[:, rows, columns].contiguous()
+
+
+def added_up(parts: Tensor, places: Tensor, length: int, sorts: bool) -> Tensor:
+    """[length, C]: the sum of the parts [P, C] of each place. On CUDA only sorted parts are added in a fixed order."""
+    if sorts:
+        total: Tensor = torch.ops.aten.embedding_dense_backward(parts, places, length, -1, False)
+        return total
+    return parts.new_zeros(length, parts.shape[1]).index_add_(0, places, parts)
 
 
 @_crop_backward.register_fake
@@ -179,6 +197,7 @@ def _crop_backward_fake(
     margin: list[int],
     size: list[int],
     is_fused: bool,
+    sign: float = 1.0,
 ) -> Tensor:
     return gradient.new_empty(shape)
 
@@ -210,7 +229,8 @@ def _difference(
         placed = corners.contiguous(), groups.contiguous(), image, margin, size
         return crop_forward(values.contiguous(), base.contiguous(), *placed)
     windows = crop(base, corners, groups, (margin[0], margin[1]), (size[0], size[1]))
-    return (values - windows).to(values.dtype) * _on_image(corners, margin, size, image)[..., None]
+    apart = (values.contiguous() - windows).to(values.dtype)
+    return apart * _on_image(corners, margin, size, image)[..., None]
 
 
 @_difference.register_fake
@@ -230,7 +250,7 @@ def _mask(
 
         placed = corners.contiguous(), groups.contiguous(), image, margin, size
         return crop_forward(values.contiguous(), None, *placed)
-    return values * _on_image(corners, margin, size, image)[..., None]
+    return values.contiguous() * _on_image(corners, margin, size, image)[..., None]
 
 
 @_mask.register_fake
@@ -250,12 +270,82 @@ def _difference_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ..
     corners, groups = ctx.saved_tensors
     size = list(gradient.shape[1:3])
     to_values = torch.ops.jepa_fast.window_mask(gradient, corners, groups, ctx.shape[1:3], ctx.margin, ctx.is_fused)
-    # Negated while it is one image.
-    to_base = -torch.ops.jepa_fast.crop_backward(gradient, corners, groups, ctx.shape, ctx.margin, size, ctx.is_fused)
+    to_base = torch.ops.jepa_fast.crop_backward(
+        gradient, corners, groups, ctx.shape, ctx.margin, size, ctx.is_fused, -1.0
+    )
     return to_values, to_base.to(ctx.dtype), None, None, None, None
 
 
 torch.library.register_autograd("jepa_fast::window_difference", _difference_gradients, setup_context=_difference_setup)
+
+
+@torch.library.custom_op("jepa_fast::window_pool", mutates_args=())
+def _window_pool(x: Tensor, corners: Tensor, margin: list[int], image: list[int], side: int) -> Tensor:
+    if runs_in_triton("jepa_fast::window_pool", x):
+        from jepa_fast.kernels.triton.pooling import window_pool_forward
+
+        return window_pool_forward(x.contiguous(), corners.contiguous(), margin, image, side)
+    return pool(x, *_cells(corners, margin, x.shape[1:3], image, side, _wide(x)))
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+@_window_pool.register_fake
+def _window_pool_fake(x: Tensor, corners: Tensor, margin: list[int], image: list[int], side: int) -> Tensor:
+    return x.new_empty(x.shape[0], side, side, x.shape[3], dtype=_wide(x))
+
+
+@torch.library.custom_op("jepa_fast::window_pool_backward", mutates_args=())
+def _window_pool_backward(
+    gradient: Tensor, corners: Tensor, size: list[int], margin: list[int], image: list[int], dtype: torch.dtype
+) -> Tensor:
+    side = gradient.shape[1]
+    if runs_in_triton("jepa_fast::window_pool", gradient):
+        from jepa_fast.kernels.triton.pooling import window_pool_backward
+
+        shape = (len(corners), *size, gradient.shape[3])
+        return window_pool_backward(gradient.contiguous(), corners.contiguous(), shape, margin, image, dtype)
+    rows, columns = _cells(corners, margin, size, image, side, gradient.dtype)
+    return pool(gradient, rows.mT, columns.mT).to(dtype)
+
+
+@_window_pool_backward.register_fake
+def _window_pool_backward_fake(
+    gradient: Tensor, corners: Tensor, size: list[int], margin: list[int], image: list[int], dtype: torch.dtype
+) -> Tensor:
+    return gradient.new_empty(len(corners), *size, gradient.shape[3], dtype=dtype)
+
+
+def _window_pool_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, corners, ctx.margin, ctx.image, _ = inputs
+    ctx.size, ctx.dtype = list(x.shape[1:3]), x.dtype
+    ctx.save_for_backward(corners)
+
+
+def _window_pool_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    to_x = torch.ops.jepa_fast.window_pool_backward(
+        gradient, *ctx.saved_tensors, ctx.size, ctx.margin, ctx.image, ctx.dtype
+    )
+    return to_x, None, None, None, None
+
+
+torch.library.register_autograd("jepa_fast::window_pool", _window_pool_gradients, setup_context=_window_pool_setup)
+
+
+def _cells(
+    corners: Tensor, margin: Sequence[int], size: Sequence[int], image: Sequence[int], side: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Matrices [N, S, h] and [N, S, w] that average the window's pixels in each cell."""
+    cell = torch.arange(side, device=corners.device)[:, None]
+    matrices = []
+    for axis in (0, 1):
+        first = cell * image[axis] // side
+        end = -(-(cell + 1) * image[axis] // side)
+        place = corners[:, axis, None, None] - margin[axis] + torch.arange(size[axis], device=corners.device)
+        matrices.append(((place >= first) & (place < end)).to(dtype) / (end - first).to(dtype))
+    return matrices[0], matrices[1]
 
 
 def _on_image(corners: Tensor, margin: Sequence[int], size: Sequence[int], image: Sequence[int]) -> Tensor:

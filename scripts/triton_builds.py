@@ -10,6 +10,7 @@ CHANNELS = (16, 32, 64, 96, 128)
 # Three programs of four warps find room in the registers of a multiprocessor.
 MARCH_REGISTERS = 168
 CASES = (*(("bf16", channels) for channels in CHANNELS), ("fp32", 16), ("fp32", 128), ("fp16", 16))
+KINDS = ("bf16", "fp16", "fp32")
 ROLLOUT_FORM = {"STATE_RESIDUAL": False, "GELU_FIRST": False, "KEEP": True, "ACTIONS": False}
 # Pointers to what the matrix products take and make; all others are float32.
 ROLLOUT_PRODUCTS = (
@@ -122,21 +123,21 @@ def _convnext_block() -> Iterator[Build]:
         fused = channels <= MOST_FUSED_CHANNELS
         sizes = blocks(channels)
         marches = (0,) * (channels > sizes["BLOCK_C"]) + (sizes["BLOCK_COLUMNS"] * sizes["BLOCK_C"],)
-        for has_addend in (False, True) if fused else (False,):
+        for has_addend, keep in itertools.product((False, True) if fused else (False,), (False, True)):
             yield Build(
-                f"convnext_block forward {kind} C={channels}{' addend' if has_addend else ''}",
+                f"convnext_block forward {kind} C={channels}{' addend' if has_addend else ''}{' keep' if keep else ''}",
                 "convnext_block",
                 "_convnext_block_forward_kernel",
-                _pointers(x=kind, taps="fp32", addend=kind, **parameters, z=kind, y=kind)
+                _pointers(x=kind, taps="fp32", addend=kind, **parameters, z=kind, y=kind, update=kind)
                 | _integers(SIZES)
                 | {"eps": "fp32"},
-                constants(channels, forward) | sizes | {"HAS_ADDEND": has_addend, "CONVOLVES": fused},
+                constants(channels, forward) | sizes | {"HAS_ADDEND": has_addend, "CONVOLVES": fused, "KEEP": keep},
                 warps=forward.warps,
                 most_registers=forward.registers,
                 registers=256 if channels > 64 or kind == "fp32" else MARCH_REGISTERS,
                 outputs=(marches if fused else ()) + _tile_outputs(channels, forward.pixels, forward.hidden),
                 stages=1,
-                is_default=(kind, channels, has_addend) == ("bf16", 16, True),
+                is_default=(kind, channels, has_addend, keep) == ("bf16", 16, True, False),
             )
         yield Build(
             f"convnext_block backward {kind} C={channels}",
@@ -169,7 +170,7 @@ def _convnext_block() -> Iterator[Build]:
 
 
 def _crop() -> Iterator[Build]:
-    from jepa_fast.kernels.triton.crop import TILE, WARPS, WINDOW, columns
+    from jepa_fast.kernels.triton.crop import AHEAD, SUM_BLOCK, TILE, WARPS, WINDOW, columns
 
     placed = {"corners_ptr": "*i64", "groups_ptr": "*i64"}
     for kind, channels in CASES:
@@ -179,7 +180,7 @@ def _crop() -> Iterator[Build]:
             "crop",
             "_crop_backward_kernel",
             _pointers(gradient=kind, partial="fp32") | placed | _integers(("count", "chunk", *WINDOW)),
-            {"C": channels, "PADDED_C": padded, "COLUMNS": columns(channels)},
+            {"C": channels, "PADDED_C": padded, "COLUMNS": columns(channels), "AHEAD": AHEAD},
             warps=WARPS,
             registers=MARCH_REGISTERS,
             is_default=(kind, channels) == ("bf16", 16),
@@ -201,6 +202,75 @@ def _crop() -> Iterator[Build]:
                 registers=64,
                 is_default=(kind, channels, name) == ("bf16", 16, "difference"),
             )
+
+    for kind in KINDS:
+        yield Build(
+            f"crop chunks {kind}",
+            "crop",
+            "_chunks_kernel",
+            _pointers(partial="fp32", out=kind) | {"chunks": "i32", "elements": "i32", "sign": "fp32"},
+            {"BLOCK": SUM_BLOCK},
+            warps=WARPS,
+            registers=64,
+            is_default=kind == "bf16",
+        )
+
+
+def _pooling() -> Iterator[Build]:
+    from jepa_fast.kernels.triton.pooling import BLOCK_C, PIECE, SIZES, TILE, WARPS
+
+    for kind, channels in CASES:
+        padded = 1 << (channels - 1).bit_length()
+        shapes: dict[str, Any] = {"C": channels, "SIDE": 6}
+        yield Build(
+            f"window_pool forward {kind} C={channels}",
+            "pooling",
+            "_window_pool_forward_kernel",
+            _pointers(x=kind, pooled="fp32") | {"corners_ptr": "*i64"} | _integers(SIZES),
+            shapes | {"BLOCK_C": BLOCK_C, "PIECE": PIECE},
+            warps=WARPS,
+            registers=128,
+            is_default=(kind, channels) == ("bf16", 16),
+        )
+        yield Build(
+            f"window_pool backward {kind} C={channels}",
+            "pooling",
+            "_window_pool_backward_kernel",
+            _pointers(gradient="fp32", out=kind) | {"corners_ptr": "*i64"} | _integers(("pixels", *SIZES)),
+            shapes | {"PADDED_C": padded, "PIXELS": TILE // padded},
+            warps=WARPS,
+            registers=64,
+            is_default=(kind, channels) == ("bf16", 16),
+        )
+
+
+def _parameters() -> Iterator[Build]:
+    from jepa_fast.kernels.triton.parameters import BLOCK, COLUMNS, ROWS, WARPS
+
+    for kind, channels in CASES:
+        for flipped in (False, True):
+            yield Build(
+                f"block parameters {kind} C={channels}{' flipped' if flipped else ''}",
+                "parameters",
+                "_lay_out_kernel",
+                _pointers(weight="fp32", expand="fp32", project="fp32", taps="fp32", expand_out=kind, project_out=kind),
+                {"C": channels, "FLIPPED": flipped, "BLOCK": BLOCK},
+                warps=WARPS,
+                registers=64,
+                is_default=(kind, channels, flipped) == ("bf16", 16, True),
+            )
+    for channels in CHANNELS:
+        parts = ("norm_partial", "weight_partial", "tap_partial", "gamma", "beta", "expand", "project", "weight")
+        yield Build(
+            f"block gradients C={channels}",
+            "parameters",
+            "_add_up_kernel",
+            _pointers(**dict.fromkeys(parts, "fp32")) | _integers(("norm_parts", "weight_parts", "tap_parts")),
+            {"C": channels, "COLUMNS": COLUMNS, "ROWS": ROWS},
+            warps=WARPS,
+            registers=64,
+            is_default=channels == 16,
+        )
 
 
 def _rollout() -> Iterator[Build]:
@@ -248,4 +318,6 @@ def _rollout() -> Iterator[Build]:
             )
 
 
-BUILDS: tuple[Build, ...] = (*_depthwise(), *_dwconv_norm(), *_convnext_block(), *_crop(), *_rollout())
+BUILDS: tuple[Build, ...] = (
+    *_depthwise(), *_dwconv_norm(), *_convnext_block(), *_parameters(), *_crop(), *_pooling(), *_rollout()
+)  # fmt: skip

@@ -2,6 +2,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -138,6 +139,30 @@ def test_cuda_on_with_a_cpu_torch_is_refused(sources: Path, tmp_path: Path) -> N
     assert "JEPA_FAST_CUDA=ON cannot be met: missing" in output
     assert "a CUDA build of torch (no libc10_cuda in" in output
     assert not list(tmp_path.glob("*.whl"))
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+@pytest.mark.parametrize("flag", ["AUTO", "ON"])
+def test_an_nvcc_that_cannot_is_left_out_with_one_line_or_refused(tmp_path: Path, flag: str) -> None:
+    place, folder = Path(torch.__path__[0]), tmp_path / "torch"
+    (folder / "lib").mkdir(parents=True)
+    (folder / "include").symlink_to(place / "include")
+    (folder / "lib" / "libtorch_cpu.so").symlink_to(place / "lib" / "libtorch_cpu.so")
+    for name in ("libc10_cuda.so", "libtorch_cuda.so"):
+        (folder / "lib" / name).touch()
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text("#!/bin/sh\necho 'error: -- unsupported GNU version!' >&2\nexit 1\n")
+    nvcc.chmod(0o755)
+    path = os.pathsep.join([str(nvcc.parent), sysconfig.get_path("scripts"), os.environ["PATH"]])
+    command = ["cmake", "-S", ROOT, "-B", tmp_path / "build", f"-DTORCH_DIR={folder}", f"-DJEPA_FAST_CUDA={flag}"]
+    done = subprocess.run(
+        command, env=os.environ | {"PATH": path}, capture_output=True, text=True, timeout=120, check=False
+    )
+    said = " ".join((done.stdout + done.stderr).split())
+    assert f"missing an nvcc that compiles C++20 for sm_90 ({nvcc}: error: -- unsupported GNU version!)" in said
+    assert (done.returncode == 0) == (flag == "AUTO"), said
+    assert ("jepa_fast._C: CUDA OFF" in said) == (flag == "AUTO")
 
 
 def test_cuda_on_without_a_compiler_is_refused(sources: Path, tmp_path: Path) -> None:

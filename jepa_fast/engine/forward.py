@@ -3,7 +3,7 @@
 import copy
 import logging
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -43,22 +43,29 @@ class Forward(nn.Module):
         self._flip: Callable[[Batch, Tensor], Batch] | None = None
         if config.recipe.flips:
             flips = Flips(spec, bases)
-            self._flip, bases = self._compiled(flips), flips.bases
+            self._flip, bases = self.compiled(flips), flips.bases
         self.encode = model.batch_encoder(spec, bases, mode)
-        self._encode = self._compiled(self.encode)
+        self._encode = self.compiled(self.encode)
         self.target_encoder: nn.Module | None = None
         self._decay = model.objective.ema_decay
         if self._decay is not None:
             self.target_encoder = copy.deepcopy(model.encoder).requires_grad_(False).eval()
-            self._encode_targets = self._compiled(model.batch_encoder(spec, bases, mode, self.target_encoder))
+            self._encode_targets = self.compiled(model.batch_encoder(spec, bases, mode, self.target_encoder))
         for name, backend in model.ops(config.kernels, config.device).items():
             logger.info("%s: %s", name, backend)
         if config.compile and group is not None:
             logger.info("compile: encoder and predictor; what %d processes exchange runs as it is", group.size())
-        self.objective = model.objective.bind(model, Execution(self._compiled, span, group, config.kernels))
+        self.objective = model.objective.bind(model, Execution(self.compiled, span, group, config.kernels))
 
-    def _compiled(self, function: Function) -> Function:
-        return torch.compile(function, dynamic=False) if self.config.compile else function  # type: ignore[return-value]
+    def compiled(self, function: Function) -> Function:
+        """`function` as the run compiles its parts."""
+        if not self.config.compile:
+            return function
+        # On a GPU Inductor would time variants of a sum and take the fastest, another one in every run.
+        options: dict[str, str | int | bool | Callable[..., Any]] | None = None
+        if self.config.device == "cuda":
+            options = {"deterministic": True, "shape_padding": False}
+        return torch.compile(function, dynamic=False, options=options)  # type: ignore[return-value]
 
     def autocast(self) -> torch.autocast:
         """What encoder and predictor run under."""

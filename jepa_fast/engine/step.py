@@ -32,6 +32,12 @@ class StepResult(NamedTuple):
     latents: Tensor  # [B, T-1, D] predictions, detached
 
 
+def settled(terms: list[Tensor], metrics: Tensor, failed: Tensor) -> tuple[Tensor, Tensor]:
+    """What `metrics` and `failed` become after a step that ended with `terms`: once failed, nothing changes."""
+    new = torch.stack(terms).to(torch.float32)
+    return torch.where(failed > 0, metrics, new), torch.maximum(failed, 1 - new.isfinite().all().to(torch.float32))
+
+
 class Trainer:
     """The model, its optimiser and, with EMA targets, the averaged encoder; `step` advances all of them.
 
@@ -67,6 +73,8 @@ class Trainer:
             InputError: frames that the model cannot take, or a stage that freezes what it does not have.
         """
         torch.manual_seed(config.seed)
+        # What is called float32 is: convolutions on tensor cores keep ten bits of a factor. torch allows it by default.
+        torch.backends.cudnn.allow_tf32 = False
         if model is None:
             model = build_model(config.recipe.model, config.recipe.objective, config.kernels)
         # What a model in hand says of itself is what is run.
@@ -96,6 +104,8 @@ class Trainer:
         self.failed = torch.zeros((), device=self.device)  # 0 or 1
         self.names = ("total", *self.forward.objective.names, "gradient_norm")  # of the metrics
         self._metrics = torch.zeros(len(self.names), device=self.device)
+        # On a GPU these few numbers take a dozen launches, which become one.
+        self._settled = self.forward.compiled(settled) if self.device.type == "cuda" else settled
         self._batch: Batch | None = None
         self._advance: Callable[[], StepResult] = self.advance
         if config.capture:
@@ -127,16 +137,20 @@ class Trainer:
         with self._span("optimiser"), torch.no_grad():
             self.optimizer.mask(frozen)
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.recipe.optimizer.clip_norm)
-            metrics = torch.stack([loss.total, *(loss.terms[name] for name in self.forward.objective.names), norm]).to(
-                torch.float32
-            )
-            self._metrics.copy_(torch.where(self.failed > 0, self._metrics, metrics))
-            self.failed.copy_(torch.maximum(self.failed, 1 - metrics.isfinite().all().to(torch.float32)))
+            terms = [loss.total, *(loss.terms[name] for name in self.forward.objective.names), norm]
+            metrics, failed = self._settled(terms, self._metrics, self.failed)
+            self._metrics.copy_(metrics)
+            self.failed.copy_(failed)
             self.optimizer.step(frozen, self.failed)
             alive = 1 - self.failed
             self.forward.average(alive)
             self.clock[1].add_(alive.to(torch.int64))
         return StepResult(self._metrics, latents)
+
+    @property
+    def scheduled(self) -> tuple[str, ...]:
+        """Names of what each step takes from the schedule, the weights of the objective's terms among it."""
+        return self._schedule.names
 
     def learning_rate(self, number: int) -> float:
         """The learning rate of step `number`, 0 is the first."""

@@ -92,9 +92,10 @@ class ConvNeXtBlock(nn.Module):
         with torch.autocast(x.device.type, enabled=False) if self.is_compiled(x) else nullcontext():
             return convnext_block(x, *self.parameters_in_order(), addend, padding, self.norm.eps)
 
-    def keep(self, x: Tensor) -> KeptBlock:
-        """Output, z and update as one op, channels last."""
-        return convnext_block_keep(x, *self.parameters_in_order(), self.norm.eps)
+    def keep(self, x: Tensor, addend: Tensor | None = None, padding: tuple[int, int] = (3, 3)) -> KeptBlock:
+        """Output, z and update as one op, channels last; only Triton's blocks take an addend and other paddings."""
+        parameters = self.parameters_in_order()
+        return convnext_block_keep(x, *parameters, self.norm.eps, addend, padding, is_fused=self.is_fused)
 
     def forward(self, x: Tensor) -> Tensor:
         """The block's output, [N, C, H, W]."""

@@ -83,7 +83,7 @@ class PixelPredictor(nn.Module):
         points = torch.cat([positions[..., None, :] + mirrored, (positions + actions)[..., None, :] + mirrored], dim=-2)
         height, width = room.shape[1:]
         # Of grid_sample's unit: -1 and 1 are the centres of the outermost pixels.
-        half = torch.tensor([(width - 1) / 2, (height - 1) / 2], device=room.device).to(room)
+        half = torch.stack([room.new_full((), (side - 1) / 2) for side in (width, height)])
         samples = F.grid_sample(room[:, None], points / half - 1, align_corners=True)  # [B, 1, T, 2 S]
         return torch.cat([samples[:, 0], actions.abs()], dim=-1)
 

@@ -7,8 +7,9 @@
     fusion   the branch of all channels: "dense", or "windows" over one image per trajectory, got as the static group's
 
 Bases are a black image, the data set's base images, or each trajectory's own background. Routes are chosen by counted
-work. Which of them are exact is the packer's word: it stores a window only for frames that equal their base outside it,
-and an image once only if it never changes. A group that is stored dense goes the dense way.
+work, on a GPU with what launches cost. Which of them are exact is the packer's word: it stores a window only for frames
+that equal their base outside it, and an image once only if it never changes. A group that is stored dense goes the
+dense way.
 """
 
 import math
@@ -22,10 +23,15 @@ from jepa_fast.data.batches import Batch, GroupBases, GroupBatch, base_images, e
 from jepa_fast.data.manifest import ChannelGroup, FrameSpec
 from jepa_fast.errors import InputError
 from jepa_fast.kernels.window_chain import grown_sizes
-from jepa_fast.models.convnext import Branch, Encoder
+from jepa_fast.models.convnext import Branch, ConvNeXtBlock, Encoder
 from jepa_fast.models.window_encoder import Bases, WindowEncoder
 
 Route = Literal["dense", "once", "windows", "nested"]
+# Launches of one fused block on CUDA, forward and backward, with all that windows and bases add to it.
+LAUNCHES: dict[Route, int] = {"dense": 7, "once": 7, "windows": 24, "nested": 75}
+# In the 1.7 us that a kernel of a graph takes which waits for the one before it and does next to nothing (assumed), an
+# H100 issues the instructions of so many pixels of a block of 16 channels, forward and backward (docs/kernels.md).
+PIXELS_OF_A_LAUNCH = 7000
 
 
 @dataclass(frozen=True)
@@ -105,7 +111,7 @@ class SparseEncoder:
         work = [
             encoder.work(count, frames) for encoder, (_, frames) in zip(self._groups, self._parts(batch), strict=True)
         ]
-        routes = tuple(min(each, key=each.__getitem__) for each in work)
+        routes = tuple(encoder.cheapest(each) for encoder, each in zip(self._groups, work, strict=True))
         dense = count * length * self._groups[0].whole
         cells, plain_cells = sum(each[route] for each, route in zip(work, routes, strict=True)), len(work) * dense
         fusion: Literal["dense", "windows"] | None = None
@@ -252,6 +258,14 @@ class _GroupEncoder:
                 nested = self._window_cells(self.nesting.size)
                 work["nested"] = self.whole + len(self.images) * nested + windows
         return work
+
+    def cheapest(self, work: dict[Route, int]) -> Route:
+        """The route that takes the least time: on a GPU its launches count as well."""
+        weight, block = self.branch.stem.weight, self.branch.blocks[0]
+        if weight.is_cuda and isinstance(block, ConvNeXtBlock) and block.is_fused:
+            of_a_launch = self.blocks * PIXELS_OF_A_LAUNCH * 16 // weight.shape[0]
+            work = {route: pixels + of_a_launch * LAUNCHES[route] for route, pixels in work.items()}
+        return min(work, key=work.__getitem__)
 
     def window_work(self, count: int) -> int:
         """Cells that so many of the group's windows make the blocks compute."""

@@ -56,8 +56,9 @@ class Stem(NamedTuple):
         image, size = self.cells(place.image), self.shown(place.size, place.image)
         # The first cell that sees the window's first pixel.
         first = (place.corners + (self.before - self.side + self.stride)).div(self.stride, rounding_mode="floor")
-        most = torch.tensor([cells - own for cells, own in zip(image, size, strict=True)], device=first.device)
-        return WindowGrid(torch.minimum(first.clamp(min=0), most), place.groups, size, image)
+        # Axis by axis: a tensor of both limits would be a copy from the host, in the middle of a step.
+        corners = torch.stack([first[:, axis].clamp(0, image[axis] - size[axis]) for axis in (0, 1)], dim=1)
+        return WindowGrid(corners, place.groups, size, image, place.is_fused)
 
     def apply_windows(self, pixels: Tensor, place: WindowGrid, cells: WindowGrid, filters: Tensor) -> Tensor:
         """[N, h', w', C]: the windows of cells, from pixels [N, h, w, c] that are zero outside their windows.

@@ -14,9 +14,9 @@ this holds for cells in place of pixels: `jepa_fast.models.stem` tells which cel
 Nothing is approximated: values and gradients, also those that reach the weights through the base, are those of the
 whole image up to rounding.
 
-Where blocks run as one Triton op, the op takes Z_l as its addend, and neither the stem's collapse nor early pooling is
-used: they save what the op does not spend. On a CPU with compiled blocks a window's whole chain is one op, which has
-both.
+Where blocks run as one Triton op, the op takes Z_l as its addend and gives the z and the update that bases keep, and
+neither the stem's collapse nor early pooling is used: they save what the op does not spend. On a CPU with compiled
+blocks a window's whole chain is one op, which has both.
 """
 
 from typing import NamedTuple
@@ -86,7 +86,7 @@ class WindowEncoder:
             groups: [N], which base each image is compared with; none: base 0.
         """
         windows = _channels_last(windows)
-        place = WindowGrid.of(bases.images, windows, corners, groups)
+        place = self._place(bases, windows, corners, groups)
         changed, cells = self._changed(bases, windows, place)
         if self._is_compiled(windows):
             read = self._read_chain(bases, changed, cells)
@@ -145,7 +145,7 @@ class WindowEncoder:
     def derive_bases(self, bases: Bases, windows: Tensor, corners: Tensor, groups: Tensor | None = None) -> Bases:
         """Bases that themselves differ from coarser ones in a window only. Arguments as in a call."""
         windows = _channels_last(windows)
-        place = WindowGrid.of(bases.images, windows, corners, groups)
+        place = self._place(bases, windows, corners, groups)
         images = place.fill(windows, bases.images)
         changed, place = self._changed(bases, windows, place)
         if self._is_compiled(windows):
@@ -188,6 +188,9 @@ class WindowEncoder:
 
     def _blocks(self) -> list[ConvNeXtBlock]:
         return [block for block in self.branch.blocks if isinstance(block, ConvNeXtBlock)]
+
+    def _place(self, bases: Bases, windows: Tensor, corners: Tensor, groups: Tensor | None) -> WindowGrid:
+        return WindowGrid.of(bases.images, windows, corners, groups, self._blocks()[0].is_fused)
 
     def _is_compiled(self, like: Tensor) -> bool:
         """Whether blocks run as compiled ops on a tensor like this one."""
@@ -244,6 +247,11 @@ class WindowEncoder:
             if block.is_fused and not keep:
                 x = block.fused(x)
                 continue
+            if block.is_fused:
+                x, z, update = block.keep(x)
+                kept_convolved.append(z)
+                kept_updates.append(update)
+                continue
             if index == 0 and self.stem_collapse and self._has_pixels:
                 z = _collapsed(images, self._stem(), block, (REACH, REACH))
             else:
@@ -257,8 +265,9 @@ class WindowEncoder:
             if keep:
                 kept_convolved.append(z.to(images.dtype))
                 kept_updates.append(update)
-        # Where blocks are one op, x may be bf16; what comes of it is not rounded again.
-        x = x.to(images.dtype)
+        if not (isinstance(self.head, Pooling) and self.head.is_fused):
+            # Where blocks are one op, x may be bf16; what comes of it is not rounded again.
+            x = x.to(images.dtype)
         return kept_convolved, kept_updates, self.head.head_cache(x) if keep else self.head.whole(x)
 
     def _encode(
@@ -272,9 +281,14 @@ class WindowEncoder:
             after = index + 1
             growth = tuple(new - old for new, old in zip(place.margin(after), place.margin(index), strict=True))
             padding = (growth[0] + REACH, growth[1] + REACH)
-            if block.is_fused and not keep:
-                base_z = place.crop(bases.convolved[index].to(compute_dtype(delta)), after, is_fused=True)
-                grown = block.fused(delta, base_z, padding)
+            if block.is_fused:
+                base_z = place.crop(bases.convolved[index].to(compute_dtype(delta)), after)
+                if keep:
+                    grown, z, update = block.keep(delta, base_z, padding)
+                    kept_convolved.append(z)
+                    kept_updates.append(update)
+                else:
+                    grown = block.fused(delta, base_z, padding)
                 base_update = bases.updates[index]
                 delta = difference(grown, base_update, place.corners, place.groups, place.margin(after), is_fused=True)
                 continue
@@ -288,7 +302,7 @@ class WindowEncoder:
             if index == len(blocks) - 1 and self.early_pool and not keep:
                 rows, columns = window_pooling(place, after, delta)
                 pooled = pool(delta, *window_pooling(place, index, delta)) + pool(base_update, rows, columns)
-                base_pooled = bases.head_cache.index_select(0, place.groups)
+                base_pooled = place.own(bases.head_cache)
                 pooled = base_pooled + pooled + _project_pooled(z, block, rows, columns)
                 return [], [], pooled.permute(0, 3, 1, 2)
             delta = F.pad(delta, (0, 0, growth[1], growth[1], growth[0], growth[0]))

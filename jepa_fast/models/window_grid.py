@@ -17,9 +17,12 @@ class WindowGrid(NamedTuple):
     groups: Tensor  # int64 [N]: which base
     size: tuple[int, int]
     image: tuple[int, int]
+    is_fused: bool = False  # whether bases and gradients are gathered by Triton kernels on CUDA
 
     @staticmethod
-    def of(images: Tensor, windows: Tensor, corners: Tensor, groups: Tensor | None) -> "WindowGrid":
+    def of(
+        images: Tensor, windows: Tensor, corners: Tensor, groups: Tensor | None, is_fused: bool = False
+    ) -> "WindowGrid":
         """Windows [N, h, w, c] over base images [G, H, W, c]. Raises ValueError for shapes that do not fit together."""
         count, height, width = windows.shape[:3]
         image = (images.shape[1], images.shape[2])
@@ -31,7 +34,7 @@ class WindowGrid(NamedTuple):
             groups = torch.zeros(count, dtype=torch.int64, device=windows.device)
         elif tuple(groups.shape) != (count,):
             raise ValueError(f"groups: got shape {tuple(groups.shape)}, expected {(count,)}")
-        return WindowGrid(corners.to(torch.int64), groups.to(torch.int64), (height, width), image)
+        return WindowGrid(corners.to(torch.int64), groups.to(torch.int64), (height, width), image, is_fused)
 
     def margin(self, blocks: int) -> tuple[int, int]:
         """How far the window has grown to each side after some blocks. It does not grow along an axis it fills."""
@@ -55,9 +58,19 @@ class WindowGrid(NamedTuple):
         )
         return (rows[:, :, None] & columns[:, None, :])[..., None]
 
-    def crop(self, base: Tensor, blocks: int, is_fused: bool = False) -> Tensor:
+    def crop(self, base: Tensor, blocks: int) -> Tensor:
         """[N, h, w, C]: base [G, H, W, C] under each window grown by some blocks, zero outside the image."""
-        return crop(base, self.corners, self.groups, self.margin(blocks), self.grown(blocks), is_fused)
+        return crop(base, self.corners, self.groups, self.margin(blocks), self.grown(blocks), self.is_fused)
+
+    def own(self, bases: Tensor) -> Tensor:
+        """[N, h, w, C]: of bases [G, h, w, C] the one that each window lies on."""
+        if not bases.is_cuda:
+            return bases.index_select(0, self.groups)
+        if len(bases) == 1:
+            return bases.expand(len(self.groups), -1, -1, -1)
+        # The gradient of index_select is a sum by atomics there, in another order every time.
+        size = bases.shape[1], bases.shape[2]
+        return crop(bases, torch.zeros_like(self.corners), self.groups, (0, 0), size, self.is_fused)
 
     def _at(self) -> tuple[Tensor, Tensor]:
         """Rows [N, h, 1] and columns [N, 1, w] of the windows before they grow."""
@@ -75,6 +88,19 @@ class WindowGrid(NamedTuple):
     def paste(self, windows: Tensor, base: Tensor, blocks: int) -> Tensor:
         """[N, H, W, C]: each window's base [G, H, W, C] with the grown window [N, h, w, C] written over it."""
         count, height, width, channels = windows.shape
+        if windows.is_cuda and self.is_fused:
+            # Each window is a base that one image is cut from: a gradient without atomics.
+            first = torch.stack([self.positions(blocks, axis)[:, 0] for axis in (0, 1)], dim=1)
+            each = torch.arange(count, device=windows.device)
+            moved = crop(windows, -first, each, (0, 0), self.image, is_fused=True)
+            under = [
+                (pixels >= start) & (pixels < start + length)
+                for pixels, start, length in (
+                    (torch.arange(side, device=windows.device), first[:, axis, None], windows.shape[1 + axis])
+                    for axis, side in enumerate(self.image)
+                )
+            ]
+            return torch.where((under[0][:, :, None] & under[1][:, None, :])[..., None], moved, self.own(base))
         inside, source = [], []
         for axis in (0, 1):
             pixels = torch.arange(self.image[axis], device=base.device)
@@ -86,4 +112,4 @@ class WindowGrid(NamedTuple):
         pixels = first[:, :, None] * width + source[1][:, None, :]  # [N, H, W]
         moved = windows.reshape(-1, channels).index_select(0, pixels.flatten()).view(count, *self.image, channels)
         shown = inside[0][:, :, None] & inside[1][:, None, :]
-        return torch.where(shown[..., None], moved, base.index_select(0, self.groups))
+        return torch.where(shown[..., None], moved, self.own(base))

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jepa_fast.kernels.window import crop, pool
-from jepa_fast.models.convnext import POOLED_SIDE, Branch, centred, locate
+from jepa_fast.kernels.window import crop, pool, window_pool
+from jepa_fast.models.convnext import POOLED_SIDE, Branch, ConvNeXtBlock, centred, locate
 from jepa_fast.models.window_grid import WindowGrid
 
 
@@ -35,11 +35,19 @@ class WindowHead(Protocol):
 
 def window_head(branch: Branch) -> WindowHead:
     """The head of a branch."""
-    return Pooling() if branch.sharpness is None else Coordinates(branch)
+    block = branch.blocks[0]
+    is_fused = isinstance(block, ConvNeXtBlock) and block.is_fused
+    return Pooling(is_fused) if branch.sharpness is None else Coordinates(branch)
 
 
 class Pooling:
-    """Average pooling to [N, C, 6, 6]; of bases it keeps [G, 6, 6, C]."""
+    """Average pooling to [N, C, 6, 6]; of bases it keeps [G, 6, 6, C].
+
+    Where blocks are fused, pooling is one op too, which reads what they wrote and sums in float32.
+    """
+
+    def __init__(self, is_fused: bool = False) -> None:
+        self.is_fused = is_fused
 
     def whole(self, x: Tensor) -> Tensor:
         """The pooled images."""
@@ -47,6 +55,9 @@ class Pooling:
 
     def head_cache(self, x: Tensor) -> Tensor:
         """The same, channels last."""
+        if self.is_fused and min(x.shape[1:3]) >= POOLED_SIDE:
+            corners = torch.zeros(len(x), 2, dtype=torch.int64, device=x.device)
+            return window_pool(x, corners, (0, 0), (x.shape[1], x.shape[2]), POOLED_SIDE)
         rows, columns = (pooling_matrix(size, x).expand(len(x), -1, -1) for size in x.shape[1:3])
         return pool(x, rows, columns)
 
@@ -56,7 +67,10 @@ class Pooling:
 
     def derived(self, delta: Tensor, head_cache: Tensor, place: WindowGrid, blocks: int) -> Tensor:
         """The same, channels last."""
-        return head_cache.index_select(0, place.groups) + pool(delta, *window_pooling(place, blocks, head_cache))
+        if self.is_fused and min(place.image) >= POOLED_SIDE:
+            pooled = window_pool(delta, place.corners, place.margin(blocks), place.image, POOLED_SIDE)
+            return place.own(head_cache) + pooled
+        return place.own(head_cache) + pool(delta, *window_pooling(place, blocks, head_cache))
 
 
 class Coordinates:

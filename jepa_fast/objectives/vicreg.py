@@ -115,8 +115,10 @@ class VICReg(RolloutObjective):
 
     def ops(self, kernels: Kernels, device: Literal["cpu", "cuda"], dim: int | None) -> dict[str, str]:
         """What the terms run on."""
-        compiled = kernels != "reference" and why_no_extension(device, dim) is None
-        return {"vicreg": f"compiled {device} kernel" if compiled else PLAIN}
+        if kernels == "reference":
+            return {"vicreg": PLAIN}
+        reason = why_no_extension(device, dim)
+        return {"vicreg": f"compiled {device} kernel" if reason is None else f"{PLAIN}: {reason}"}
 
 
 def why_no_extension(device: Literal["cpu", "cuda"], dim: int | None) -> str | None:

@@ -27,6 +27,7 @@ def all_locations(split: Split) -> Tensor:
 @torch.no_grad()
 def rollout_split(model: Model, split: Split, name: str, batch_size: int = 256) -> Rollouts:
     """Roll `model` out over every trajectory of `split`, with progress under `name`."""
+    torch.backends.cudnn.allow_tf32 = False  # as in training
     device = next(model.parameters()).device
     training = model.training
     model.eval()

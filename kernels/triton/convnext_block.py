@@ -14,10 +14,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from jepa_fast.kernels.triton.depthwise import KERNEL, blocks, depthwise, march, strip_rows, taps_of
+from jepa_fast.kernels.triton.depthwise import KERNEL, blocks, depthwise, march, strip_rows
 from jepa_fast.kernels.triton.dwconv_norm import normalised, strip_pixels
 from jepa_fast.kernels.triton.elementwise import gelu
 from jepa_fast.kernels.triton.launch import on_device
+from jepa_fast.kernels.triton.parameters import lay_out
 
 SIZES = (
     "columns", "height", "width", "out_height", "out_width", "pad_y", "pad_x", "rows",
@@ -47,6 +48,7 @@ def _convnext_block_forward_kernel(
     project_ptr,  # [C, 4C]
     z_ptr,  # [N, H', W', C]
     y_ptr,  # [N, H', W', C]
+    update_ptr,  # [N, H', W', C], written if KEEP
     columns,  # N W'
     height,
     width,
@@ -64,6 +66,7 @@ def _convnext_block_forward_kernel(
     HIDDEN: tl.constexpr,
     HAS_ADDEND: tl.constexpr,
     CONVOLVES: tl.constexpr,  # otherwise z is there already
+    KEEP: tl.constexpr,
 ):
     """One program per block of columns and strip of rows, all channels. float32 sums, deterministic."""
     column_block = tl.program_id(0)
@@ -95,6 +98,8 @@ def _convnext_block_forward_kernel(
             a = gelu(h).to(dtype)
             project = load_weight(project_ptr, hidden, dtype, C, PADDED_C, HIDDEN, False)
             update = tl.dot(a, tl.trans(project), update, input_precision="ieee")
+        if KEEP:
+            tl.store(update_ptr + place, update.to(update_ptr.dtype.element_ty), mask=live & (c < C))
         # The residual: x under the output, which is wider where the padding is more than 3.
         i -= pad_y - 3
         j -= pad_x - 3
@@ -160,28 +165,30 @@ def block_forward(
     addend: Tensor | None,
     padding: tuple[int, int],
     eps: float,
-) -> tuple[Tensor, Tensor]:
-    """y and z [N, H', W', C] of x [N, H, W, C]; all contiguous, W1 and W2 in the dtype of x."""
+    keep: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, z and, to be kept, the update y - x, else nothing, all [N, H', W', C], of x [N, H, W, C]; all contiguous."""
     count, height, width, channels = x.shape
     out_height, out_width = (x.shape[axis + 1] + 2 * padding[axis] - KERNEL + 1 for axis in (0, 1))
-    taps = taps_of(weight)
+    taps, expand, project = lay_out(weight, expand, project, x.dtype)
     fused = channels <= MOST_FUSED_CHANNELS
     if fused:
         z = torch.empty(count, out_height, out_width, channels, dtype=x.dtype, device=x.device)
     else:
         z = depthwise(x, taps, padding, addend)
     y = torch.empty_like(z)
+    update = torch.empty_like(z) if keep else z.new_empty(0, *z.shape[1:])
     if y.numel() == 0:
-        return y, z
+        return y, z, update
     tile = tiles(channels, x.dtype).forward
     sizes = blocks(channels)
     across = -(-count * out_width // sizes["BLOCK_COLUMNS"])
     rows = strip_rows(out_height, across)
     with on_device(x):
         _convnext_block_forward_kernel[(across, -(-out_height // rows), 1)](
-            x, taps, x if addend is None else addend, gamma, beta, expand, project, z, y, count * out_width, height,
-            width, out_height, out_width, *padding, rows, eps, **constants(channels, tile), **sizes,
-            HAS_ADDEND=fused and addend is not None, CONVOLVES=fused, num_warps=tile.warps, num_stages=1,
+            x, taps, x if addend is None else addend, gamma, beta, expand, project, z, y, update, count * out_width,
+            height, width, out_height, out_width, *padding, rows, eps, **constants(channels, tile), **sizes,
+            HAS_ADDEND=fused and addend is not None, CONVOLVES=fused, KEEP=keep, num_warps=tile.warps, num_stages=1,
             maxnreg=tile.registers, enable_fp_fusion=True,
         )  # fmt: skip
-    return y, z
+    return y, z, update

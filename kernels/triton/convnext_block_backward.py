@@ -12,10 +12,11 @@ import triton.language as tl
 from torch import Tensor
 
 from jepa_fast.kernels.triton.convnext_block import constants, load_weight, tiles
-from jepa_fast.kernels.triton.depthwise import KERNEL, depthwise, depthwise_weight_gradient, taps_of
+from jepa_fast.kernels.triton.depthwise import KERNEL, depthwise, depthwise_weight_parts
 from jepa_fast.kernels.triton.dwconv_norm import norm_backward, normalised
 from jepa_fast.kernels.triton.elementwise import gelu, gelu_slope
 from jepa_fast.kernels.triton.launch import on_device, persistent_programs
+from jepa_fast.kernels.triton.parameters import add_up, lay_out
 
 PROGRAMS = 6  # per multiprocessor: whole rounds whether two or three are resident
 
@@ -142,8 +143,11 @@ def _convnext_block_weight_kernel(
 
 def mlp_backward(
     dy: Tensor, z: Tensor, gamma: Tensor, beta: Tensor, expand: Tensor, project: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """dz as z, float32 dgamma, dbeta [C], dW1 [4C, C] and dW2 [C, 4C]; all contiguous, W1 and W2 in the dtype of z."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dz as z, and the parts of dgamma and dbeta [P, 2, C], of dW1 and dW2 [P', 2, C, 4C]; all contiguous.
+
+    W1 and W2 are in the dtype of z.
+    """
     channels = z.shape[-1]
     pixels = z.numel() // channels
     _, tile, weight_tile = tiles(channels, z.dtype)
@@ -169,13 +173,13 @@ def mlp_backward(
                 num_warps=weight_tile.warps, num_stages=1,
                 maxnreg=weight_tile.registers, enable_fp_fusion=True,
             )  # fmt: skip
-    dgamma, dbeta = (part.sum(0) for part in norm_partial.unbind(1))
-    dexpand, dproject = (part.sum(0) for part in weight_partial.unbind(1))
-    return dz, dgamma, dbeta, dexpand.t(), dproject
+    return dz, norm_partial, weight_partial
 
 
 def block_backward(
-    dy: Tensor,
+    dy: Tensor | None,
+    dz: Tensor | None,
+    dupdate: Tensor | None,
     x: Tensor,
     z: Tensor,
     weight: Tensor,
@@ -186,10 +190,20 @@ def block_backward(
     padding: tuple[int, int],
     eps: float,
 ) -> tuple[Tensor, ...]:
-    """Gradients of x, z and, in float32, of the five parameters; all contiguous, W1 and W2 in the dtype of x."""
-    dz, dgamma, dbeta, dexpand, dproject = mlp_backward(dy, z, gamma, beta, expand, project, eps)
+    """Gradients of x, z and the five parameters, in their dtypes; all contiguous.
+
+    `dz` and `dupdate` are what comes back to a z and an update that were kept.
+    """
+    taps, wide_expand, wide_project = lay_out(weight, expand, project, x.dtype, flipped=True)
+    parts = [part for part in (dy, dupdate) if part is not None]
+    to_update = torch.add(*parts) if len(parts) == 2 else parts[0] if parts else torch.zeros_like(z)
+    to_z, norm_partial, weight_partial = mlp_backward(to_update, z, gamma, beta, wide_expand, wide_project, eps)
+    if dz is not None:
+        to_z += dz
     shift = (padding[0] - KERNEL // 2, padding[1] - KERNEL // 2)
     turned = (KERNEL - 1 - padding[0], KERNEL - 1 - padding[1])
-    dx = depthwise(dz, taps_of(weight, flipped=True), turned, addend=dy, shift=shift)
-    dweight = depthwise_weight_gradient(x, dz, padding)
-    return dx, dz, dweight, dgamma, dbeta, dexpand, dproject
+    dx = depthwise(to_z, taps, turned, addend=dy, shift=shift)
+    like = [gamma, beta, expand, project, weight]
+    partial = depthwise_weight_parts(x, to_z, padding)
+    dgamma, dbeta, dexpand, dproject, dweight = add_up(norm_partial, weight_partial, partial, like)
+    return dx, to_z, dweight, dgamma, dbeta, dexpand, dproject

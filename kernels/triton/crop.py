@@ -22,6 +22,8 @@ TILE = 1024  # elements that a program cuts out
 WARPS = 4
 WANTED_PROGRAMS = 3072
 FEWEST_WINDOWS = 16  # in a chunk
+AHEAD = 8  # windows whose loads are on their way at once
+SUM_BLOCK = 256  # sums of chunks in a program
 
 
 @triton.jit(do_not_specialize=("count", "chunk", *WINDOW))
@@ -41,8 +43,13 @@ def _crop_backward_kernel(
     C: tl.constexpr,
     PADDED_C: tl.constexpr,
     COLUMNS: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):
-    """One program per row of a base, COLUMNS of its columns and chunk of windows. float32 sums, deterministic."""
+    """One program per row of a base, COLUMNS of its columns and chunk of windows. float32 sums, deterministic.
+
+    AHEAD windows are looked at together: their places are loaded at once, then what they hold of the row, so that a
+    program waits twice for AHEAD windows and not twice for each.
+    """
     y = tl.program_id(0) % height
     group = tl.program_id(0) // height
     start = tl.program_id(1) * COLUMNS
@@ -50,17 +57,45 @@ def _crop_backward_kernel(
     c = tl.arange(0, PADDED_C)[None, :]
     first = tl.program_id(2) * chunk
     total = tl.zeros([COLUMNS, PADDED_C], tl.float32)
-    for n in range(first, tl.minimum(first + chunk, count)):
-        i = y + margin_y - tl.load(corners_ptr + 2 * n).to(tl.int32)
-        left = tl.load(corners_ptr + 2 * n + 1).to(tl.int32) - margin_x
-        covers = (i >= 0) & (i < window_height) & (left < start + COLUMNS) & (left + window_width > start)
-        if covers & (tl.load(groups_ptr + n) == group):
-            j = x - left
-            place = ((n * window_height + i).to(tl.int64) * window_width + j) * C + c
-            inside = (j >= 0) & (j < window_width) & (c < C)
-            total += tl.load(gradient_ptr + place, mask=inside, other=0.0).to(tl.float32)
+    last = tl.minimum(first + chunk, count)
+    for start_n in range(first, last, AHEAD):
+        rows = ()
+        lefts = ()
+        for k in tl.static_range(AHEAD):
+            # Those beyond the last are the last one again, and hold no row.
+            n = tl.minimum(start_n + k, last - 1)
+            i = y + margin_y - tl.load(corners_ptr + 2 * n).to(tl.int32)
+            holds = (start_n + k < last) & (i >= 0) & (i < window_height) & (tl.load(groups_ptr + n) == group)
+            rows = rows + (tl.where(holds, n * window_height + i, -1),)
+            lefts = lefts + (tl.load(corners_ptr + 2 * n + 1).to(tl.int32) - margin_x,)
+        parts = ()
+        for k in tl.static_range(AHEAD):
+            j = x - lefts[k]
+            # A limit of columns for a condition on rows: the interpreter cannot mask with a scalar truth value.
+            inside = (j >= 0) & (j < tl.where(rows[k] >= 0, window_width, 0)) & (c < C)
+            place = (rows[k].to(tl.int64) * window_width + j) * C + c
+            parts = parts + (tl.load(gradient_ptr + place, mask=inside, other=0.0),)
+        for k in tl.static_range(AHEAD):
+            total += parts[k].to(tl.float32)
     row = (tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)).to(tl.int64)
     tl.store(partial_ptr + (row * width + x) * C + c, total, mask=(x < width) & (c < C))
+
+
+@triton.jit(do_not_specialize=("chunks", "elements"))
+def _chunks_kernel(
+    partial_ptr,  # [chunks, elements] float32
+    out_ptr,  # [elements]
+    chunks,
+    elements,
+    sign,
+    BLOCK: tl.constexpr,
+):
+    """Sums over the chunks, in their order, times `sign`."""
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros([BLOCK], tl.float32)
+    for chunk in range(chunks):
+        total += tl.load(partial_ptr + chunk * elements.to(tl.int64) + place, mask=place < elements, other=0.0)
+    tl.store(out_ptr + place, (total * sign).to(out_ptr.dtype.element_ty), mask=place < elements)
 
 
 @triton.jit(do_not_specialize=("pixels", *WINDOW))
@@ -141,8 +176,9 @@ def crop_backward(
     groups: Tensor,
     shape: Sequence[int],
     margin: Sequence[int],
+    sign: float = 1.0,
 ) -> Tensor:
-    """float32 gradient of bases of `shape` [G, H, W, C] from that of contiguous windows [N, h, w, C]."""
+    """Gradient of bases of `shape` [G, H, W, C] from that of contiguous windows [N, h, w, C], times `sign`."""
     bases, height, width, channels = shape
     count, window_height, window_width = gradient.shape[:3]
     across = columns(channels)
@@ -151,10 +187,14 @@ def crop_backward(
     chunk = max(FEWEST_WINDOWS, -(-count // wanted))
     chunks = max(1, -(-count // chunk))
     partial = torch.empty(chunks, *shape, dtype=torch.float32, device=gradient.device)
-    if partial.numel() > 0:
+    out = torch.empty(*shape, dtype=gradient.dtype, device=gradient.device)
+    if out.numel() > 0:
         with on_device(gradient):
             _crop_backward_kernel[(bases * height, strips, chunks)](
                 gradient, corners, groups, partial, count, chunk, height, width, window_height, window_width, *margin,
-                channels, triton.next_power_of_2(channels), across, num_warps=WARPS, enable_fp_fusion=True,
+                channels, triton.next_power_of_2(channels), across, AHEAD, num_warps=WARPS, enable_fp_fusion=True,
             )  # fmt: skip
-    return partial.sum(0)
+            _chunks_kernel[(triton.cdiv(out.numel(), SUM_BLOCK), 1, 1)](
+                partial, out, chunks, out.numel(), sign, SUM_BLOCK, num_warps=WARPS, enable_fp_fusion=True
+            )
+    return out

@@ -304,6 +304,12 @@ def depthwise(
 
 def depthwise_weight_gradient(x: Tensor, gradient: Tensor, padding: tuple[int, int]) -> Tensor:
     """float32 [C, 1, 7, 7]: the filters' gradient from contiguous x [N, H, W, C] and the output's [N, H', W', C]."""
+    sums = depthwise_weight_parts(x, gradient, padding).sum(0)
+    return sums.t().contiguous().view(x.shape[3], 1, KERNEL, KERNEL)
+
+
+def depthwise_weight_parts(x: Tensor, gradient: Tensor, padding: tuple[int, int]) -> Tensor:
+    """The parts [P, 49, C] float32 that add up to the filters' gradient."""
     count, height, width, channels = x.shape
     out_height, out_width = gradient.shape[1:3]
     sizes = blocks(channels)
@@ -319,4 +325,4 @@ def depthwise_weight_gradient(x: Tensor, gradient: Tensor, padding: tuple[int, i
             x, gradient, partial, count * out_width, height, width, out_height, out_width, *padding, rows, across,
             items, channels, **sizes, num_warps=THREADS // 32, enable_fp_fusion=True,
         )  # fmt: skip
-    return partial.sum(0).t().reshape(channels, 1, KERNEL, KERNEL)
+    return partial

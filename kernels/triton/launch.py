@@ -2,7 +2,9 @@
 
 import functools
 import logging
+import os
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -10,6 +12,10 @@ from torch import Tensor
 from jepa_fast.kernels.dispatch import why_no_triton
 
 Grid = tuple[int, int, int]
+
+# Triton's own default, by name: Inductor names another one in the middle of a run, and all kernels compile again.
+_HOME = Path(os.environ.get("TRITON_HOME", "~")).expanduser()
+os.environ.setdefault("TRITON_CACHE_DIR", str(_HOME / ".triton" / "cache"))
 
 logger = logging.getLogger(__name__)
 

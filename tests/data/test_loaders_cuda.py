@@ -15,7 +15,7 @@ from jepa_fast.data.sampler import Sampler
 from jepa_fast.data.shards import open_split
 from tests.data.lazy_device import LazyDevice
 
-on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+on_gpu = pytest.mark.gpu
 WITHOUT_DALI = importlib.util.find_spec("nvidia") is None or importlib.util.find_spec("nvidia.dali") is None
 LOADERS = [
     "host",

@@ -181,6 +181,13 @@ class DtypesOf(TorchDispatchMode):
         return function(*arguments, **(keywords or {}))
 
 
+def test_float32_is_no_tf32(two_rooms, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    trainer_for(configuration(two_rooms))
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
 def test_a_batch_of_another_shape_is_refused_by_name(two_rooms):
     config = configuration(two_rooms)
     trainer, (first, *_) = trainer_for(config), batches(config)

@@ -129,11 +129,12 @@ def test_float64_gradients_pass_gradcheck():
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("has_addend", [False, True])
-def test_op_passes_opcheck(has_addend, device):
+def test_op_passes_opcheck(has_addend, keep, device):
     arguments = draw((2, 5, 6), 16, device=device, has_addend=has_addend)
     leaves = [None if leaf is None else leaf.requires_grad_() for leaf in arguments.values()]
-    torch.library.opcheck(torch.ops.jepa_fast.convnext_block, (*leaves, [3, 3], 1e-5))
+    torch.library.opcheck(torch.ops.jepa_fast.convnext_block, (*leaves, [3, 3], 1e-5, keep))
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from jepa_fast.kernels.window import crop, depthwise, difference, pool
+from jepa_fast.kernels.window import added_up, crop, depthwise, difference, pool, window_pool
 from jepa_fast.models.window_heads import pooling_matrix
 
 
@@ -44,6 +44,21 @@ def test_pool_is_adaptive_average_pooling():
         assert torch.allclose(got, expected, rtol=1e-12, atol=1e-14)
 
 
+def test_window_pool_is_adaptive_average_pooling_of_the_image_around_the_window():
+    x, corners = draw(3, 5, 6, 2), torch.tensor([[0, 0], [8, 7], [3, 2]])
+    images = torch.zeros(3, 33, 29, 2, dtype=torch.float64)
+    for n, (row, column) in enumerate(corners.tolist()):
+        images[n, row + 8 : row + 13, column + 7 : column + 13] = x[n].detach()
+    expected = F.adaptive_avg_pool2d(images[:, 10:23, 10:19].permute(0, 3, 1, 2), 6).permute(0, 2, 3, 1)
+    torch.testing.assert_close(window_pool(x, corners, (2, 3), (13, 9)), expected)
+    assert gradcheck(lambda x: window_pool(x, corners, (2, 3), (13, 9)), [x])
+
+
+def test_parts_that_are_sorted_first_have_the_same_sums():
+    parts, places = draw(50, 3).detach(), torch.randint(0, 7, (50,))
+    torch.testing.assert_close(added_up(parts, places, 9, sorts=True), added_up(parts, places, 9, sorts=False))
+
+
 def test_a_difference_is_that_to_the_crop_and_zero_off_the_image():
     base, values = draw(2, 5, 6, 3).detach().requires_grad_(), draw(4, 4, 6, 3).detach().requires_grad_()
     corners, groups = torch.tensor([[0, 0], [3, 1], [2, 4], [3, 4]]), torch.tensor([1, 0, 0, 1])
@@ -59,4 +74,5 @@ def test_registrations_are_sound():
     torch.library.opcheck(ops.depthwise, (draw(2, 4, 3, 2), draw(2, 1, 7, 7), [3, 6], None))
     corners, groups = torch.tensor([[0, 0], [3, 1]]), torch.tensor([1, 0])
     torch.library.opcheck(ops.crop, (draw(2, 5, 6, 2), corners, groups, [1, 2], [4, 6], False))
+    torch.library.opcheck(ops.window_pool, (draw(2, 4, 6, 2), corners, [1, 2], [7, 9], 6))
     torch.library.opcheck(ops.window_difference, (draw(2, 4, 6, 2), draw(2, 5, 6, 2), corners, groups, [1, 2], False))

@@ -1,7 +1,7 @@
 // The kernels for one instruction set: CMake compiles this file once for each, with JEPA_FAST_ISA its name.
 #include "cpu/convnext/images.h"
 #include "cpu/convnext/probe_kernels.h"
-#include "cpu/convnext/rollout_kernels.h"
+#include "cpu/convnext/rollout_backward.h"
 #include "cpu/convnext/windows_backward.h"
 
 #define JEPA_FAST_JOIN(a, b) a##b

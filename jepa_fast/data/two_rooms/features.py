@@ -20,7 +20,8 @@ def read_centres(agents: Tensor, corners: Tensor | None = None) -> Tensor:
     by_column, by_row = light.sum(dim=-2), light.sum(dim=-1)
     total = by_row.sum(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
     # Multiplied and summed: a matrix product may be taken in a narrower type.
-    means = [(profile * torch.arange(profile.shape[-1]).to(profile)).sum(-1) / total for profile in (by_column, by_row)]
+    profiles = (by_column, by_row)
+    means = [(each * torch.arange(each.shape[-1], device=each.device).to(each)).sum(-1) / total for each in profiles]
     centres = torch.stack(means, dim=-1)
     return centres if corners is None else centres + corners.flip(-1).to(torch.float32)
 

@@ -45,9 +45,9 @@ def test_values_and_gradients_match_float64(shape, padding, has_addend, error):
     x, parameters = draw(*shape), block(channels)
     addend = draw(*out, scale=0.5) if has_addend else None
     truth, gradients = exact(x, parameters, addend, padding, lambda shape: draw(*shape))
-    y, z = block_forward(x, *parameters, addend, padding, 1e-5)
+    y, z, _ = block_forward(x, *parameters, addend, padding, 1e-5)
     assert error(y, truth) < 2e-6
-    ours = block_backward(draw(*out), x, z, *parameters, padding, 1e-5)
+    ours = block_backward(draw(*out), None, None, x, z, *parameters, padding, 1e-5)
     for name, gradient, wanted in zip(NAMES, ours, gradients, strict=True):
         if wanted is not None:
             assert error(gradient, wanted) < 1e-5, name
@@ -60,6 +60,23 @@ def test_strips_of_rows_give_the_same_values(monkeypatch, error):
     strips = block_forward(x, *parameters, None, (3, 3), 1e-5)
     assert error(strips[0], whole[0]) < 1e-6
     assert torch.equal(strips[1], whole[1])
+
+
+def test_a_kept_block_has_its_update_and_takes_gradients_of_all_three(error):
+    shape = (2, 5, 6, 16)
+    x, parameters = draw(*shape), block(16)
+    gradients = [draw(*shape), draw(*shape, scale=0.5), draw(*shape).flip(0)]
+    leaves = [leaf.double().requires_grad_() for leaf in (x, *parameters)]
+    z = torch.nn.functional.conv2d(leaves[0].permute(0, 3, 1, 2), leaves[1], padding=3, groups=16).permute(0, 2, 3, 1)
+    normed = torch.nn.functional.layer_norm(z, (16,), *leaves[2:4], 1e-5)
+    update = torch.nn.functional.gelu(normed @ leaves[4].t()) @ leaves[5].t()
+    torch.autograd.backward([leaves[0] + update, z, update], [gradient.double() for gradient in gradients])
+    ours = block_forward(x, *parameters, None, (3, 3), 1e-5, keep=True)
+    for one, wanted in zip(ours, (leaves[0] + update, z, update), strict=True):
+        assert error(one, wanted.detach()) < 2e-6
+    dx, _, *others = block_backward(*gradients, x, ours[1], *parameters, (3, 3), 1e-5)
+    for name, one, leaf in zip(("x", *NAMES[2:]), (dx, *others), leaves, strict=True):
+        assert error(one, leaf.grad) < 1e-5, name
 
 
 def test_the_op_itself_takes_the_kernels(monkeypatch, error):

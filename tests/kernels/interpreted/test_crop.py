@@ -24,6 +24,8 @@ def test_gradient_of_the_bases_matches_a_loop_in_float64(count, error):
         padded[groups[n], top : top + size[0], left : left + size[1]] += gradient[n].double()
     ours = crop_backward(gradient, corners, groups, (bases, height, width, channels), margin)
     assert error(ours, padded[:, 10 : 10 + height, 10 : 10 + width]) < 1e-6
+    negated = crop_backward(gradient, corners, groups, (bases, height, width, channels), margin, -1.0)
+    assert torch.equal(negated, -ours)
 
 
 def test_no_windows_give_no_gradient():

@@ -1,0 +1,32 @@
+"""The captured step of the default recipe, bf16 and compiled, at its full batch: how many kernels it launches."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jepa_fast.presets import preset
+from tests.fake_cuda.device import Watch, running
+from tests.fake_cuda.inductor import compiling
+
+# {"captured": what this test counts, "eager": {preset: the same, launched op by op}}. They may only fall.
+CEILINGS = json.loads((Path(__file__).parent / "launches.json").read_text())
+MOST = 250
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # the compiler's look at the gradient of latents
+def test_the_captured_step_is_few_kernels_and_none_adds_by_atomics(walls, cuda, monkeypatch):
+    compiler = compiling(monkeypatch)
+    with running(walls, preset("baseline"), amp="bf16", compile=True, batch_size=128) as run:
+        run.trainer.step(run.batch)
+        parts = len(compiler.parts)
+        with Watch() as watch:
+            run.trainer.advance()
+    assert len(compiler.parts) == parts, "compiled again in the second step"
+    assert not watch.waits
+    assert not watch.lies
+    assert not watch.atomics
+    for part in compiler.parts:
+        assert "tl.atomic" not in part.code
+    listed = "\n".join(f"{count:4} {place} {op}" for (place, op), count in sorted(watch.launches.items()))
+    assert watch.of() <= min(MOST, CEILINGS["captured"]), listed
