@@ -1,7 +1,8 @@
 """All steps of the predictor, forward, backward and both, against the plain predictor in eager mode and compiled.
 
 On a GPU under bfloat16 autocast and in float32; every candidate is captured in a CUDA graph, so that what is timed is
-its kernels, and "eager, launched" shows what launching them one by one costs. On a CPU the plain forms alone.
+its kernels, and "eager, launched" shows what launching them one by one costs. On a CPU in float32, and a planner's
+batch forward alone.
 """
 
 import functools
@@ -14,7 +15,7 @@ import torch._functorch.config
 from torch import Tensor
 
 from bench.steps import Step, captured, costs
-from jepa_fast.config import JEPAConfig
+from jepa_fast.config import JEPAConfig, Kernels
 from jepa_fast.kernels import dispatch
 from jepa_fast.kernels.dropout import new_clock
 from jepa_fast.kernels.rollout import rollout_reference
@@ -22,7 +23,9 @@ from jepa_fast.models.predictor import MLPPredictor
 
 # Trajectories and steps: a batch of training; the longest evaluation.
 SHAPES = [(128, 16), (256, 90)]
-CPU_SHAPES = [(32, 4)]
+# A batch of training, short enough to be compiled and whole; a planner's candidates.
+CPU_SHAPES = [(32, 4), (32, 16), (2000, 10)]
+MOST_WITH_GRADIENTS = 256  # trajectories, on a CPU
 PARTS = ("forward", "backward", "both")
 KINDS = [torch.bfloat16, torch.float32]
 CANDIDATES = ("jepa_fast", "eager", "compiled", "eager, launched")
@@ -36,7 +39,8 @@ class Question:
     def __init__(self, batch: int, steps: int, kind: torch.dtype, candidate: str, device: str) -> None:
         torch.manual_seed(0)
         config = JEPAConfig()
-        kernels = "triton" if candidate == "jepa_fast" else "reference"
+        ours: Kernels = "triton" if device == "cuda" else "fused"
+        kernels: Kernels = ours if candidate == "jepa_fast" else "reference"
         self.predictor = MLPPredictor(config.dim, dropout=config.dropout, kernels=kernels).to(device)
         self.first = torch.randn(batch, config.dim, device=device, requires_grad=True)
         self.actions = torch.randn(batch, steps, 2, device=device)
@@ -114,11 +118,16 @@ def bench_rollout(benchmark, device: str, shape: tuple[int, int], kind: torch.dt
     batch, steps = shape
     benchmark.group = f"rollout {part} B={batch} {steps} steps {kind}"
     on_gpu = device == "cuda"
-    if candidate == "jepa_fast" and (missing := dispatch.why_no_triton("cuda" if on_gpu else "cpu")) is not None:
+    missing = dispatch.why_no_triton("cuda") if on_gpu else dispatch.why_no_compiled_rollout()
+    if candidate == "jepa_fast" and missing is not None:
         pytest.skip(missing)
+    if not on_gpu and kind == torch.bfloat16:
+        pytest.skip("on a CPU the compiled kernels are of float32")
+    if not on_gpu and part != "forward" and batch > MOST_WITH_GRADIENTS:
+        pytest.skip("a planner asks for latents alone")
     if candidate == "eager, launched" and not on_gpu:
         pytest.skip("on a CPU nothing is captured")
-    if candidate == "compiled" and steps > 16:
+    if candidate == "compiled" and steps > (16 if on_gpu else 4):
         pytest.skip("compiling so many unrolled steps takes minutes")
     question = ask(batch, steps, kind, candidate, device)
     if candidate == "jepa_fast":

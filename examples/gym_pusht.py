@@ -2,7 +2,8 @@
 
     pip install gym-pusht==0.1.8 gymnasium==1.4.0
 
-500 episodes of a random walk, 96 x 96 RGB. Actions are where the agent is to go, in a square of 512 pixels.
+500 episodes of a random walk, 96 x 96 RGB. Its actions are places in a square of 512 pixels that the agent is drawn to.
+Here they are told from where the agent is: else they give away where it is, and no model would have to look.
 """
 
 from collections.abc import Iterator
@@ -15,16 +16,18 @@ from numpy.typing import NDArray
 
 import jepa_fast as jf
 from jepa_fast import train
+from jepa_fast.config import JEPAConfig
 from jepa_fast.presets import preset
 from jepa_fast.probing.target_results import TARGETS, TargetEvaluation
 
-STEPS, SIDE = 16, 512
+FRAMES, CLIPS = 9, 4  # of a clip, eight predictions; of an episode
+SPREAD = 60.0  # of goals around the agent, in pixels of 512
 HELD_OUT = 64  # episodes
 Episode = tuple[NDArray[np.uint8], NDArray[np.float32], dict[str, NDArray[np.float32]]]
 
 
-def collect(first: int, end: int, spread: float = 60.0) -> Iterator[Episode]:
-    """Episodes with the seeds `first` to `end` - 1, from rest: each goal is drawn around where the agent is."""
+def collect(first: int, end: int) -> Iterator[Episode]:
+    """Clips of the episodes with seeds `first` to `end` - 1, one beginning where the last one ends."""
     import gym_pusht  # noqa: F401
     import gymnasium
 
@@ -32,21 +35,26 @@ def collect(first: int, end: int, spread: float = 60.0) -> Iterator[Episode]:
     for seed in range(first, end):
         random, (seen, _) = np.random.default_rng(seed), env.reset(seed=seed)
         frames, actions, agent, block = [seen["pixels"]], [], [seen["agent_pos"]], [env.unwrapped.block.position]
-        for _ in range(STEPS):
-            goal = (agent[-1] + random.normal(0, spread, 2)).clip(0, SIDE).astype(np.float32)
+        for _ in range(CLIPS * (FRAMES - 1)):
+            actions.append(random.normal(0, 1, 2))
+            goal = (agent[-1] + SPREAD * actions[-1]).clip(0, 512).astype(np.float32)
+            # What was possible of it.
+            actions[-1] = (goal - agent[-1]) / SPREAD
             seen, *_ = env.step(goal)
-            # Of about one: the predictor normalises what it makes of an action.
-            actions.append(2 * goal / SIDE - 1)
             frames.append(seen["pixels"])
             agent.append(seen["agent_pos"])
             block.append(env.unwrapped.block.position)
-        known = {"agent": np.array(agent, np.float32), "block": np.array(block, np.float32)}
-        yield np.array(frames), np.array(actions, np.float32), known
+        for start in range(0, len(actions), FRAMES - 1):
+            clip = slice(start, start + FRAMES)
+            known = {"agent": np.array(agent[clip], np.float32), "block": np.array(block[clip], np.float32)}
+            yield np.array(frames[clip]), np.array(actions[start : start + FRAMES - 1], np.float32), known
 
 
-def learn(folder: Path, steps: int, channels: int = 32, stride: int = 8) -> TargetEvaluation:
+def learn(folder: Path, steps: int, channels: int = 32, stride: int = 4) -> TargetEvaluation:
     """Train on packed episodes, probe both positions in pixels on the held-out ones, and print the table."""
-    model = replace(preset("generic").model, channels=channels, stride=stride)  # type: ignore[type-var]
+    usual = preset("generic").model
+    assert isinstance(usual, JEPAConfig)
+    model = replace(usual, channels=channels, stride=stride)
     data = train.DataArguments(folder / "data", batch_size=16)
     run, _ = train.start(train.Arguments(preset="generic", model=model, out=folder / "run", steps=steps, data=data))
     found = jf.evaluate_targets(jf.load(run), folder / "data")

@@ -6,23 +6,19 @@
 packer finds that every frame equals one image outside a window around the agent.
 """
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import h5py
-import numpy as np
-from numpy.typing import NDArray
-
 import jepa_fast as jf
 from jepa_fast import train
+from jepa_fast.config import JEPAConfig
+from jepa_fast.convert import convert
 from jepa_fast.presets import preset
 from jepa_fast.probing.target_results import TARGETS, TargetEvaluation
 
 FRAMES = 9  # of a clip: eight predictions
-HELD_OUT = 64  # episodes
-Episode = tuple[NDArray[np.uint8], NDArray[np.float32], dict[str, NDArray[np.float32]]]
+HELD_OUT = 0.13  # of the episodes
 
 
 def collect(path: Path, count: int, length: int = 32) -> None:
@@ -36,27 +32,16 @@ def collect(path: Path, count: int, length: int = 32) -> None:
     world.collect(path, episodes=count, seed=0, format="hdf5")
 
 
-def clips(path: Path, first: int, end: int) -> Iterator[Episode]:
-    """Clips of episodes `first` to `end` - 1, one beginning where the last one ends."""
-    with h5py.File(path) as file:
-        for length, offset in zip(file["ep_len"][first:end], file["ep_offset"][first:end], strict=True):
-            for start in range(offset, offset + length - FRAMES + 1, FRAMES - 1):
-                frames = file["pixels"][start : start + FRAMES]
-                # An action leads from the frame of its row to the next.
-                actions = file["action"][start : start + FRAMES - 1]
-                yield frames, actions, {"agent": file["proprio"][start : start + FRAMES]}
-
-
 def learn(path: Path, folder: Path, steps: int, channels: int = 16, stride: int = 8) -> TargetEvaluation:
-    """Pack, train, probe the agent's position in pixels on the held-out episodes, and print the table."""
-    with h5py.File(path) as file:
-        count = len(file["ep_len"])
-    jf.pack(clips(path, 0, count - HELD_OUT), folder / "data" / "train", channels="last")
-    jf.pack(clips(path, count - HELD_OUT, count), folder / "data" / "val", channels="last")
-    model = replace(preset("generic").model, channels=channels, stride=stride)  # type: ignore[type-var]
-    data = train.DataArguments(folder / "data", batch_size=16)
-    run, _ = train.start(train.Arguments(preset="generic", model=model, out=folder / "run", steps=steps, data=data))
-    found = jf.evaluate_targets(jf.load(run), folder / "data")
+    """Convert, train, probe the agent's position in pixels on the held-out episodes, and print the table."""
+    data = folder / "data"
+    convert(source=path, frames="pixels", actions="action", targets=("agent=proprio",), out=data, validation=HELD_OUT)
+    usual = preset("generic").model
+    assert isinstance(usual, JEPAConfig)
+    model = replace(usual, channels=channels, stride=stride)
+    clips = train.DataArguments(data, batch_size=16, frames=FRAMES)
+    run, _ = train.start(train.Arguments(preset="generic", model=model, out=folder / "run", steps=steps, data=clips))
+    found = jf.evaluate_targets(jf.load(run), data, frames=FRAMES)
     found.save(run / TARGETS)
     print(found.table())
     return found

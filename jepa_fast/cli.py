@@ -8,8 +8,11 @@ import contextlib
 import ctypes
 import io
 import logging
+import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from itertools import zip_longest
@@ -19,7 +22,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 
 from jepa_fast.config import require
-from jepa_fast.errors import InputError, RunError
+from jepa_fast.errors import InputError, RunError, printable
 from jepa_fast.progress import LogHandler
 
 Arguments = TypeVar("Arguments")
@@ -39,23 +42,97 @@ def run(
     """Parse `arguments_type` (a frozen dataclass) from the command line and call `main` with it.
 
     `defaults` gives the instance that the flags change, from the words of the command line; it may look for a flag with
-    `peek`. Exit status: 0 done, 1 a run that cannot go on (RunError), 2 bad input (InputError or OSError), 130
-    interrupted. Errors are one line on standard error.
+    `peek`. Exit status: 0 done, 1 a run that cannot go on (RunError, or no memory), 2 bad input (InputError or
+    OSError), 130 interrupted. Errors are one line on standard error.
     """
+    if hasattr(sys.stdout, "reconfigure"):
+        # A terminal of ASCII gets a question mark for what it cannot show.
+        sys.stdout.reconfigure(errors="replace")
+    with _Interrupts() as interrupts:
+        try:
+            arguments = parse(arguments_type, description, sys.argv[1:], defaults)
+            keep_freed_memory()
+            handler = LogHandler()
+            handler.setFormatter(_Printable("%(message)s"))
+            logging.basicConfig(level=logging.INFO, handlers=[handler])
+            main(arguments)
+        except InputError as error:
+            fail(str(error), details=error.details)
+        except RunError as error:
+            fail(str(error), status=1)
+        except BrokenPipeError:
+            # Who read the output has seen enough; flushing it fails once more.
+            sys.exit(1)
+        except OSError as error:
+            where = f": {error.filename}" if error.filename else ""
+            fail(f"{error.strerror or error}{where}")
+        except KeyboardInterrupt:
+            sys.exit(130)
+        except Exception as error:
+            if interrupts.received:
+                # What a library makes of an interrupt.
+                sys.exit(130)
+            if not _is_out_of_memory(error):
+                raise
+            said = str(error).strip().splitlines() or [type(error).__name__]
+            fail(f"out of memory: {said[0]}", status=1)
+        finally:
+            _flush()
+
+
+class _Printable(logging.Formatter):
+    """Messages name files, and files have names of any kind."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+class _Interrupts:
+    """While entered, Ctrl-C raises KeyboardInterrupt, wherever Python is at that moment."""
+
+    def __init__(self) -> None:
+        self.received = False
+        self._previous: Any = None
+        self._hook = sys.unraisablehook
+
+    def __enter__(self) -> "_Interrupts":
+        handlers = (signal.SIG_DFL, signal.default_int_handler)
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) in handlers:
+            self._previous = signal.signal(signal.SIGINT, self._interrupt)
+            sys.unraisablehook = self._unraisable
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+            sys.unraisablehook = self._hook
+
+    def _interrupt(self, *_: object) -> None:
+        self.received = True
+        raise KeyboardInterrupt
+
+    def _unraisable(self, raised: Any) -> None:
+        """A callback that was interrupted, such as the import system's, cannot raise: it is done once more."""
+        if isinstance(raised.exc_value, KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        else:
+            self._hook(raised)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether an exception says that memory is used up, the processor's or the device's."""
+    is_torchs = isinstance(error, RuntimeError) and ("allocate memory" in str(error) or "out of memory" in str(error))
+    return isinstance(error, MemoryError) or is_torchs
+
+
+def _flush() -> None:
+    """Write out what was printed; nothing, where nobody reads it any more."""
     try:
-        arguments = parse(arguments_type, description, sys.argv[1:], defaults)
-        keep_freed_memory()
-        logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[LogHandler()])
-        main(arguments)
-    except InputError as error:
-        fail(str(error), details=error.details)
-    except RunError as error:
-        fail(str(error), status=1)
-    except OSError as error:
-        where = f": {error.filename}" if error.filename else ""
-        fail(f"{error.strerror or error}{where}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Or Python would try again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parse(
@@ -179,7 +256,7 @@ def explain_device(flag: Literal["auto", "cpu", "cuda"]) -> str:
 
 def fail(message: str, status: int = 2, details: str = "") -> None:
     """Print `error: message` on standard error, in one line, then any details, and exit with `status`."""
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    print("error: " + printable(" ".join(message.split())), file=sys.stderr)
     if details:
         print(details, file=sys.stderr)
     sys.exit(status)

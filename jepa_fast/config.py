@@ -2,11 +2,9 @@
 
 import dataclasses
 import json
-import types
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from jepa_fast import migrations
 from jepa_fast.errors import InputError
@@ -16,17 +14,21 @@ from jepa_fast.model_config import CustomConfig as CustomConfig
 from jepa_fast.model_config import GatedConvNeXtConfig as GatedConvNeXtConfig
 from jepa_fast.model_config import GatedFeaturesConfig as GatedFeaturesConfig
 from jepa_fast.model_config import GatedPixelsConfig as GatedPixelsConfig
+from jepa_fast.model_config import GlimpseConfig as GlimpseConfig
 from jepa_fast.model_config import Group as Group
 from jepa_fast.model_config import JEPAConfig as JEPAConfig
 from jepa_fast.model_config import ModelConfig as ModelConfig
+from jepa_fast.objective_config import DynamicsConfig as DynamicsConfig
 from jepa_fast.objective_config import InfoNCEConfig as InfoNCEConfig
 from jepa_fast.objective_config import MixtureConfig as MixtureConfig
 from jepa_fast.objective_config import ObjectiveConfig as ObjectiveConfig
 from jepa_fast.objective_config import VICRegConfig as VICRegConfig
+from jepa_fast.reading import MALFORMED, decode, described, read_json, require_finite
 from jepa_fast.stages import Stage as Stage
 
 Kernels = Literal["triton", "fused", "reference"]
-Config = TypeVar("Config")
+# Names of checkpoints have so many digits.
+MOST_STEPS = 10**9 - 1
 
 
 @dataclass(frozen=True)
@@ -170,16 +172,21 @@ class RunConfig:
     inputs: InputSpec | None = None
 
     def __post_init__(self) -> None:
-        require(self.steps >= 1, "--steps", self.steps, "at least 1")
+        require_finite(self.recipe, "recipe")
+        require_finite(self.inputs, "inputs")
+        require(1 <= self.steps <= MOST_STEPS, "--steps", self.steps, f"from 1 to {MOST_STEPS:,}")
         require(self.batch_size >= 2, "--data.batch-size", self.batch_size, "at least 2")
         require(0 <= self.seed < 2**63, "--seed", self.seed, "an integer in [0, 2^63)")
+        require("\0" not in self.data, "data", self.data, "the path of a folder")
         known = self.recipe.model.amps
         expected = f"{' or '.join(known)}: a {self.recipe.model.kind} model computes in float32 throughout"
         require(self.amp in known, "--amp", self.amp, expected)
 
     def save(self, path: Path) -> None:
-        """Write the configuration to `path` as JSON."""
-        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+        """Write the configuration to `path` as JSON, whole or not at all."""
+        from jepa_fast.data.writing import write_text
+
+        write_text(path, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
     @staticmethod
     def load(path: Path) -> "RunConfig":
@@ -188,12 +195,11 @@ class RunConfig:
         Raises:
             InputError: no such file, or not a run configuration.
         """
-        if not path.is_file():
-            raise InputError(f"{path}: no such file; expected a run folder with config.json")
+        fields = read_json(path, "a run folder with config.json")
         try:
-            return decode(RunConfig, migrations.run_config(json.loads(path.read_text())), "config")
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError, InputError) as error:
-            raise InputError(f"{path}: not a run configuration ({error})") from error
+            return decode(RunConfig, migrations.run_config(fields), "config")
+        except MALFORMED as error:
+            raise InputError(f"{path}: not a run configuration ({described(error)})") from error
 
 
 def read_recipe(fields: dict[str, Any]) -> Recipe:
@@ -213,53 +219,3 @@ def read_model_config(fields: dict[str, Any]) -> ModelConfig:
     """
     config: ModelConfig = decode(ModelConfig, migrations.model(fields), "model")  # type: ignore[arg-type]
     return config
-
-
-def decode(annotation: type[Config], value: Any, name: str) -> Config:
-    """What `annotation` says, from its JSON: the inverse of `json.dumps(dataclasses.asdict(...))`.
-
-    Takes dataclasses, whose fields with defaults may be missing, unions of them told apart by their `kind`, optional
-    values, tuples, mappings from names, literals and plain values.
-
-    Raises:
-        InputError: a value that does not fit, or a field that is unknown or missing, by its dotted name.
-    """
-    origin, parts = get_origin(annotation), get_args(annotation)
-    result: Any = value
-    if dataclasses.is_dataclass(annotation):
-        require(isinstance(value, Mapping), name, value, "a JSON object")
-        known = {one.name: one for one in dataclasses.fields(annotation)}
-        for key in value:
-            require(key in known, f"{name}.{key}", value[key], f"no such field, known are {', '.join(known)}")
-        for key, one in known.items():
-            optional = one.default is not dataclasses.MISSING or one.default_factory is not dataclasses.MISSING
-            require(key in value or optional, f"{name}.{key}", None, "a value")
-        hints = get_type_hints(annotation)
-        result = annotation(**{key: decode(hints[key], one, f"{name}.{key}") for key, one in value.items()})
-    elif origin in (Union, types.UnionType):
-        members = [part for part in parts if part is not types.NoneType]
-        if len(members) == 1:
-            result = None if value is None else decode(members[0], value, name)
-        else:
-            kinds = {member.kind: member for member in members}
-            kind = value.get("kind") if isinstance(value, Mapping) else None
-            require(kind in kinds, f"{name}.kind", kind, f"one of {', '.join(kinds)}")
-            result = decode(kinds[kind], value, name)
-    elif origin is tuple:
-        require(isinstance(value, list | tuple), name, value, "a list")
-        each = parts[:1] * len(value) if parts[-1] is ... else parts
-        require(len(each) == len(value), name, value, f"{len(each)} values")
-        pairs = enumerate(zip(each, value, strict=True))
-        result = tuple(decode(kind, one, f"{name}[{index}]") for index, (kind, one) in pairs)
-    elif origin is Mapping:
-        require(isinstance(value, Mapping), name, value, "a JSON object")
-        result = {str(key): decode(parts[1], one, f"{name}.{key}") for key, one in value.items()}
-    elif origin is Literal:
-        require(value in parts, name, value, f"one of {', '.join(map(repr, parts))}")
-    elif annotation is float:
-        require(isinstance(value, int | float) and not isinstance(value, bool), name, value, "a number")
-    else:
-        whole = isinstance(value, annotation) and (annotation is bool or not isinstance(value, bool))
-        require(whole, name, value, f"a value of type {annotation.__name__}")
-    decoded: Config = result
-    return decoded

@@ -8,6 +8,8 @@ import tyro
 
 from jepa_fast import cli
 from jepa_fast.config import require
+from jepa_fast.errors import InputError
+from jepa_fast.locking import Lock
 
 logger = logging.getLogger(__name__)
 
@@ -36,12 +38,17 @@ def main(arguments: Arguments) -> None:
     # Its config.json would take the place of the run's.
     is_run = checkpoint_folder(folder).exists()
     require(not is_run, "--out", str(folder), "a folder that is not a run")
-    save_weights(model, folder, describe_run(arguments.run))
-    jepa_fast.load(folder)
-    if arguments.onnx:
-        from jepa_fast.onnx_export import export_onnx
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out: {folder} cannot be written ({error.strerror})") from error
+    with Lock(folder):
+        save_weights(model, folder, describe_run(arguments.run))
+        jepa_fast.load(folder)
+        if arguments.onnx:
+            from jepa_fast.onnx_export import export_onnx
 
-        export_onnx(model, folder)
+            export_onnx(model, folder)
     logger.info("%s: written; read it with jepa_fast.load(%r)", folder / WEIGHTS, str(folder))
 
 

@@ -20,12 +20,16 @@ Amp = Literal["off", "bf16"]
 LEAST_SPREAD, LEAST_RANKME = 0.05, 1 / 32
 
 
+# Beyond these no memory holds a model, and products of sizes overflow.
+MOST_COUNTED, MOST_BLOCKS = 2**20, 1000
+
+
 class ModelTraits:
     """What holds of a kind of model, unless it says otherwise."""
 
     kind: str
     # Kinds of objectives that it can be trained with.
-    objectives: ClassVar[tuple[str, ...]] = ("vicreg", "infonce")
+    objectives: ClassVar[tuple[str, ...]] = ("vicreg", "infonce", "dynamics")
     # Values of --amp that change what it computes as they say.
     amps: ClassVar[tuple[Amp, ...]] = ("off", "bf16")
     # Whether its encoder could give all frames the same latent.
@@ -144,7 +148,7 @@ class JEPAConfig(ModelTraits):
         require(side is None or side >= (stride or 1), "model.stem", side, expected)
         require(side is None or stride is not None, "model.stem", side, "None where the stride is None")
         require(self.white is None or self.white > 0, "model.white", self.white, "a positive number, or None")
-        require(self.history >= 0, "model.history", self.history, "zero or more")
+        require(0 <= self.history <= MOST_COUNTED, "model.history", self.history, f"from 0 to {MOST_COUNTED:,}")
         require(0 < self.history_decay <= 1, "model.history_decay", self.history_decay, "a factor in (0, 1]")
         names = [group.name for group in self.groups]
         require(len(names) == len(set(names)) > 0, "model.groups", names, "at least one group, each name once")
@@ -271,6 +275,72 @@ class GatedConvNeXtConfig(GatedTraits):
 
 
 @dataclass(frozen=True)
+class GlimpseConfig(ModelTraits):
+    """Shape of the model whose predictor looks at the first frame where the latent says. By default 76,742 parameters.
+
+    Attributes:
+        kind: tells it from other models where it is stored.
+        channels: C, width of the encoder's ConvNeXt blocks.
+        blocks: L, ConvNeXt blocks per branch.
+        dim: D, size of a latent.
+        hidden: width of the predictor's hidden layers.
+        heads: glimpses of a step, each around a place of its own.
+        lattice: side of the lattice of points that a glimpse begins as.
+        levels: how many images the first frame is looked at in, each blurred twice as wide as the one before.
+        white: value of the brightest pixels, which the predictor sees as 1.
+        groups: the frame's channels.
+        context: the group that is looked at and not encoded; none: all are both looked at and encoded.
+        action_size: A, numbers of an action.
+    """
+
+    objectives: ClassVar[tuple[str, ...]] = ("dynamics",)
+    amps: ClassVar[tuple[Amp, ...]] = ("off",)
+
+    kind: Literal["glimpse"] = "glimpse"
+    channels: int = 16
+    blocks: int = 2
+    dim: int = 32
+    hidden: int = 128
+    heads: int = 4
+    lattice: int = 3
+    levels: int = 4
+    white: float = 0.0942
+    groups: tuple[Group, ...] = TWO_ROOMS
+    context: str | None = "wall"
+    action_size: int = TWO_ROOMS_ACTION
+
+    def __post_init__(self) -> None:
+        check_kind(self, "glimpse")
+        _check_counts(self, "channels", "blocks", "dim", "hidden", "heads", "lattice", "levels", "action_size")
+        require(self.white > 0, "model.white", self.white, "a positive number")
+        names = [group.name for group in self.groups]
+        require(len(names) == len(set(names)) > 0, "model.groups", names, "at least one group, each name once")
+        known = self.context is None or (self.context in names and len(names) > 1)
+        require(known, "model.context", self.context, f"None, or one of several groups: {', '.join(names)}")
+
+    def is_collapsed(self, std: Sequence[float], size: float, rankme: float) -> bool:
+        """Whether latents have come close to one point; few dimensions are enough for them."""
+        return sum(std) / len(std) < LEAST_SPREAD * size
+
+    def for_data(self, spec: "FrameSpec") -> "GlimpseConfig":
+        """The data's groups, action size and white where there are two rooms'; others are taken to be meant.
+
+        What is looked at is then the first group that does not change in a trajectory, or the whole frame.
+        """
+        found = tuple(Group(group.name, group.channels) for group in spec.groups)
+        if self.groups != TWO_ROOMS or found == TWO_ROOMS:
+            return self
+        still = [group.name for group in spec.groups if group.codec == "static"]
+        return replace(
+            self,
+            groups=found,
+            context=still[0] if still and len(found) > 1 else None,
+            action_size=spec.action_size if self.action_size == TWO_ROOMS_ACTION else self.action_size,
+            white=max(abs(spec.offset), abs(255 * spec.scale + spec.offset)),
+        )
+
+
+@dataclass(frozen=True)
 class CustomConfig(ModelTraits):
     """A model that was made in Python and handed to the trainer: its name is known, how to build it is not.
 
@@ -290,7 +360,7 @@ class CustomConfig(ModelTraits):
         check_kind(self, "custom")
 
 
-ModelConfig = JEPAConfig | GatedConvNeXtConfig | GatedFeaturesConfig | GatedPixelsConfig | CustomConfig
+ModelConfig = JEPAConfig | GatedConvNeXtConfig | GatedFeaturesConfig | GatedPixelsConfig | GlimpseConfig | CustomConfig
 
 
 def check_kind(config: object, kind: str, room: str = "model") -> None:
@@ -302,12 +372,12 @@ def check_kind(config: object, kind: str, room: str = "model") -> None:
 def _check_counts(config: object, *names: str) -> None:
     """Raise InputError unless these fields of a model's configuration are at least 1."""
     for name in names:
-        count = getattr(config, name)
-        require(count >= 1, f"model.{name}", count, "at least 1")
+        count, most = getattr(config, name), MOST_BLOCKS if name == "blocks" else MOST_COUNTED
+        require(1 <= count <= most, f"model.{name}", count, "at least 1" if count < 1 else f"at most {most:,}")
 
 
 def _check_lift(dim: int, frame: int, spread: float) -> None:
     """Raise InputError unless positions in a square frame can be embedded in latents of `dim` numbers."""
-    require(dim >= 2, "model.dim", dim, "at least 2")
-    require(frame >= 2, "model.frame", frame, "at least 2 pixels")
+    require(2 <= dim <= MOST_COUNTED, "model.dim", dim, f"from 2 to {MOST_COUNTED:,}")
+    require(2 <= frame <= MOST_COUNTED, "model.frame", frame, f"from 2 to {MOST_COUNTED:,} pixels")
     require(spread > 0, "model.spread", spread, "a positive number")

@@ -80,6 +80,8 @@ class VICRegConfig(ObjectiveTraits):
         require(self.gamma > 0, "objective.gamma", self.gamma, "a positive number")
         require(self.eps > 0, "objective.eps", self.eps, "a positive number")
         require(0 <= self.ema_decay < 1, "objective.ema_decay", self.ema_decay, "a decay in [0, 1)")
+        is_read = self.targets == "ema" or self.ema_decay == VICRegConfig.ema_decay
+        require(is_read, "objective.ema_decay", self.ema_decay, "to be left alone, unless objective.targets is ema")
         expected = "at least 1 step, or None"
         require(self.horizon is None or self.horizon >= 1, "objective.horizon", self.horizon, expected)
 
@@ -165,4 +167,64 @@ class MixtureConfig(ObjectiveTraits):
         return {"sigma": self.first_sigma * (self.last_sigma / self.first_sigma) ** progress}
 
 
-ObjectiveConfig = VICRegConfig | InfoNCEConfig | MixtureConfig
+@dataclass(frozen=True)
+class DynamicsConfig(ObjectiveTraits):
+    """Options of the sum of terms that make latents follow actions; of rollouts, encodings and both.
+
+    Attributes:
+        kind: tells it from other objectives where it is stored.
+        invariance: weight of the squared difference between predictions and encodings.
+        variance, covariance: weights of VICReg's terms, taken of encodings.
+        sigreg: weight of the distance of encodings from an isotropic Gaussian.
+        inverse: weight of the error of the action that a network reads off two encodings in turn.
+        similarity: weight of the squared difference between encodings in turn.
+        horizon: steps that the predictor is fed its own output for; a divisor of T-1. None: T-1.
+        targets: encodings predicted against: with gradient or without.
+        gamma: standard deviation below which the variance hinge pulls.
+        inverse_hidden: width of the network that reads actions.
+        projections: directions that `sigreg` draws in every step; none without it.
+    """
+
+    weighted: ClassVar[tuple[str, ...]] = (
+        "invariance", "variance", "covariance", "sigreg", "inverse", "similarity",
+    )  # fmt: skip
+
+    kind: Literal["dynamics"] = "dynamics"
+    invariance: float = 32.0
+    variance: float = 1.0
+    covariance: float = 0.002
+    sigreg: float = 0.0
+    inverse: float = 1.0
+    similarity: float = 0.0
+    horizon: int | None = 4
+    targets: Literal["shared", "stop_gradient"] = "shared"
+    gamma: float = 1.0
+    inverse_hidden: int = 128
+    projections: int = 0
+
+    def __post_init__(self) -> None:
+        check_kind(self, "dynamics", "objective")
+        require(self.gamma > 0, "objective.gamma", self.gamma, "a positive number")
+        expected = "at least 1 step, or None"
+        require(self.horizon is None or self.horizon >= 1, "objective.horizon", self.horizon, expected)
+        require(self.inverse_hidden >= 1, "objective.inverse_hidden", self.inverse_hidden, "at least 1")
+        require(self.projections >= 0, "objective.projections", self.projections, "zero or more")
+        usable = self.sigreg == 0 or self.projections > 0
+        require(usable, "objective.sigreg", self.sigreg, "0 without objective.projections")
+
+    @property
+    def title(self) -> str:
+        """The terms that are weighed."""
+        return "prediction with " + ", ".join(name for name in self.weighted[1:] if getattr(self, name) > 0)
+
+    @property
+    def hinge(self) -> float | None:
+        """Gamma."""
+        return self.gamma
+
+    def terms(self, model: ModelTraits) -> tuple[str, ...]:
+        """All that are weighed; SIGReg only where it has directions."""
+        return tuple(name for name in self.weighted if name != "sigreg" or self.projections > 0)
+
+
+ObjectiveConfig = VICRegConfig | InfoNCEConfig | MixtureConfig | DynamicsConfig

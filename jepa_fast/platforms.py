@@ -1,6 +1,7 @@
 """What operating systems offer each in its own way: cores, locks, limits on open files, folders made durable."""
 
 import contextlib
+import ctypes
 import importlib
 import math
 import os
@@ -21,8 +22,11 @@ def _module(name: str) -> ModuleType | None:
 
 # POSIX has the first two, Windows the last one.
 _fcntl, _resource, _msvcrt = _module("fcntl"), _module("resource"), _module("msvcrt")
-# Of a lock where folders cannot be opened.
-LOCK = ".lock"
+
+
+def is_posix() -> bool:
+    """Whether the system has the modules of POSIX: locks of folders, limits on files."""
+    return _fcntl is not None and _resource is not None
 
 
 def available_cores() -> int:
@@ -32,27 +36,25 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def lock_folder(folder: Path) -> int:
-    """A descriptor that holds `folder` until it is closed, or its process ends, however it ends.
+def try_lock_file(descriptor: int) -> bool | None:
+    """Whether the open file is this process's until it is closed; None where the system, or this disk, has no locks.
 
-    On POSIX systems it is the folder itself, and children that inherit it hold it as well; elsewhere a file in it.
-
-    Raises:
-        BlockingIOError: another process holds it.
+    Processes that inherit the descriptor hold it as well. What is in the file can be read and written by others.
     """
-    descriptor = os.open(folder, os.O_RDONLY) if _fcntl else os.open(folder / LOCK, os.O_RDWR | os.O_CREAT)
     try:
         if _fcntl:
             _fcntl.flock(descriptor, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
         elif _msvcrt:
-            try:
-                _msvcrt.locking(descriptor, _msvcrt.LK_NBLCK, 1)
-            except OSError as error:
-                raise BlockingIOError(*error.args) from None
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
+            # A byte beyond all content: who has it locked keeps others from reading it.
+            os.lseek(descriptor, 2**30, os.SEEK_SET)
+            _msvcrt.locking(descriptor, _msvcrt.LK_NBLCK, 1)
+        else:
+            return None
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        return None
+    return True
 
 
 def lock_file(descriptor: int) -> None:
@@ -117,3 +119,22 @@ def ignore_interrupts() -> None:
     """In a worker: leave Ctrl-C to its parent where a mask did not see to it, as on Windows."""
     if not hasattr(signal, "pthread_sigmask"):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+# Of glibc's mallopt.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+
+
+def keep_freed_memory() -> None:
+    """Keep large freed blocks for the next allocation instead of giving them back to the system, where glibc serves.
+
+    A step on a CPU frees and takes the same tens of megabytes every time; given back, all of their pages are mapped and
+    cleared anew. What the process holds at most stays what it was.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    largest = 2**31 - 1  # an int
+    mallopt(_MMAP_THRESHOLD, 2**30)
+    mallopt(_TRIM_THRESHOLD, largest)

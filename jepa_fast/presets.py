@@ -4,9 +4,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from jepa_fast.config import (
+    DynamicsConfig,
     GatedConvNeXtConfig,
     GatedFeaturesConfig,
     GatedPixelsConfig,
+    GlimpseConfig,
     InfoNCEConfig,
     JEPAConfig,
     MixtureConfig,
@@ -171,6 +173,21 @@ def gated_pixels() -> Recipe:
     )
 
 
+def planner() -> Recipe:
+    """Latents to plan with: a predictor that looks at the first frame where the latent says (docs/planning.md).
+
+    One epoch of the full set of 147,008 trajectories is meant, 2,297 steps.
+    """
+    return Recipe(
+        model=GlimpseConfig(),
+        objective=DynamicsConfig(),
+        optimizer=OptimizerConfig(learning_rate=3e-3, weight_decay=0.0, clip_norm=1.0),
+        batch_size=64,
+        flips=True,
+        stages=(Stage(1),),
+    )
+
+
 def flips() -> Recipe:
     """The baseline on trajectories mirrored at random, left-right and upside down, with their actions."""
     return replace(baseline(), flips=True)
@@ -213,6 +230,7 @@ PRESETS: dict[str, Callable[[], Recipe]] = {
     "gated_convnext": gated_convnext,
     "gated_features": gated_features,
     "gated_pixels": gated_pixels,
+    "planner": planner,
     "flips": flips,
     "infonce": infonce,
     "staged": staged,

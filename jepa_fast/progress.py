@@ -6,6 +6,8 @@ import time
 from types import TracebackType
 from typing import Any
 
+from jepa_fast.errors import printable
+
 logger = logging.getLogger(__name__)
 
 # Where there is no terminal: a phase that takes longer than the first says so once, and how far it is this often.
@@ -35,6 +37,7 @@ class Progress:
             foretold: whether someone else says how long it will take.
             is_shown: False for processes that do not lead: they show nothing.
         """
+        what = printable(what)
         self._what, self._total, self._unit = what, total, unit
         self._first, self._done, self._note = done, done, ""
         self._began = self._said = time.monotonic()

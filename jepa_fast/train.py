@@ -4,6 +4,7 @@ Every field of a preset's recipe is a flag: `--model.dim 64 --optimizer.learning
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -191,8 +192,11 @@ def start(arguments: Arguments, recipe: Recipe | None = None, model: "Model | No
         folder, config = ranks.share(lambda: prepare(arguments, device, ranks.count, recipe))
         if arguments.minutes is not None:
             config = replace(config, steps=steps_within(60 * arguments.minutes, config, ranks, model))
-        config = ranks.share(lambda: begin(arguments, folder, config))
-        return folder, train(config, folder, options, ranks, model)
+        trained = config
+        if arguments.profile != "off" and config.capture:
+            logger.info("capture: off while profiling: a graph would hide which part of the step a kernel belongs to")
+            trained = replace(config, capture=False)
+        return folder, train(trained, folder, options, ranks, model, lambda: begin(arguments, folder, config))
 
 
 def prepare(
@@ -207,6 +211,7 @@ def prepare(
 
     from jepa_fast.data.loaders import choose_loader
     from jepa_fast.engine.fallbacks import without_what_is_missing
+    from jepa_fast.runs import require_new
 
     if arguments.resume is not None:
         folder = arguments.resume
@@ -222,11 +227,13 @@ def prepare(
     size = config.batch_size
     expected = f"a multiple of {ranks} processes, two trajectories each or more"
     require(ranks == 1 or (size % ranks == 0 and size >= 2 * ranks), "--data.batch-size", size, expected)
+    if arguments.resume is None:
+        require_new(folder, config)
     return folder, config
 
 
-def begin(arguments: Arguments, folder: Path, config: RunConfig) -> RunConfig:
-    """Make the run's folder, unless it goes on, and say what is trained; the configuration to train with.
+def begin(arguments: Arguments, folder: Path, config: RunConfig) -> None:
+    """Write into the run's folder what the run is, unless it goes on, and say what is trained.
 
     Raises:
         InputError: a run is already there, or the folder cannot be written.
@@ -245,10 +252,6 @@ def begin(arguments: Arguments, folder: Path, config: RunConfig) -> RunConfig:
         config.preset, config.steps, config.batch_size, config.device, config.amp, "on" if config.compile else "off",
         "on" if config.capture else "off", config.loader, config.kernels,
     )  # fmt: skip
-    if arguments.profile != "off" and config.capture:
-        logger.info("capture: off while profiling: a graph would hide which part of the step a kernel belongs to")
-        return replace(config, capture=False)
-    return config
 
 
 def resolve(
@@ -285,9 +288,9 @@ def resolve(
     if len(given) > 1:
         raise InputError(f"{', '.join(given)}: got {'both' if len(given) == 2 else 'all'}, expected at most one")
     epochs = recipe.epochs if arguments.epochs is None else arguments.epochs
-    require(epochs > 0, "--epochs", epochs, "a positive number")
+    require(0 < epochs < math.inf, "--epochs", epochs, "a positive number")
     minutes = arguments.minutes
-    require(minutes is None or minutes > 0, "--minutes", minutes, "a positive number")
+    require(minutes is None or 0 < minutes < math.inf, "--minutes", minutes, "a positive number")
     check_fit(recipe, split, batch_size, torch.device(device))
     return RunConfig(
         preset=name,

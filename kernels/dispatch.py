@@ -50,6 +50,12 @@ def _why_no_compiled_blocks(channels: int, device: str) -> str | None:
     return reason
 
 
+@functools.cache
+def why_no_compiled_rollout() -> str | None:
+    """Why the compiled rollout does not run on a CPU, or None."""
+    return why_no_extension("rollout_cpu", "cpu") or why_no_instruction_set()
+
+
 def why_no_instruction_set() -> str | None:
     """Why the compiled CPU kernels, which are there, have no instruction set to run on, or None."""
     if extension.instruction_set():

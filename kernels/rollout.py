@@ -9,11 +9,10 @@ W2 [D, 4D]. float32 or float64; LayerNorm with eps 1e-5. Under bfloat16 autocast
 bfloat16 factors, h and its gradient are rounded to bfloat16; states, statistics and sums are float32 all the same.
 Dropout masks are those of `jepa_fast.kernels.dropout` for [B, S, 4D], bit for bit.
 
-The Triton kernels take float32 states, D in 16, 32, 64, 128, and actions of two numbers, on CUDA. The compiled CPU
-kernels (csrc/cpu/convnext/rollout_kernels.h) take any D and A; the same bits for any number of threads, and a
-trajectory's states do not depend on the others. Everything else, bfloat16 autocast on a CPU included, runs in plain PyTorch.
+The Triton kernels take float32 states, D in 16, 32, 64, 128, and actions of two numbers, on CUDA; the compiled CPU
+kernels (csrc/cpu/convnext/rollout_*.h) any D and A. All else, bfloat16 autocast on a CPU included, is plain PyTorch.
 Gradients of W1 and W2 are one matrix product each over all B S rows, those of vectors are sums in a fixed order:
-deterministic. Nothing is read back to the host.
+deterministic, for any number of threads. Nothing is read back to the host.
 
 Bytes moved, s per element of h: forward B S (8 D s + 4 D), kept for the backward, whose recurrence moves
 B S (12 D s + 16 D) and all behind it about twice that. The weights, 8 D^2 s, pass from the L2 cache, or half of them
@@ -149,14 +148,11 @@ def _masks(first: Tensor, actions: Tensor, clock: Tensor, dropout: float) -> Ten
 
 
 def _rollout_plain(
-    first: Tensor, actions: Tensor, clock: Tensor, weights: Sequence[Tensor], dropout: float, state_residual: bool,
-    gelu_first: bool, bfloat16: bool, keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    states, *kept = _unroll(
-        first, actions, RolloutWeights(*weights), clock, dropout, state_residual, gelu_first, bfloat16
-    )
-    hidden, dropped, statistics = kept if keep else (tensor.new_empty(0) for tensor in kept)
-    return states, hidden, dropped, statistics
+    first: Tensor, actions: Tensor, clock: Tensor, weights: Sequence[Tensor], *arguments: Any
+) -> tuple[Tensor, ...]:
+    *options, keep = arguments
+    states, *kept = _unroll(first, actions, RolloutWeights(*weights), clock, *options)
+    return states, *(tensor if keep else tensor.new_empty(0) for tensor in kept)
 
 
 def _rollout_backward_plain(
@@ -259,34 +255,20 @@ def _rollout_backward_cuda(gradient: Tensor, first: Tensor, actions: Tensor, *ar
     return rollout_backward(gradient, first, actions, *arguments)
 
 
-@functools.cache
-def why_no_compiled() -> str | None:
-    """Why the compiled CPU kernels do not run, or None."""
-    return dispatch.why_no_extension("rollout_cpu", "cpu") or dispatch.why_no_instruction_set()
-
-
-def _rollout_cpu(
-    first: Tensor, actions: Tensor, clock: Tensor, weights: Sequence[Tensor], dropout: float, state_residual: bool,
-    gelu_first: bool, bfloat16: bool, keep: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    options = dropout, state_residual, gelu_first
-    reason = "bfloat16 autocast is on" if bfloat16 else why_no_compiled()
+def _rollout_cpu(*arguments: Any) -> tuple[Tensor, ...]:
+    *inputs, bfloat16, keep = arguments
+    reason = "bfloat16 autocast is on" if bfloat16 else dispatch.why_no_compiled_rollout()
     if reason is not None:
         _announce_plain("cpu", reason)
-        return _rollout_plain(first, actions, clock, weights, *options, bfloat16, keep)
-    states: tuple[Tensor, ...] = torch.ops.jepa_fast.rollout_cpu(first, actions, clock, weights, *options, keep)
-    return states
+        return _rollout_plain(*arguments)
+    return tuple(torch.ops.jepa_fast.rollout_cpu(*inputs, keep))
 
 
-def _rollout_backward_cpu(
-    gradient: Tensor, first: Tensor, actions: Tensor, clock: Tensor, weights: Sequence[Tensor], states: Tensor,
-    hidden: Tensor, *arguments: Any,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    arguments = gradient, first, actions, clock, weights, states, hidden, *arguments
-    if hidden.dtype == torch.bfloat16 or why_no_compiled() is not None:
-        return _rollout_backward_plain(*arguments)
-    gradients: tuple[Tensor, ...] = torch.ops.jepa_fast.rollout_cpu_backward(*arguments)
-    return gradients
+def _rollout_backward_cpu(*arguments: Any) -> tuple[Tensor, ...]:
+    is_plain = arguments[6].dtype == torch.bfloat16 or dispatch.why_no_compiled_rollout() is not None
+    return (
+        _rollout_backward_plain(*arguments) if is_plain else tuple(torch.ops.jepa_fast.rollout_cpu_backward(*arguments))
+    )
 
 
 def _rollout_fake(

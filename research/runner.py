@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jepa_fast.config import RunConfig, read_recipe, require
-from jepa_fast.data.writing import locked, write_text
+from jepa_fast.data.writing import write_text
 from jepa_fast.engine.checkpoint import newest_step
 from jepa_fast.engine.pace import StopSignal
 from jepa_fast.errors import InputError, RunError
+from jepa_fast.locking import Lock
 from jepa_fast.platforms import available_cores
 from jepa_fast.presets import canonical, preset
 from jepa_fast.probing.results import BLOCKED, FREE
@@ -119,8 +120,8 @@ class Runner:
             return
         self._runs.mkdir(parents=True, exist_ok=True)
         # Runs hold the lock as well: a study killed alone leaves them at work.
-        with locked(self._runs, "another study, or a run that one left behind, is at work here") as descriptor:
-            self._lock_descriptor = descriptor
+        with Lock(self._runs) as lock:
+            self._lock_descriptor = lock.descriptor
             self._run_all()
 
     def _run_all(self) -> None:

@@ -31,14 +31,19 @@ class Hider(importlib.abc.MetaPathFinder):
 
 def fake_msvcrt():
     """What Windows has for locking, here between the descriptors of one process."""
-    module, held = types.ModuleType("msvcrt"), set()
+    module, held = types.ModuleType("msvcrt"), {}
     module.LK_NBLCK, module.LK_LOCK = 2, 1
 
     def locking(descriptor, mode, count):
-        inode = os.fstat(descriptor).st_ino
-        if inode in held:
-            raise OSError(errno.EACCES, "Permission denied")
-        held.add(inode)
+        file = os.fstat(descriptor)
+        if (holder := held.get(file.st_ino, descriptor)) != descriptor:
+            try:
+                is_open = os.path.samestat(os.fstat(holder), file)
+            except OSError:
+                is_open = False
+            if is_open:
+                raise OSError(errno.EACCES, "Permission denied")
+        held[file.st_ino] = descriptor
 
     module.locking = locking
     return module

@@ -1,7 +1,5 @@
-import importlib.util
 import os
 import re
-import signal
 import sys
 import threading
 import time
@@ -11,14 +9,14 @@ import pytest
 import torch
 from hypothesis import settings
 
+from jepa_fast import platforms
 from jepa_fast.data.two_rooms import SPLITS
 from jepa_fast.generate import generate
 from jepa_fast.kernels import extension
 
-# What a test file that holds it needs, and whether this system has it: elsewhere the file is left out.
+# Words of a test file, and whether this system has what they are about: elsewhere the file is left out.
 NEEDS = {
-    r"^import (resource|fcntl)$|SIGKILL|killpg|forkserver|symlink_to|is_symlink|setrlimit": hasattr(signal, "SIGKILL")
-    and importlib.util.find_spec("resource") is not None,
+    r"^import (resource|fcntl)$|SIGKILL|killpg|forkserver|symlink_to|is_symlink|setrlimit": platforms.is_posix(),
     r"/proc/|setrlimit": sys.platform == "linux",
 }
 

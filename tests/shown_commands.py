@@ -89,7 +89,7 @@ RULES = (
     Rule(r".*--help"),
     # Named without what they need.
     Rule(
-        r"python -m (jepa_fast\.(generate|convert|evaluate|report|export|verify)|research\.(speedrun|study))$",
+        r"python -m (jepa_fast\.(generate|convert|evaluate|plan|report|export|verify)|research\.(speedrun|study))$",
         add="--help",
     ),
     Rule(
@@ -103,6 +103,11 @@ RULES = (
     Rule(r"python -m jepa_fast\.play", add="--out play.html"),
     Rule(r"python -m jepa_fast\.(verify|report|doctor)"),
     Rule(r"python -m jepa_fast\.evaluate", add="--no-floor"),
+    Rule(
+        r"python -m jepa_fast\.plan",
+        add="--episodes 1 --settings.first-samples 20 --settings.samples 20 --settings.first-iterations 1"
+        " --settings.horizon 4 --out OUT",
+    ),
     Rule(r"scripts/profile\.sh", add=f"{DATA} {NARROW} --steps 4 --profile-window 2 4"),
     Rule(r"python -m jepa_fast\.train .*--resume"),
     Rule(r"python -m jepa_fast\.train .*--minutes", add=f"{DATA} --preset gated_features --minutes 0.06 --out OUT"),

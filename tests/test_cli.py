@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import torch
 
 from jepa_fast import cli, evaluate, generate, train
 from jepa_fast.data.manifest import MANIFEST_NAME
@@ -233,3 +234,14 @@ def main(arguments):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     is_few = int(done.stdout) < 2**26 // resource.getpagesize() // 10
     assert is_few == started.startswith("cli")
+
+
+def test_auto_says_which_device_it_takes_and_why(monkeypatch):
+    assert cli.explain_device("cpu") == "cpu, as asked for"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert cli.explain_device("auto") == "cpu, for torch sees no CUDA device"
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert "Apple's GPU is left out: it has no float64" in cli.explain_device("auto")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert cli.explain_device("auto") == "cuda, which torch sees"

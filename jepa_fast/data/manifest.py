@@ -17,7 +17,8 @@ from jepa_fast.data.frame_spec import Field as Field
 from jepa_fast.data.frame_spec import FrameSpec as FrameSpec
 from jepa_fast.data.frame_spec import Unit as Unit
 from jepa_fast.data.two_rooms import version1
-from jepa_fast.errors import InputError
+from jepa_fast.errors import InputError, shown
+from jepa_fast.reading import parse_json
 
 SCHEMA = "jepa_fast.trajectories"
 EQUAL_LENGTHS, END_TO_END = 2, 3  # versions
@@ -28,6 +29,8 @@ Encoding = Literal["window", "static", "dense"]
 Value = TypeVar("Value")
 
 MOST_CHANNELS = 16
+# More trajectories, pixels or bytes than any file system holds.
+MOST_COUNTED = 2**53
 # Names that would make fields of a group look like others.
 RESERVED = ("actions", "target", "length")
 
@@ -135,7 +138,7 @@ class Manifest:
             InputError: not JSON, another schema or version, a missing or mistyped key, or parts that disagree.
         """
         try:
-            record = json.loads(text)
+            record = parse_json(text)
         except ValueError as error:
             raise InputError(f"{path}: not JSON ({error}), expected a {SCHEMA} manifest") from None
         return _Parser(path).manifest(record)
@@ -174,7 +177,7 @@ class _Parser:
 
     def require(self, condition: bool, what: str, found: object, expected: str) -> None:
         if not condition:
-            raise InputError(f"{self.path}: {what}: found {found!r}, expected {expected}")
+            raise InputError(f"{self.path}: {what}: found {shown(found)}, expected {expected}")
 
     def get(self, record: object, key: str, kind: type[Value], at: str = "") -> Value:
         self.require(isinstance(record, dict), at.rstrip(".") or "content", record, "a JSON object")
@@ -185,7 +188,7 @@ class _Parser:
 
     def count(self, record: object, key: str, least: int, at: str = "") -> int:
         value = self.get(record, key, int, at)
-        self.require(value >= least, at + key, value, f"at least {least}")
+        self.require(least <= value <= MOST_COUNTED, at + key, value, f"from {least} to {MOST_COUNTED}")
         return value
 
     def choice(self, record: object, key: str, choices: tuple[Any, ...], at: str = "") -> Any:
@@ -200,7 +203,7 @@ class _Parser:
         if version == 1:
             try:
                 record = version1.upgraded(record)
-            except (LookupError, TypeError, AttributeError) as error:
+            except (LookupError, TypeError, AttributeError, ValueError) as error:
                 raise InputError(f"{self.path}: not a whole manifest of version 1 ({error!r})") from None
         count = self.count(record, "trajectories", 1)
         encoding: Encoding = self.choice(record, "encoding", get_args(Encoding))
@@ -231,6 +234,8 @@ class _Parser:
             at = f"targets[{index}]."
             targets.append((self.name(entry, at), self.count(entry, "size", 1, at)))
         self.require(len(dict(targets)) == len(targets), "targets", targets, "names that differ")
+        scale = self.get(record, "scale", float)
+        self.require(scale > 0, "scale", scale, "a positive number")
         frames, shortest = self.count(record, "frames", 2), None
         if ragged:
             shortest = self.count(record, "shortest", 2)
@@ -240,7 +245,7 @@ class _Parser:
             shortest=shortest,
             height=height,
             width=width,
-            scale=self.get(record, "scale", float),
+            scale=scale,
             groups=tuple(groups),
             action_size=self.count(record, "action_size", 1),
             targets=tuple(targets),

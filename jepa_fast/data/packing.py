@@ -52,8 +52,9 @@ from jepa_fast.data.parallel import ordered_map
 from jepa_fast.data.sources import Chunk, Source, check_chunk
 from jepa_fast.data.two_rooms import version1
 from jepa_fast.data.windows import size_text
-from jepa_fast.data.writing import ArrayWriter, locked, require_space, sync_folder, write_array, write_text
+from jepa_fast.data.writing import ArrayWriter, require_space, sync_folder, write_array, write_text
 from jepa_fast.errors import InputError
+from jepa_fast.locking import Lock
 from jepa_fast.progress import Progress
 
 # What one task holds in memory at most: this many trajectories, or fewer long ones of this many bytes as frames.
@@ -91,12 +92,19 @@ def pack(
         label: name for the progress bar and the log; by default the folder's.
 
     Raises:
-        InputError: bad source data, a finished split of another description, too little disk space.
+        InputError: bad source data, a finished split of another description, too little disk space, another process at
+            work in the folder.
         OSError: what the system refused, with the file's name.
+        RunError: another process took the folder over while this one stood still.
     """
+    packing = _Packing(source, folder, encoding, workers, shard_rows, label or folder.name)
+    # It may lie on a disk that cannot be written.
+    finished = packing.finished()
+    if finished is not None:
+        return finished
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
-        return _Packing(source, folder, encoding, workers, shard_rows, label or folder.name).run()
+    with Lock(folder) as lock:
+        return packing.run(lock)
 
 
 class _Packing:
@@ -127,12 +135,19 @@ class _Packing:
         # As it reads back from JSON, so that it can be compared with what was read.
         self.description = json.loads(json.dumps(source.description))
 
-    def run(self) -> Manifest:
+    def finished(self) -> Manifest | None:
+        """The manifest of this very split if it is there."""
         finished = self._finished()
         if finished is not None:
             log.info("%s: already there, %d trajectories", self.label, finished.trajectories)
             # A run that was killed right after writing the manifest left its records.
             self._discard(_names(finished))
+        return finished
+
+    def run(self, lock: Lock) -> Manifest:
+        """Write the split, under the folder's lock, unless whoever held it before has done so."""
+        finished = self.finished()
+        if finished is not None:
             return finished
         began = time.perf_counter()
         first = self.source.chunk(0, self._cuts(0, self.source.count)[1])
@@ -148,6 +163,7 @@ class _Packing:
             assert not isinstance(shards, Misfit), shards
         shards, spec = share_bases(self.folder, shards, layout.spec, layout.square, self.source.count)
         manifest = replace(self._header(spec), shards=tuple(shards))
+        lock.require_held()
         write_text(self.folder / MANIFEST_NAME, manifest.to_json())
         self._discard(_names(manifest))
         seconds = time.perf_counter() - began
@@ -188,7 +204,6 @@ class _Packing:
         return Manifest(self.description, self.encoding, self.source.count, spec, ())
 
     def _finished(self) -> Manifest | None:
-        """The manifest of this very split if it is there."""
         path = self.folder / MANIFEST_NAME
         if not path.exists():
             return None

@@ -3,9 +3,8 @@
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,7 +14,6 @@ from numpy.typing import NDArray
 
 from jepa_fast.data.manifest import Field, FileRecord
 from jepa_fast.errors import InputError
-from jepa_fast.platforms import lock_folder
 from jepa_fast.platforms import sync_folder as sync_folder
 
 TEMPORARY_SUFFIX = ".tmp"
@@ -50,13 +48,14 @@ class ArrayWriter:
     def write(self, data: bytes | NDArray[Any]) -> None:
         """Append raw bytes, or the rows of a C-contiguous array."""
         view = data.data if isinstance(data, np.ndarray) else memoryview(data)
-        is_large = view.nbytes >= LARGE
-        hashed = self._hashing.submit(self._digest.update, view) if is_large else self._digest.update(view)
+        hashed = self._hashing.submit(self._digest.update, view) if view.nbytes >= LARGE else None
         try:
             self._file.write(view)
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self.path)) from None
-        if hashed is not None:
+        if hashed is None:
+            self._digest.update(view)
+        else:
             hashed.result()
         self.bytes += view.nbytes
 
@@ -113,22 +112,3 @@ def require_space(folder: Path, needed: int) -> None:
         raise InputError(
             f"{folder}: found {free / 1e9:.2f} GB free, expected {(needed + SPARE_BYTES) / 1e9:.2f} GB for the shards"
         )
-
-
-@contextmanager
-def locked(folder: Path, by_whom: str = "another process is writing this split") -> Iterator[int]:
-    """Hold the folder against a second process; the lock ends with the process, however it ends.
-
-    Gives the descriptor: children that inherit it hold the lock as well.
-
-    Raises:
-        InputError: `by_whom` it is held already.
-    """
-    try:
-        descriptor = lock_folder(folder)
-    except BlockingIOError:
-        raise InputError(f"{folder}: {by_whom}") from None
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)

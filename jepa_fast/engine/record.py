@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,17 @@ from torch.utils.tensorboard import SummaryWriter
 
 import jepa_fast
 from jepa_fast import migrations
+from jepa_fast.config import MOST_STEPS
+from jepa_fast.data.writing import write_text
+from jepa_fast.errors import require
 from jepa_fast.probing.collapse import Spectrum
+from jepa_fast.reading import decode, is_finite, read_json, read_lines
 
 ENVIRONMENT = "environment.json"
 METRICS = "metrics.jsonl"
 SPECTRA = "spectra.jsonl"
+# Metrics are float32.
+LARGEST = 3.5e38
 
 Metrics = dict[str, float | int]
 
@@ -32,8 +39,8 @@ class Record:
     def __init__(self, folder: Path, step: int) -> None:
         for name in (METRICS, SPECTRA):
             _truncate(folder / name, step)
-        self._metrics = (folder / METRICS).open("a")
-        self._spectra = (folder / SPECTRA).open("a")
+        self._metrics = (folder / METRICS).open("a", encoding="utf-8")
+        self._spectra = (folder / SPECTRA).open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, metrics: Metrics) -> None:
@@ -68,32 +75,79 @@ class Record:
 
 
 def read_metrics(folder: Path) -> list[Metrics]:
-    """All lines of the run's metrics.jsonl, by today's names; a half-written last line is left out."""
-    return [migrations.metrics(line) for line in _read_lines(folder / METRICS)]
+    """All lines of the run's metrics.jsonl, by today's names; a half-written last line is left out.
+
+    Raises:
+        InputError: a line is not one of named, finite numbers, "step" among them.
+    """
+    found = []
+    for where, fields in read_lines(folder / METRICS):
+        _require_step(fields, where)
+        for name, value in fields.items():
+            require(
+                is_finite(value) and abs(value) <= LARGEST, f"{where}: {name}", value, "a number in float32's range"
+            )
+        found.append(migrations.metrics(fields))
+    return found
 
 
 def read_spectra(folder: Path) -> list[dict[str, Any]]:
-    """All lines of the run's spectra.jsonl, as `Record.write_spectrum` describes them."""
-    return _read_lines(folder / SPECTRA)
+    """All lines of the run's spectra.jsonl, as `Record.write_spectrum` describes them; older ones have no RankMe.
+
+    Raises:
+        InputError: a line is not of that form.
+    """
+    found = []
+    for where, fields in read_lines(folder / SPECTRA):
+        _require_step(fields, where)
+        for name in ("std", "singular_values"):
+            values = decode(list[float], fields.get(name), f"{where}: {name}")
+            right = len(values) > 0 and all(0 <= value <= LARGEST for value in values)
+            require(right, f"{where}: {name}", values, "a list of numbers from 0 up to float32's largest")
+        for name in ("rank", "rankme", "size"):
+            value = decode(float, fields.get(name, None if name == "rank" else 1.0), f"{where}: {name}")
+            right = 0 <= value <= LARGEST
+            require(right, f"{where}: {name}", value, "a number from 0 up to float32's largest")
+        found.append(fields)
+    return found
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    lines = path.read_text().split("\n") if path.is_file() else []
-    return [json.loads(line) for line in lines[:-1]]
+def _require_step(fields: dict[str, Any], where: str) -> None:
+    step = fields.get("step")
+    require(type(step) is int and 0 <= step <= MOST_STEPS, f"{where}: step", step, "a number of steps")
 
 
 def _truncate(path: Path, step: int) -> None:
-    """Rewrite a file of lines without those after `step`."""
-    kept = [line for line in _read_lines(path) if line["step"] <= step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    os.replace(temporary, path)
+    """Rewrite a file of lines without those after `step`, and without a half-written last one."""
+    kept = []
+    for where, fields in read_lines(path):
+        _require_step(fields, where)
+        if fields["step"] <= step:
+            kept.append(json.dumps(fields) + "\n")
+    write_text(path, "".join(kept))
 
 
 def read_environment(folder: Path) -> dict[str, Any]:
     """What `write_environment` wrote, without the command: where things lay on the machine is nobody's business."""
-    environment: dict[str, Any] = json.loads((folder / ENVIRONMENT).read_text())
-    del environment["command"]
+    return {name: value for name, value in load_environment(folder).items() if name != "command"}
+
+
+def load_environment(folder: Path) -> dict[str, Any]:
+    """What `write_environment` wrote.
+
+    Raises:
+        InputError: there is no environment.json, or it is not an object of plain values.
+    """
+    path = folder / ENVIRONMENT
+    found = read_json(path, "the environment of a run")
+    require(isinstance(found, dict), str(path), found, "a JSON object")
+    environment: dict[str, Any] = found
+    for name, value in environment.items():
+        values = value if isinstance(value, list) else [value]
+        plain = all(one is None or isinstance(one, str | int | float) for one in values)
+        require(plain, f"{path}: {name}", value, "a text, a number or a list of them")
+    commit = environment.get("commit")
+    require(commit is None or isinstance(commit, str), f"{path}: commit", commit, "a text, or null")
     return environment
 
 
@@ -110,24 +164,41 @@ def write_environment(folder: Path, device: torch.device) -> None:
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
     }
-    (folder / ENVIRONMENT).write_text(json.dumps(environment, indent=2) + "\n")
+    write_text(folder / ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that the package runs from; None outside one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:
+    """The commit of the project's own checkout that the package runs from; None outside one.
+
+    An installed package, or a copy of it, may lie inside the repository of something else.
+    """
+    root = Path(jepa_fast.__file__).resolve().parents[1]
+    # Where git runs a command, a hook for one, it tells it another repository in these.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+
+    def git(*words: str) -> str | None:
+        command = ["git", "-C", str(root), *words]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        except OSError:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    top, described = git("rev-parse", "--show-toplevel"), git("show", "HEAD:pyproject.toml")
+    if top is None or Path(top).resolve() != root or described is None:
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    try:
+        name = tomllib.loads(described).get("project", {}).get("name")
+    except (tomllib.TOMLDecodeError, AttributeError):
+        return None
+    return git("rev-parse", "HEAD") if name == "jepa_fast" else None
 
 
 def processor() -> str:
     """The processor's model name."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor()

@@ -147,6 +147,11 @@ class Trainer:
             self.clock[1].add_(alive.to(torch.int64))
         return StepResult(self._metrics, latents)
 
+    @property
+    def scheduled(self) -> tuple[str, ...]:
+        """Names of what each step takes from the schedule, the weights of the objective's terms among it."""
+        return self._schedule.names
+
     def learning_rate(self, number: int) -> float:
         """The learning rate of step `number`, 0 is the first."""
         return float(self._schedule.column(LEARNING_RATE)[number])

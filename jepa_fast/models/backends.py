@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from jepa_fast.config import Kernels
-from jepa_fast.kernels import dispatch, extension, rollout
+from jepa_fast.kernels import dispatch, extension
 from jepa_fast.kernels.dispatch import PLAIN
 
 
@@ -51,7 +51,7 @@ def compiled_blocks_or_plain(channels: int) -> str:
 
 def compiled_rollout_or_plain(history: int) -> str:
     """The compiled rollout of a CPU and its instruction set, or plain PyTorch and why."""
-    missing = rollout.why_no_compiled()
+    missing = dispatch.why_no_compiled_rollout()
     if missing is None and history != 0:
         missing = f"model.history is {history}, the kernel takes 0"
     return f"{PLAIN}: {missing}" if missing is not None else f"compiled cpu kernel ({extension.instruction_set()})"

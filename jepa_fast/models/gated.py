@@ -105,6 +105,7 @@ class GatedModel(Model):
 
     channels = 2
     action_size = 2
+    can_advance = True
     # Weight of the squared mean of a batch's positions in the loss, for a model whose latents have no fixed place.
     centring: float = 0.0
 
@@ -142,11 +143,15 @@ class GatedModel(Model):
     def transition(self, encoded: Encoded, actions: Tensor) -> BlockedFreeMixture:
         """One step from every encoded frame [B, T] by its action [B, T, 2] in pixels."""
 
+    def advance(self, encoded: Encoded, actions: Tensor) -> Encoded:
+        """The same rooms with the expected latents after one step from every encoded frame."""
+        return encoded._replace(latents=self.transition(encoded, actions).mean)
+
     def predict(self, first: Encoded, actions: Tensor) -> Tensor:
         """Expected latents [B, S, D] after each of the actions [B, S, 2], from one encoded frame [B, 1]."""
         encoded, latents = first, []
         for t in range(actions.shape[1]):
-            encoded = encoded._replace(latents=self.transition(encoded, actions[:, t : t + 1]).mean)
+            encoded = self.advance(encoded, actions[:, t : t + 1])
             latents.append(encoded.latents)
         return torch.cat(latents, dim=1)
 

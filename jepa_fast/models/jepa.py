@@ -44,6 +44,7 @@ class JEPA(Model):
         self.encoder: nn.Module = encoder
         self.predictor: nn.Module = predictor
         self.action_size = getattr(predictor, "action_dim", None)
+        self.objective.attach(getattr(predictor, "dim", None), self.action_size)
 
     @classmethod
     def from_explorejepa(

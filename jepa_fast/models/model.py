@@ -3,7 +3,7 @@
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,8 @@ class Model(nn.Module, ABC):
     # Of frames and actions; None where any number fits.
     channels: int | None = None
     action_size: int | None = None
+    # Whether `advance` is there: every frame of a trajectory is a state of its own, which one step leads on from.
+    can_advance: ClassVar[bool] = False
     # What it was trained on, where that is known, and whether frames were looked at yet.
     inputs: InputSpec | None = None
     _is_range_checked = False
@@ -95,6 +97,14 @@ class Model(nn.Module, ABC):
     def frame(self, encoded: Any, number: int) -> Any:
         """The encodings [B, 1] of one frame."""
         return encoded[:, number : number + 1]
+
+    def advance(self, encoded: Any, actions: Tensor) -> Any:
+        """Encodings [B, T] after one step from each of those of [B, T] frames by its action [B, T, A].
+
+        Raises:
+            NotImplementedError: without `can_advance`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} predicts rollouts alone")
 
     def ops(self, kernels: Kernels, device: Literal["cpu", "cuda"]) -> dict[str, str]:
         """What each op runs on with these kernels, by name, for the log."""

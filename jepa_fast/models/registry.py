@@ -17,12 +17,14 @@ MODELS = {
     "gated_convnext": ("jepa_fast.models.gated_convnext", "GatedConvNeXt"),
     "gated_features": ("jepa_fast.models.gated_features", "GatedFeatures"),
     "gated_pixels": ("jepa_fast.models.gated_pixels", "GatedPixels"),
+    "glimpse": ("jepa_fast.models.glimpse", "GlimpseJEPA"),
 }
 # Kind -> module and name of what takes (configuration).
 OBJECTIVES = {
     "vicreg": ("jepa_fast.objectives.vicreg", "VICReg"),
     "infonce": ("jepa_fast.objectives.infonce", "InfoNCE"),
     "mixture": ("jepa_fast.objectives.mixture", "MixtureLikelihood"),
+    "dynamics": ("jepa_fast.objectives.dynamics", "Dynamics"),
 }
 
 

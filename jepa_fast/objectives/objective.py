@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from jepa_fast.config import Kernels, ObjectiveConfig
+from jepa_fast.errors import InputError
 from jepa_fast.kernels.dispatch import PLAIN
 
 if TYPE_CHECKING:
@@ -78,6 +79,15 @@ class Objective(nn.Module, ABC):
         """Decay per step of the averaged encoder that gives its targets; None where it asks for none."""
         return None
 
+    def attach(self, dim: int | None, action_size: int | None) -> None:
+        """Make what is learned with the model: told once, as it is built, the size of its latents and actions.
+
+        Raises:
+            InputError: they are needed, and the model's predictor does not say them.
+        """
+        # Most objectives learn nothing themselves.
+        return
+
     @abstractmethod
     def bind(self, model: "Model", execution: Execution | None = None) -> Bound:
         """The function that the step calls."""
@@ -137,14 +147,14 @@ class BoundRollout:
         """The loss, and the predictions; arguments as in `Bound`.
 
         Raises:
-            ValueError: the horizon does not divide the number of steps.
+            InputError: the horizon does not divide the number of steps.
         """
         with self.span("rollout"):
-            predicted = self._predict(encoded, actions, clock)
+            predicted = self.predictions(encoded, actions, clock)
         with self.span("loss"):
             return self.loss(predicted, encoded[:, 1:], weights, targets), predicted.detach()
 
-    def _predict(self, encoded: Tensor, actions: Tensor, clock: Tensor) -> Tensor:
+    def predictions(self, encoded: Tensor, actions: Tensor, clock: Tensor) -> Tensor:
         """Predictions [B, T-1, D] of frames 1..T-1."""
         if self.horizon is None:
             predicted: Tensor = self.roll_out(encoded[:, 0], actions, clock)
@@ -152,7 +162,7 @@ class BoundRollout:
         batch, steps, size = actions.shape
         rollouts, rest = divmod(steps, self.horizon)
         if rest:
-            raise ValueError(f"objective.horizon: got {self.horizon}, expected a divisor of {steps} steps")
+            raise InputError(f"objective.horizon: got {self.horizon}, expected a divisor of {steps} steps")
         first = encoded[:, : -1 : self.horizon].flatten(0, 1)
         # Each trajectory is so many rows of the dropout masks.
         clock = torch.stack([clock[0], clock[1], clock[2] * rollouts])

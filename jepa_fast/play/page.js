@@ -6,7 +6,7 @@ const loaded = new Map();
 const keys = new Set();
 const game = {
   model: null, room: { wallX: 32, doorY: 24 }, place: [14, 44], state: null, seen: null,
-  truth: [], imagined: [], trail: [], goal: null, tool: "drive", pointer: null, plan: null, walked: 0, run: 0,
+  truth: [], imagined: [], trail: [], goal: null, tool: "drive", pointer: null, plan: null, isPlanning: false, run: 0,
 };
 
 function modelAt(index) {
@@ -68,6 +68,7 @@ function build(wallX, doorY) {
 function stopPlanning() {
   game.run += 1;
   game.plan = null;
+  game.isPlanning = false;
 }
 
 /** Seconds of imagining one sequence with this model here. */
@@ -90,6 +91,7 @@ const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 /** Plan to `goal` and walk there, planning again after every few steps, until it is reached or the budget is over. */
 async function walkTo(goal) {
   stopPlanning();
+  game.isPlanning = true;
   game.goal = goal;
   game.trail = [game.place];
   const run = game.run, random = randomNumbers(run), settings = { ...PLANNER };
@@ -127,10 +129,9 @@ async function walkTo(goal) {
     // What is left of the plan is where the next one begins; after a plan that led nowhere it begins anew.
     before = best.arrival > steps ? best.actions.slice(2 * steps) : null;
   }
-  game.plan = null;
+  stopPlanning();
   const reached = distance() <= PROTOCOL.success;
   say(reached ? `Reached after ${taken} steps.` : `Not reached in ${taken} steps: ${distance().toFixed(1)} px are left.`);
-  game.walked = taken;
   draw();
 }
 
@@ -167,7 +168,7 @@ function tick() {
     if (Math.hypot(...way) >= WORLD.length_range[0]) action = way;
   }
   if (action) {
-    if (game.plan) stopPlanning();
+    if (game.isPlanning) stopPlanning();
     act(action);
     draw();
   }

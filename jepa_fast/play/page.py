@@ -10,6 +10,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from jepa_fast.data.two_rooms.world import DOT_REACH_PX, WORLD
+from jepa_fast.planning.planner_config import PlannerConfig
+from jepa_fast.planning.protocol import PROTOCOLS
 from jepa_fast.report.page import THEME
 
 # In the order in which they need each other.
@@ -22,20 +24,23 @@ POLICY = (
 FOLDER = Path(__file__).parent
 # Columns that a wall can be drawn in: more than it ever stands in, with room for an agent on either side.
 WALL_COLUMNS = (10, 54)
-# When an episode of planning has succeeded and when it is given up, and the planner that is watched.
-SUCCESS_PX, BUDGET = 1.41, 200
-PLANNER = {
-    "horizon": 80, "execute": 10, "samples": 64, "elites": 10, "iterations": 3, "first_samples": 400,
-    "first_iterations": 12, "sigma": 1.5, "least_sigma": 0.05, "colour": 2.5, "keep": 0.5, "momentum": 0.1,
-    "haste": 0.05, "warm_sigma": 0.4,
-}  # fmt: skip
+# What an episode may take, and when it has succeeded: the strict protocol's distance within the longer one's budget.
+SUCCESS_PX, BUDGET = PROTOCOLS["strict"].success_px, PROTOCOLS["cross_room"].budget
+# Of the planners' defaults, what planner.js goes by: iCEM at the cost "arrival".
+PLANNER = (
+    "horizon", "execute", "samples", "elites", "iterations", "first_samples", "first_iterations", "sigma",
+    "least_sigma", "colour", "keep", "momentum", "haste", "warm_sigma",
+)  # fmt: skip
 
 
 def build(models: Sequence[dict[str, Any]]) -> str:
     """The page with these models, as `playable` gives them, in it."""
     world = dataclasses.asdict(WORLD) | {"scale": WORLD.scale, "dot_reach": DOT_REACH_PX}
+    defaults = PlannerConfig()
+    assert (defaults.method, defaults.cost, defaults.shrink) == ("icem", "arrival", 1.0), "planner.js knows no other"
+    planner = {name: getattr(defaults, name) for name in PLANNER}
     protocol = {"walls": WALL_COLUMNS, "budget": BUDGET, "success": SUCCESS_PX}
-    constants = {"MODELS": models, "WORLD": world, "PLANNER": PLANNER, "PROTOCOL": protocol}
+    constants = {"MODELS": models, "WORLD": world, "PLANNER": planner, "PROTOCOL": protocol}
     # Names of runs may hold anything: the one thing that must not appear in a script is its end.
     values = {name: json.dumps(value).replace("<", "\\u003c") for name, value in constants.items()}
     lines = [f"const {name} = {value};" for name, value in values.items()]

@@ -3,13 +3,20 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from jepa_fast.errors import InputError
+from jepa_fast.data.writing import write_text
+from jepa_fast.errors import InputError, require
+from jepa_fast.reading import MALFORMED, decode, described, read_json
 
 EVALUATION = "evaluation.json"  # in a run folder
 # The two sets of the ratio `Evaluation.wall_to_agent`: much blocked, and mostly free.
+# No error of float32 is above this.
+LARGEST = 3.5e38
 BLOCKED, FREE = "probe_wall/val", "probe_normal/val"
+
+
+# What examples are chosen as, by their error.
+KINDS = ("best", "median", "worst")
 
 
 @dataclass(frozen=True)
@@ -24,6 +31,12 @@ class Scores:
     official_by_step: list[float]
     converged_by_step: list[float]
 
+    def __post_init__(self) -> None:
+        official, converged = self.official_by_step, self.converged_by_step
+        require(0 < len(official) == len(converged), "by_step", len(official), "an error of both probes for each frame")
+        for value in (self.official, self.converged, *official, *converged):
+            _require_error(value, "scores")
+
 
 @dataclass(frozen=True)
 class DistanceBin:
@@ -36,6 +49,12 @@ class DistanceBin:
     frames: int
     official: float
     converged: float
+
+    def __post_init__(self) -> None:
+        require(0 <= self.low_px <= LARGEST, "by_distance.low_px", self.low_px, "zero or more")
+        require(self.frames >= 1, "by_distance.frames", self.frames, "at least 1")
+        for value in (self.official, self.converged):
+            _require_error(value, "by_distance")
 
 
 @dataclass(frozen=True)
@@ -57,6 +76,14 @@ class Example:
     true: list[tuple[float, float]]
     located: list[tuple[float, float]]
     solid: list[tuple[int, int, int, int]]
+
+    def __post_init__(self) -> None:
+        require(self.kind in KINDS, "examples.kind", self.kind, f"one of {', '.join(KINDS)}")
+        _require_error(self.error, "examples.error")
+        lengths = len(self.true), len(self.located)
+        require(0 < lengths[0] == lengths[1], "examples.located", lengths[1], f"{lengths[0]} locations, at least 1")
+        places = [number for place in (*self.true, *self.located, *self.solid) for number in place]
+        require(all(abs(number) <= LARGEST for number in places), "examples", "a place", "one in float32's range")
 
 
 @dataclass(frozen=True)
@@ -85,6 +112,13 @@ class ProbeSetResult:
     image_size: tuple[int, int]
     examples: list[Example]
 
+    def __post_init__(self) -> None:
+        require(min(self.trajectories, self.probe_trajectories) >= 1, "trajectories", self.trajectories, "at least 1")
+        require(min(self.image_size) >= 1, "image_size", self.image_size, "a width and a height")
+        _require_error(self.constant, "constant")
+        of_each = [sum(example.kind == kind for example in self.examples) for kind in KINDS]
+        require(len(set(of_each)) == 1, "examples", of_each, f"as many {', '.join(KINDS)} ones")
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -103,17 +137,20 @@ class Evaluation:
 
         On probe_normal the agent mostly walks freely, on probe_wall it is often blocked: the ratio tells how much worse
         what blocks it is known than how it moves. Always guessing the middle gives about 0.7, for where agents are
-        blocked they lie closer together. Empty where one of the two sets is missing.
+        blocked they lie closer together. Empty where one of the two sets is missing, or without
+        an error on the second.
         """
         found = {result.name: result.trained for result in self.probe_sets}
         if not {BLOCKED, FREE} <= found.keys():
             return {}
         blocked, free = found[BLOCKED], found[FREE]
+        if min(free.official, free.converged) == 0:
+            return {}
         return {"official": blocked.official / free.official, "converged": blocked.converged / free.converged}
 
     def save(self, path: Path) -> None:
         """Write the evaluation as JSON, with the ratio for who reads it there."""
-        path.write_text(json.dumps(asdict(self) | {"wall_to_agent": self.wall_to_agent}) + "\n")
+        write_text(path, json.dumps(asdict(self) | {"wall_to_agent": self.wall_to_agent}) + "\n")
 
     @staticmethod
     def load(path: Path) -> "Evaluation":
@@ -122,13 +159,13 @@ class Evaluation:
         Raises:
             InputError: not an evaluation, or one of an earlier version.
         """
+        fields = read_json(path, "an evaluation")
         try:
-            fields = json.loads(path.read_text())
-            fields.pop("wall_to_agent", None)
-            fields["probe_sets"] = [_probe_set(result) for result in fields["probe_sets"]]
-            return Evaluation(**fields)
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: not an evaluation of this version ({error}); evaluate again") from error
+            stored = {name: value for name, value in fields.items() if name != "wall_to_agent"}
+            return decode(Evaluation, stored, "evaluation")
+        except MALFORMED as error:
+            why = described(error)
+            raise InputError(f"{path}: not an evaluation of this version ({why}); evaluate again") from error
 
     def table(self) -> str:
         """The evaluation for people."""
@@ -150,12 +187,9 @@ class Evaluation:
         return "\n".join([head, columns, *rows, *ratio, "\nOfficial error by step:", *steps])
 
 
-def _probe_set(fields: dict[str, Any]) -> ProbeSetResult:
-    fields["trained"] = Scores(**fields["trained"])
-    fields["untrained"] = Scores(**fields["untrained"]) if fields["untrained"] is not None else None
-    fields["by_distance"] = [DistanceBin(**one) for one in fields["by_distance"]]
-    fields["examples"] = [Example(**example) for example in fields["examples"]]
-    return ProbeSetResult(**fields)
+def _require_error(value: float, name: str) -> None:
+    """Raise InputError unless `value` can be a squared error in pixels^2."""
+    require(0 <= value <= LARGEST, name, value, "an error from 0 up to float32's largest")
 
 
 def _floor(untrained: Scores | None) -> str:

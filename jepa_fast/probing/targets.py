@@ -60,7 +60,7 @@ class Rolled(NamedTuple):
     """Rollouts of n trajectories, float32 on the CPU."""
 
     predicted: Tensor  # [n, T, D]; frame 0's is its encoding
-    encoded: Tensor  # [n, T, D]
+    encoded: Tensor  # [n, T, D], or of frame 0 [n, 1, D]
 
 
 def evaluate_targets(
@@ -100,10 +100,14 @@ def evaluate_targets(
     fit, score = _rows(fitted_on, scored_on)
     targets = [size for _, size in fitted_on.spec.targets]
     untrained = _untrained(model, probe_seed) if floor and targets else None
-    rolled, known = roll_out(model, scored_on, score), roll_out(model, fitted_on, fit).predicted if targets else None
+    rolled = roll_out(model, scored_on, score)
+    known = roll_out(model, fitted_on, fit, encodes=False).predicted if targets else None
     others = None
     if untrained is not None:
-        others = roll_out(untrained, fitted_on, fit).predicted, roll_out(untrained, scored_on, score).predicted
+        others = tuple(
+            roll_out(untrained, each, rows, encodes=False).predicted
+            for each, rows in ((fitted_on, fit), (scored_on, score))
+        )
     results = []
     for target, size in fitted_on.spec.targets:
         assert known is not None
@@ -177,8 +181,8 @@ def _untrained(model: Model, seed: int) -> Model | None:
 
 
 @torch.no_grad()
-def roll_out(model: Model, split: Split, rows: NDArray[np.int64]) -> Rolled:
-    """Predicted and encoded latents of some trajectories of a split, in evaluation mode."""
+def roll_out(model: Model, split: Split, rows: NDArray[np.int64], encodes: bool = True) -> Rolled:
+    """Latents of some trajectories of a split, in evaluation mode; encoded ones of frame 0 alone without `encodes`."""
     device = next(model.parameters()).device
     training = model.training
     model.eval()
@@ -187,9 +191,9 @@ def roll_out(model: Model, split: Split, rows: NDArray[np.int64]) -> Rolled:
     with Progress(f"rollout {split.folder.name}", len(rows), "trajectories") as progress:
         for first in range(0, len(rows), ROLLED_OUT):
             batch = gather(split, rows[first : first + ROLLED_OUT]).to(device)
-            whole = encode(batch, model.dropout_clock)
-            predicted.append(model.unroll(model.frame(whole, 0), batch.actions).float().cpu())
-            encoded.append(model.latents(whole).float().cpu())
+            seen = encode(batch if encodes else batch.frames(slice(1)), model.dropout_clock)
+            predicted.append(model.unroll(model.frame(seen, 0), batch.actions).float().cpu())
+            encoded.append(model.latents(seen).float().cpu())
             progress.update(len(batch.indices))
     model.train(training)
     return Rolled(torch.cat(predicted), torch.cat(encoded))

@@ -7,7 +7,8 @@ import tyro
 
 from jepa_fast import cli
 from jepa_fast.config import require
-from jepa_fast.errors import InputError
+from jepa_fast.errors import printable
+from jepa_fast.locking import output
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Write the page and print its path."""
+    from jepa_fast.data.writing import write_text
     from jepa_fast.report.report import comparison, report
     from jepa_fast.report.run import read_run
 
@@ -31,11 +33,11 @@ def main(arguments: Arguments) -> None:
     if len(runs) > 1:
         default = arguments.runs[0].resolve().parent / "comparison.html"
     path = arguments.out or default
-    try:
-        path.write_text(report(runs[0]) if len(runs) == 1 else comparison(runs), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"--out: {path} cannot be written ({error.strerror})") from error
-    print(path)
+    with output(path):
+        # Names of files may hold what is no character: it is shown as a question mark.
+        page = (report(runs[0]) if len(runs) == 1 else comparison(runs)).encode(errors="replace").decode()
+        write_text(path, page)
+    print(printable(str(path)))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from matplotlib.image import imsave
 
 from jepa_fast.data.two_rooms import WORLD
-from jepa_fast.probing.results import Evaluation, Example, ProbeSetResult
+from jepa_fast.probing.results import KINDS, Evaluation, Example, ProbeSetResult
 from jepa_fast.report.charts import Series, line_chart
 from jepa_fast.report.page import Figure, Section, bullets, html, key_of, table
 from jepa_fast.report.rooms import Path, room
@@ -77,7 +77,7 @@ def _verdicts(evaluation: Evaluation) -> list[str]:
         sentence = f"{short(result.name)}: located to {root(error)} per axis"
         if result.untrained is not None:
             floor = result.untrained.converged
-            if error < floor:
+            if 0 < error < floor:
                 sentence += f", {number(math.sqrt(floor / error))} times closer than with an untrained encoder"
             else:
                 sentence += f", no better than with an untrained encoder ({root(floor)})"
@@ -165,12 +165,11 @@ def _by_distance(results: list[ProbeSetResult]) -> Figure:
 
 
 def _paths(result: ProbeSetResult) -> Figure:
-    kinds = ("best", "median", "worst")
     # Row by row: one of each kind, then the next of each.
-    by_kind = [[example for example in result.examples if example.kind == kind] for kind in kinds]
+    by_kind = [[example for example in result.examples if example.kind == kind] for kind in KINDS]
     ordered = [example for row in zip(*by_kind, strict=True) for example in row]
     rooms = [_room(result, example) for example in ordered]
-    parts = [f"{kind} {root(found[0].error)}" for kind, found in zip(kinds, by_kind, strict=True)]
+    parts = [f"{kind} {root(found[0].error)}" for kind, found in zip(KINDS, by_kind, strict=True)]
     missed = max(range(len(ordered)), key=lambda index: _gap(ordered[index]))
     caption = (
         f"Off by, per axis: {listed(parts)}. The widest gap is {number(_gap(ordered[missed]))} px, in the "

@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from jepa_fast.report.charts import COLORS, Series, line_chart
 from jepa_fast.report.page import NO_HTML, Figure, Section, folded, key_of, page, table
+from jepa_fast.report.planning import planning_sections
 from jepa_fast.report.probes import evaluation_sections, short
 from jepa_fast.report.run import Run
 from jepa_fast.report.targets import target_tiles
@@ -31,7 +32,9 @@ def report(run: Run) -> Markup:
         f"{config.preset}, {run.steps:,} steps of {config.batch_size} trajectories, seed {config.seed}, "
         f"on {run.environment.get('device', config.device)}"
     )
-    sections = [*evaluation_sections(run), collapse_section(run), training_section(run), _settings(run)]
+    diverged = [Section("This run did not end well", [run.divergence])] if run.divergence else []
+    sections = [*diverged, *planning_sections(run), *evaluation_sections(run), collapse_section(run)]
+    sections += [training_section(run), _settings(run)]
     return page(f"Run {run.name}", subtitle, _tiles(run), sections)
 
 
@@ -39,12 +42,20 @@ def comparison(runs: Sequence[Run]) -> Markup:
     """The page of several runs side by side."""
     names = _names(runs)
     sections = [
-        Section("Side by side", [NOTE] if _sets(runs) else [], _scores(runs, names) + _training(runs, names)),
+        Section(
+            "Side by side",
+            [*_diverged(runs, names), *([NOTE] if _sets(runs) else [])],
+            _scores(runs, names) + _training(runs, names),
+        ),
         Section("What was set differently", [_alike(runs)], _differences(runs, names)),
         Section("Error at every step", _unevaluated(runs, names), figures=_errors(runs, names)),
         Section("Training", figures=_curves(runs, names)),
     ]
     return page(f"{len(runs)} runs compared", listed(names), [], sections)
+
+
+def _diverged(runs: Sequence[Run], names: list[str]) -> list[str]:
+    return [f"{name}: {run.divergence}" for run, name in zip(runs, names, strict=True) if run.divergence]
 
 
 def _tiles(run: Run) -> list[tuple[str, str]]:

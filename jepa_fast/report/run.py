@@ -1,6 +1,6 @@
 """A run folder as the report reads it. Whatever is missing is missing from the report, and said there."""
 
-import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +8,14 @@ from statistics import fmean
 from typing import Any
 
 from jepa_fast.config import RunConfig
-from jepa_fast.engine.record import Metrics, read_metrics, read_spectra
-from jepa_fast.errors import InputError
+from jepa_fast.engine.guards import find_divergence
+from jepa_fast.engine.record import ENVIRONMENT, METRICS, Metrics, load_environment, read_metrics, read_spectra
+from jepa_fast.errors import InputError, require
 from jepa_fast.probing.results import EVALUATION, Evaluation
 from jepa_fast.probing.target_results import TARGETS, TargetEvaluation
 from jepa_fast.runs import CONFIG
+
+logger = logging.getLogger(__name__)
 
 # Points of a curve: more are not told apart on a screen.
 POINTS = 250
@@ -31,6 +34,7 @@ class Run:
         evaluation: the probes' results on two rooms, or none.
         targets: the probes' results on any other data, or none.
         no_evaluation: why there is none, and what to do, in one sentence.
+        divergence: where the run ended because a step was not finite, in one sentence; empty where it did not.
     """
 
     folder: Path
@@ -41,6 +45,7 @@ class Run:
     evaluation: Evaluation | None
     targets: TargetEvaluation | None
     no_evaluation: str
+    divergence: str
 
     @property
     def name(self) -> str:
@@ -73,26 +78,33 @@ def read_run(folder: Path) -> Run:
         InputError: not a run folder, or a damaged file in it.
     """
     config = RunConfig.load(folder / CONFIG)
-    try:
-        environment_path = folder / "environment.json"
-        environment = json.loads(environment_path.read_text()) if environment_path.is_file() else {}
-        metrics, spectra = read_metrics(folder), read_spectra(folder)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{folder}: a file of the run is damaged ({error})") from error
+    environment = load_environment(folder) if (folder / ENVIRONMENT).exists() else {}
+    metrics, spectra = read_metrics(folder), read_spectra(folder)
+    for number, line in enumerate(metrics, 1):
+        for name in ("learning_rate", "gradient_norm", "trajectories_per_s", *config.recipe.terms):
+            require(name in line, f"{folder / METRICS}, line {number}", sorted(line), f"{name} among the names")
     evaluation, targets, no_evaluation = None, None, ""
     try:
-        evaluation = Evaluation.load(folder / EVALUATION) if (folder / EVALUATION).is_file() else None
-    except InputError:
+        evaluation = Evaluation.load(folder / EVALUATION) if (folder / EVALUATION).exists() else None
+    except InputError as error:
+        logger.warning("%s", error)
         no_evaluation = f"{EVALUATION} is damaged or was written by another version."
     try:
-        targets = TargetEvaluation.load(folder / TARGETS) if (folder / TARGETS).is_file() else None
-    except InputError:
+        targets = TargetEvaluation.load(folder / TARGETS) if (folder / TARGETS).exists() else None
+    except InputError as error:
+        logger.warning("%s", error)
         no_evaluation = f"{TARGETS} is damaged or was written by another version."
     if evaluation is None and targets is None and not no_evaluation:
         no_evaluation = "This run has not been evaluated."
     if no_evaluation:
         no_evaluation += f" Run: python -m jepa_fast.evaluate {folder}"
-    return Run(folder, config, environment, metrics, spectra, evaluation, targets, no_evaluation)
+    found, divergence = find_divergence(folder, int(metrics[-1]["step"]) if metrics else 0), ""
+    if found is not None:
+        divergence = (
+            f"It diverged: at step {found.step:,} {found.term} was {found.value}, and the run stopped. {found.path} "
+            "keeps the batch and the state before it; checkpoints are of earlier steps."
+        )
+    return Run(folder, config, environment, metrics, spectra, evaluation, targets, no_evaluation, divergence)
 
 
 def thinned(values: Sequence[float]) -> list[float]:

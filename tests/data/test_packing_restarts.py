@@ -178,7 +178,7 @@ def test_two_packers_do_not_share_a_folder(tmp_path, draw_source):
         pack(draw_source(), tmp_path)
 
     source.chunk = pack_again
-    with pytest.raises(InputError, match="another process is writing this split"):
+    with pytest.raises(InputError, match="in use by process"):
         pack(source, tmp_path)
 
 

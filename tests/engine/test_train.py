@@ -310,6 +310,9 @@ def test_an_existing_run_is_not_overwritten(tmp_path, two_rooms):
     config = configuration(two_rooms)
     create_run(tmp_path / "run", config)
     with pytest.raises(InputError, match="already holds a run; continue it with --resume"):
+        create_run(tmp_path / "run", replace(config, seed=4))
+    save_checkpoint(tmp_path / "run", 1, {"step": 1})
+    with pytest.raises(InputError, match="already holds a run; continue it with --resume"):
         create_run(tmp_path / "run", config)
 
 

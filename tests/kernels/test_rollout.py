@@ -55,6 +55,31 @@ def test_actions_of_any_size_match_float64(action_size, residual, activation, dt
     check(compiled, case, TOLERANCES[dtype], residual=residual, activation=activation, dropout=0.3)
 
 
+@pytest.mark.parametrize(("dim", "batch", "steps"), [(128, 19, 2), (100, 9, 3), (7, 5, 2), (64, 70, 9)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_compiled_and_plain_kernels_are_one_function(monkeypatch, dim, batch, steps, dtype):
+    if module.dispatch.why_no_compiled_rollout() is not None:
+        pytest.skip("the extension is not built")
+    case = draw(dim, batch, steps, dtype, action_size=3)
+    ours = results(rollout, case, dropout=0.1)
+    monkeypatch.setattr(module.dispatch, "why_no_compiled_rollout", lambda: "not this time")
+    plain = results(rollout, case, dropout=0.1)
+    error, name = worst_error(ours, {name: value.double() for name, value in plain.items()})
+    assert error < TOLERANCES[dtype], name
+
+
+def test_threads_change_no_bit_and_neither_do_other_trajectories():
+    case = draw(64, 70, 9)
+    before, found = torch.get_num_threads(), []
+    for threads in (1, 2, 4):
+        torch.set_num_threads(threads)
+        found.append(results(rollout, case, dropout=0.1))
+    torch.set_num_threads(before)
+    assert all(torch.equal(found[0][name], other[name]) for other in found[1:] for name in other)
+    alone = rollout(case.first[:5], case.actions[:5], case.weights, case.clock)
+    assert torch.equal(alone, rollout(case.first, case.actions, case.weights, case.clock)[:5])
+
+
 def test_no_trajectories_give_no_states_and_gradients_of_zero():
     ours = results(rollout, draw(4, 0, 3), dropout=0.1)
     assert ours["states"].shape == (0, 3, 4)

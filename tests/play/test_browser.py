@@ -174,6 +174,15 @@ def test_it_is_driven_by_keys_and_pointer_and_walks_to_a_goal(visit, page_file, 
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate(SHADES) > 10
 
+    # A key takes over from the planner.
+    page.mouse.click(*at(12, 12))
+    page.get_by_text("Planning: iteration").wait_for()
+    page.keyboard.down("ArrowDown")
+    page.wait_for_timeout(300)
+    page.keyboard.up("ArrowDown")
+    assert page.evaluate("game.isPlanning") is False
+    assert page.evaluate("game.place[1]") > 44
+
 
 def test_every_model_can_be_chosen(visit, page_file):
     page = visit(page_file)

@@ -17,12 +17,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jepa_fast.data.writing import locked
 from jepa_fast.engine.checkpoint import newest_step
 from jepa_fast.errors import InputError, RunError
 from jepa_fast.generate import generate
+from jepa_fast.locking import Lock
 from research import jsonl, studies, study
-from research.process import Command
 from research.runner import Runner, load_records, missing_jobs
 from research.studies import Study
 from research.study_page import insert, spread, tables
@@ -30,7 +29,7 @@ from research.study_page import insert, spread, tables
 ROOT = Path(study.__file__).parents[1]
 SETS = ["probe_normal/val", "probe_wall/val", "probe_wall_other/val", "probe_expert/val"]
 # Models that train and are probed in seconds, on steps enough for an interruption to come in between.
-SMALL = Study("Does it work?", ("gated_features", "gated_pixels"), seeds=(0, 1), steps=240, batch_size=4)
+SMALL = Study("Does it work?", ("gated_features", "gated_pixels"), seeds=(0, 1), steps=120, batch_size=4)
 TINY = Study("Does it work?", ("gated_features",), seeds=(0,), steps=12, batch_size=8)
 AS_A_USER = f"""
 from jepa_fast import cli
@@ -103,19 +102,38 @@ def test_a_study_that_was_interrupted_ends_with_the_numbers_of_one_left_alone(wh
     assert (records.read_bytes(), records.stat().st_mtime_ns) == before
 
 
+LEAVE_BEHIND = """
+import os, sys
+from pathlib import Path
+from jepa_fast.locking import Lock
+from research.process import Command
+
+lock = Lock(Path(sys.argv[1])).__enter__()
+left = Command("http.server", "--bind", "127.0.0.1", "0", log=Path(sys.argv[2]), keep_open=(lock.descriptor,))
+print(left._process.pid, flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
 def test_a_run_left_behind_keeps_a_second_study_away(tmp_path):
     """A study killed alone leaves its runs at work: they hold its lock until they end."""
     runs = tmp_path / "runs"
     runs.mkdir()
-    with locked(runs) as descriptor:
-        left_behind = Command("http.server", "--bind", "127.0.0.1", "0", log=tmp_path / "log", keep_open=(descriptor,))
+    killed = subprocess.run(
+        [sys.executable, "-c", LEAVE_BEHIND, runs, tmp_path / "log"], cwd=ROOT, stdout=subprocess.PIPE, check=False
+    )
     again = Runner(TINY, tmp_path / "data", runs, tmp_path / "records.jsonl", 1)
-    with pytest.raises(InputError, match="another study, or a run that one left behind, is at work here"):
+    with pytest.raises(InputError, match=r"in use by process .* or by one that it started"):
         again.run()
-    left_behind.stop()
-    left_behind.wait()
-    with locked(runs):
-        pass
+    os.kill(int(killed.stdout), signal.SIGTERM)
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            with Lock(runs):
+                break
+        except InputError:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 def test_tables_hold_the_means_and_spreads_of_the_records_and_plots_are_drawn(whole, tmp_path, monkeypatch):
@@ -217,7 +235,7 @@ def test_a_run_that_says_nothing_about_its_preset_is_left_for_the_next_start(tmp
 def test_records_of_another_budget_are_refused(whole):
     path = whole / "records" / "small.jsonl"
     assert len(load_records(replace(SMALL, seeds=(0,)), path)) == 2
-    with pytest.raises(InputError, match=r"small\.jsonl, line 1: steps: got 240, expected the study's 30"):
+    with pytest.raises(InputError, match=r"small\.jsonl, line 1: steps: got 120, expected the study's 30"):
         load_records(replace(SMALL, steps=30), path)
 
 

@@ -1,7 +1,7 @@
 // The kernels for one instruction set: CMake compiles this file once for each, with JEPA_FAST_ISA its name.
 #include "cpu/convnext/images.h"
 #include "cpu/convnext/probe_kernels.h"
-#include "cpu/convnext/rollout_kernels.h"
+#include "cpu/convnext/rollout_backward.h"
 #include "cpu/convnext/windows_backward.h"
 
 #define JEPA_FAST_JOIN(a, b) a##b
@@ -62,7 +62,7 @@ double multiply_adds(int64_t steps) {
   return 2.0 * width * sums_in_flight * static_cast<double>(steps);
 }
 
-constexpr ProbeKernels probe{probe_gradient, probe_adam};
+constexpr ProbeKernels probe{probe_panel, probe_forward, probe_update, probe_outputs};
 
 template <typename T>
 constexpr RolloutKernels rollout{

@@ -1,0 +1,1 @@
+"""What a world model is good for: planners, the protocols that they are measured by, and what a person sees of it."""
