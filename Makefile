@@ -51,10 +51,17 @@ lint: install
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
-# Figures of this machine, as a table and in bench/latest.json; correctness is checked before anything is timed.
+# Figures of this machine, as a table and in bench/latest.json; correctness is checked before anything is timed. ISA=avx2
+# holds ours and the baselines to AVX2 on a processor that has more; KEEP=--keep stores the results and draws the tables.
+ifdef ISA
+bench bench-check: export JEPA_FAST_CPU_ISA = $(ISA)
+bench bench-check: export ATEN_CPU_CAPABILITY = $(ISA)
+bench bench-check: export ONEDNN_MAX_CPU_ISA = $(ISA)
+bench bench-check: export MKL_ENABLE_INSTRUCTIONS = $(shell echo $(ISA) | tr a-z A-Z)
+endif
 bench: install
 	$(RUN) -m pytest bench --benchmark-json=bench/run.json
-	$(RUN) scripts/bench_table.py bench/run.json
+	$(RUN) -m scripts.bench_table bench/run.json $(KEEP)
 
 # Fails where a speed-up has fallen by more than 30% against the stored results of BENCH_REFERENCE. On one thread, whose
 # ratios depend the least on the number of cores and on what else they do.
@@ -62,7 +69,7 @@ BENCH_REFERENCE ?= bench/results/amd-epyc-1-thread
 bench-check: export OMP_NUM_THREADS = 1
 bench-check: install
 	$(RUN) -m pytest bench --benchmark-json=bench/run.json
-	$(RUN) scripts/bench_table.py bench/run.json --check $(BENCH_REFERENCE)
+	$(RUN) -m scripts.bench_table bench/run.json --check $(BENCH_REFERENCE)
 
 # Compiles every kernel for sm_80 and sm_90 and prints what it takes: CUDA C++ (needs nvcc), then Triton in this version
 # and in the oldest one, whose rows are stored in kernels/gates.json. No GPU.

@@ -21,6 +21,8 @@ from jepa_fast.models.jepa import build_jepa
 from jepa_fast.objectives.objective import Execution
 
 SIDE, FRAMES, TRAJECTORIES, SIGMA, SPEED = 224, 9, 16, 7.0, 5.0
+# Trajectories of a step, by the stem's stride: as many as keep the dense step within seconds.
+BATCHES = {1: 4, 2: 16}
 WEIGHTS = {"invariance": 25.0, "variance": 25.0, "covariance": 1.0}
 Episode = tuple[NDArray[np.uint8], NDArray[np.float32]]
 
@@ -56,12 +58,12 @@ def split(tmp_path_factory):
 class Step:
     """A model and its optimiser on one batch."""
 
-    def __init__(self, split, mode: str, device: str) -> None:
+    def __init__(self, split, mode: str, device: str, stride: int) -> None:
         torch.manual_seed(0)
-        config = JEPAConfig(groups=(Group("frames", 3),), stride=2, white=255.0, dropout=0.0)
+        config = JEPAConfig(groups=(Group("frames", 3),), stride=stride, white=255.0, dropout=0.0)
         self.model = build_jepa(config, jf.VICReg(), choose_kernels("auto", device, config.dim)).to(device)
         self.encode = self.model.batch_encoder(split.spec, group_bases(split, torch.device(device)), mode)
-        self.batch = gather(split, np.arange(TRAJECTORIES)).to(torch.device(device))
+        self.batch = gather(split, np.arange(BATCHES[stride])).to(torch.device(device))
         self.weights = {name: torch.tensor(weight, device=device) for name, weight in WEIGHTS.items()}
         self.loss = self.model.objective.bind(self.model, Execution(kernels=self.model.kernels))
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3, fused=True)
@@ -82,14 +84,15 @@ class Step:
 
 
 @pytest.mark.parametrize("candidate", ["jepa_fast", "dense"])
-@pytest.mark.benchmark(group=f"step, RGB {SIDE} x {SIDE}, batch {TRAJECTORIES}, {FRAMES} frames", warmup=False)
-def bench_rgb_step(benchmark, split, device, candidate: str) -> None:
+@pytest.mark.parametrize("stride", BATCHES)
+def bench_rgb_step(benchmark, split, device, candidate: str, stride: int) -> None:
+    benchmark.group = f"step, RGB {SIDE} x {SIDE}, stride {stride}, batch {BATCHES[stride]} of {FRAMES} frames"
     group = split.spec.groups[0]
     assert (group.codec, group.base) == ("window", "images")
-    loss, gradients = Step(split, "auto", device).gradients()
-    expected, truth = Step(split, "off", device).gradients()
+    loss, gradients = Step(split, "auto", device, stride).gradients()
+    expected, truth = Step(split, "off", device, stride).gradients()
     assert float(loss) == pytest.approx(float(expected), rel=1e-4)
     assert float((gradients - truth).norm()) < 1e-3 * float(truth.norm())
-    step = Step(split, "auto" if candidate == "jepa_fast" else "off", device)
+    step = Step(split, "auto" if candidate == "jepa_fast" else "off", device, stride)
     benchmark.extra_info["window"] = f"{group.window[0]} x {group.window[1]}"
     benchmark.pedantic(step, rounds=8 if candidate == "jepa_fast" else 3, warmup_rounds=1)

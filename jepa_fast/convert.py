@@ -47,7 +47,7 @@ class ConvertArguments:
             agent:1 wall:1. By default all are one group, "frames".
         channels: whether channels stand first, [C, H, W], or last; by default found from the shape.
         action_classes: number of classes of integer actions, which become one-hot.
-        scale: value of one uint8 step; by default 1 for bytes, and for floats the 255th part of their range.
+        scale: value of one uint8 step; by default 1/255 for bytes, and for floats the 255th part of their range.
         validation: share of the episodes that becomes OUT/val, beside OUT/train; by default all are one split.
         encoding: the strongest codec: windows, or whole frames with what is static once, or every frame in full.
         workers: processes; by default one for each core.

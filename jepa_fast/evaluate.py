@@ -49,25 +49,31 @@ class Arguments:
     """A first look: 1,000 trajectories of every split of two rooms and no floor, in quick-evaluation.json."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one."""
+    kernels: Literal["auto", Kernels] = "auto"
+    """What encoder and predictor run on, as in jepa_fast.train."""
 
 
 def main(arguments: Arguments) -> None:
     """Evaluate; the table goes to standard output, the JSON into the run folder."""
-    from jepa_fast.kernels.dispatch import PLAIN, why_no_triton
+    from jepa_fast.kernels.probe_train import backend
     from jepa_fast.probing.evaluation import evaluate, probe_sets
     from jepa_fast.probing.results import EVALUATION
     from jepa_fast.probing.target_results import TARGETS, TargetEvaluation
     from jepa_fast.probing.targets import evaluate_targets
 
     device = cli.choose_device(arguments.device)
-    missing = why_no_triton(device)
-    model, data, place = load_model(arguments, "triton" if missing is None else "reference")
+    model, data, place = load_model(arguments, device)
     logger.info("device: %s", cli.explain_device(arguments.device))
-    logger.info("encoder and predictor: %s", "Triton kernels" if missing is None else f"{PLAIN}, {missing}")
-    model = model.to(device)
+    # The objective's ops belong to training.
+    unused = model.objective.ops(model.kernels, device, None)
+    ops = {name: runs_on for name, runs_on in model.ops(model.kernels, device).items() if name not in unused}
+    for op, runs_on in ops.items():
+        logger.info("%s: %s", op, runs_on)
     is_two_rooms = arguments.split is None and bool(probe_sets(data))
     expected = "probe sets of two rooms, of which this data has none"
     require(is_two_rooms or not arguments.quick, "--quick", True, expected)
+    if is_two_rooms:
+        logger.info("probe_train: %s", backend())
     name = EVALUATION if is_two_rooms else TARGETS
     if arguments.quick:
         name = f"quick-{name}"
@@ -103,12 +109,14 @@ def trained_on(run: Path | None) -> tuple[int | None, int]:
     return config.frames, config.frame_skip
 
 
-def load_model(arguments: Arguments, kernels: Kernels) -> "tuple[Model, Path, Path]":
-    """The model to probe, on `kernels`, its data folder and where an evaluation of it goes.
+def load_model(arguments: Arguments, device: Literal["cpu", "cuda"]) -> "tuple[Model, Path, Path]":
+    """The model to probe, on `device`, its data folder and where an evaluation of it goes.
 
     Raises:
-        InputError: not exactly one of a run and weights, weights without data, or files that do not open.
+        InputError: not exactly one of a run and weights, weights without data, files that do not open, or kernels that
+            are not there.
     """
+    from jepa_fast.backends import choose_kernels
     from jepa_fast.models.jepa import JEPA
     from jepa_fast.probing.results import EVALUATION
     from jepa_fast.runs import CONFIG, load
@@ -120,11 +128,13 @@ def load_model(arguments: Arguments, kernels: Kernels) -> "tuple[Model, Path, Pa
     model: Model
     if arguments.weights is not None:
         gelu_first = arguments.format == "explorejepa_gelu_first"
-        model = JEPA.from_explorejepa(read_tensors(arguments.weights), gelu_first, kernels)
+        kernels = choose_kernels(arguments.kernels, device)
+        model = JEPA.from_explorejepa(read_tensors(arguments.weights), gelu_first, kernels).to(device)
         path = arguments.weights.with_suffix(f".{EVALUATION}")
     else:
         assert arguments.run is not None
-        model, path = load(arguments.run, kernels), arguments.run / EVALUATION
+        model = load(arguments.run, arguments.kernels, device=device)
+        path = arguments.run / EVALUATION
         if data is None and not (arguments.run / WEIGHTS).exists():
             data = Path(RunConfig.load(arguments.run / CONFIG).data)
     if data is None:

@@ -80,6 +80,8 @@ class VICRegConfig(ObjectiveTraits):
         require(self.gamma > 0, "objective.gamma", self.gamma, "a positive number")
         require(self.eps > 0, "objective.eps", self.eps, "a positive number")
         require(0 <= self.ema_decay < 1, "objective.ema_decay", self.ema_decay, "a decay in [0, 1)")
+        is_read = self.targets == "ema" or self.ema_decay == VICRegConfig.ema_decay
+        require(is_read, "objective.ema_decay", self.ema_decay, "to be left alone, unless objective.targets is ema")
         expected = "at least 1 step, or None"
         require(self.horizon is None or self.horizon >= 1, "objective.horizon", self.horizon, expected)
 

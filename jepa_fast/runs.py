@@ -1,9 +1,10 @@
 """Run folders: creating one, and reading a trained model back."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jepa_fast
+from jepa_fast.backends import choose_kernels
 from jepa_fast.config import Kernels, RunConfig
 from jepa_fast.engine.checkpoint import load_checkpoint, newest_step
 from jepa_fast.errors import InputError
@@ -42,34 +43,46 @@ def create_run(folder: Path, config: RunConfig) -> None:
         raise InputError(f"--out: {folder} cannot be written ({error.strerror})") from error
 
 
-def load(folder: str | Path, kernels: Kernels = "reference", model: Model | None = None) -> Model:
-    """The trained model of a run, or one exported from a run, in evaluation mode, on the CPU.
+def load(
+    folder: str | Path,
+    kernels: Literal["auto", Kernels] = "auto",
+    model: Model | None = None,
+    device: Literal["cpu", "cuda"] = "cpu",
+) -> Model:
+    """The trained model of a run, or one exported from a run, in evaluation mode.
 
     Args:
         folder: of the run, or of the export.
-        kernels: with "triton" it runs on fused ops once it is moved to a CUDA device.
+        kernels: what it runs on, as training has it: "auto" is the fastest that `device` has.
         model: takes the weights, in place of one that is built from the stored configuration: of a run whose model was
-            made in Python, one made in the same way.
+            made in Python, one made in the same way. It keeps its own kernels.
+        device: where the model is put.
 
     Raises:
-        InputError: neither is there, or the weights do not fit their configuration.
+        InputError: neither is there, the weights do not fit their configuration, or kernels are not there.
     """
-    folder = Path(folder)
+    return _load(Path(folder), kernels, model, device).to(device).eval()
+
+
+def _load(
+    folder: Path, kernels: Literal["auto", Kernels], model: Model | None, device: Literal["cpu", "cuda"]
+) -> Model:
     if (folder / WEIGHTS).is_file():
-        return load_weights(folder, kernels, model)
+        return load_weights(folder, kernels, model, device)
     config = RunConfig.load(folder / CONFIG)
     if model is None:
         if not is_built_here(config.recipe.model):
             raise InputError(
                 f"{folder}: its model was made in Python; give one to load: jepa_fast.load(run, model=...)"
             )
-        model = build_model(config.recipe.model, config.recipe.objective, kernels)
+        chosen = choose_kernels(kernels, device, config.recipe.model.dim)
+        model = build_model(config.recipe.model, config.recipe.objective, chosen)
     try:
         model.load_state_dict(load_checkpoint(folder)["model"])
     except (KeyError, RuntimeError) as error:
         raise InputError(f"{folder}: its checkpoint is not of the model in its {CONFIG} ({error})") from error
     model.inputs = config.inputs
-    return model.eval()
+    return model
 
 
 def describe_run(folder: Path) -> dict[str, Any]:

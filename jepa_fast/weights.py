@@ -3,13 +3,14 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from jepa_fast.backends import choose_kernels
 from jepa_fast.config import InputSpec, Kernels, read_model_config
 from jepa_fast.data.writing import write_text
 from jepa_fast.errors import InputError
@@ -43,11 +44,22 @@ def save_weights(model: Model, folder: Path, origin: dict[str, Any]) -> None:
         raise InputError(f"{folder}: cannot be written ({error})") from error
 
 
-def load_weights(folder: Path, kernels: Kernels = "reference", model: Model | None = None) -> Model:
+def load_weights(
+    folder: Path,
+    kernels: Literal["auto", Kernels] = "auto",
+    model: Model | None = None,
+    device: Literal["cpu", "cuda"] = "cpu",
+) -> Model:
     """The model that `save_weights` wrote, in evaluation mode, on the CPU; a `model` that is given takes the weights.
 
+    Args:
+        folder: holds model.safetensors and config.json.
+        kernels: what the model is to run on; "auto" is the fastest that `device` has.
+        model: takes the weights, in place of one that is built from the configuration.
+        device: where the model is to run.
+
     Raises:
-        InputError: a file is missing or damaged, or the two do not fit.
+        InputError: a file is missing or damaged, the two do not fit, or kernels are not there.
     """
     try:
         stored = read_json(folder / WEIGHTS_CONFIG, "the configuration of the weights")
@@ -56,7 +68,8 @@ def load_weights(folder: Path, kernels: Kernels = "reference", model: Model | No
     except MALFORMED as error:
         why = described(error)
         raise InputError(f"{folder / WEIGHTS_CONFIG}: not the configuration of exported weights ({why})") from error
-    model = model or build_model(config, kernels=kernels)
+    if model is None:
+        model = build_model(config, kernels=choose_kernels(kernels, device, config.dim))
     try:
         model.load_state_dict(read_tensors(folder / WEIGHTS))
     except (TypeError, AttributeError, RuntimeError) as error:

@@ -1,7 +1,7 @@
 """The loaders' tables of docs/results.md, out of the newest stored results that hold loaders.
 
     make bench
-    python scripts/bench_table.py bench/run.json --keep
+    python -m scripts.bench_table bench/run.json --keep
     python -m research.loader_table
 
 The middle line stores results; without it the tables stay those of the results that were stored last.
@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jepa_fast.report.marks import between
+from scripts.marks import between
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jepa_fast.probing.evaluation import PROBE_SETS
-from jepa_fast.report.marks import between
 from jepa_fast.report.probes import short
 from research import jsonl
 from research.run_record import RunRecord
+from scripts.marks import between
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "research" / "records"

@@ -37,12 +37,12 @@ from jepa_fast.probing.evaluation import PROBE_SETS, scores
 from jepa_fast.probing.prober import converged_probe, official_probe
 from jepa_fast.probing.results import Scores
 from jepa_fast.probing.rollouts import Rollouts, all_locations, rollout_split
-from jepa_fast.report.marks import between
 from jepa_fast.report.probes import short
 from jepa_fast.train import Arguments, DataArguments, prepare
 from research import jsonl
 from research.process import Command, Cost
 from research.run_record import record_of, rounded
+from scripts.marks import between
 
 ROOT = Path(__file__).resolve().parent.parent
 PRESETS = ("gated_features", "gated_pixels")

@@ -13,9 +13,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from jepa_fast.report.marks import between
 from jepa_fast.report.probes import short
 from research.targets import PROBES, SETS, TARGETS, Event, Record, problems, read_records
+from scripts.marks import between
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "research" / "records" / "speedrun"

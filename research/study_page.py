@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 
 from jepa_fast.config import require
 from jepa_fast.probing.evaluation import PROBE_SETS
-from jepa_fast.report.marks import between
 from jepa_fast.report.probes import short
 from jepa_fast.report.words import number
 from research.run_record import RunRecord
 from research.studies import Study
+from scripts.marks import between
 
 CONVERGED, OFFICIAL, OTHERS = "#d95f02", "#7570b3", "#777777"
 

@@ -1,13 +1,17 @@
-"""Kill a training run again and again, resume it each time, and compare its end with that of a run left alone.
+"""Kill commands again and again, start them anew each time, and compare their end with that of commands left alone.
 
-    python scripts/torture.py                 # 20 kills, a few minutes; exit status 1 if a bit differs
+    python scripts/torture.py                 # 20 kills of a run, a few minutes; exit status 1 if a bit differs
 
-The run saves after every step and is killed with SIGKILL after a random number of steps, at a random moment: in a step,
-in the middle of writing a checkpoint or a line of metrics, at the end of a stage, of an epoch.
+A training run is killed with SIGKILL at random moments before its first checkpoint; then, saving after every step,
+after random numbers of steps: in a step, in the middle of writing a checkpoint or a line of metrics, at the end of a
+stage, of an epoch. Beside it a second process is started on its folder. Packing and converting a data set are killed at
+random moments of their course. Nothing may be lost, and of two processes on a folder one at most may work: the other
+says why it leaves.
 """
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from jepa_fast import cli
@@ -24,9 +29,12 @@ from jepa_fast.engine.checkpoint import checkpoint_folder, load_checkpoint
 from jepa_fast.engine.record import read_metrics, read_spectra
 from jepa_fast.errors import RunError
 from jepa_fast.generate import generate
+from jepa_fast.runs import CONFIG
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAJECTORIES, BATCH = 96, 4
+# Of what is packed and converted.
+PACKED, CONVERTED = 2000, 400
 # A start survives at most so many steps, and then so long.
 MOST_STEPS, LONGEST_S = 10, 0.1
 
@@ -36,7 +44,7 @@ class Arguments:
     """Kill and resume a small run, and compare it with one that was left alone."""
 
     kills: int = 20
-    """How often."""
+    """How often a run is killed once it has a checkpoint; a fourth as often before, and each of the other commands."""
     steps: int = 200
     """Of the run; the second of its two stages begins half-way, an epoch has 24 steps."""
     seed: int = 0
@@ -44,8 +52,13 @@ class Arguments:
 
 
 def start(*flags: str) -> subprocess.Popen[bytes]:
-    """The command, on one thread, as a user starts it."""
-    words = [sys.executable, "-m", "jepa_fast.train", "--checkpoint-minutes", "0", *flags]
+    """Training, saving after every step."""
+    return command("jepa_fast.train", "--checkpoint-minutes", "0", *flags)
+
+
+def command(module: str, *flags: str) -> subprocess.Popen[bytes]:
+    """A command, on one thread, as a user starts it."""
+    words = [sys.executable, "-m", module, *flags]
     return subprocess.Popen(words, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
 
 
@@ -57,7 +70,7 @@ def finish(process: subprocess.Popen[bytes]) -> None:
     """
     _, error = process.communicate()
     if process.returncode != 0:
-        raise RunError(f"training failed: {error.decode().strip().splitlines()[-1]}")
+        raise RunError(f"a command failed: {error.decode().strip().splitlines()[-1]}")
 
 
 def newest_step(folder: Path) -> int:
@@ -81,6 +94,68 @@ def kill_at_random(process: subprocess.Popen[bytes], folder: Path, moments: rand
     process.send_signal(signal.SIGKILL)
     process.communicate()
     return newest_step(folder)
+
+
+def kill_early(run: Path, flags: list[str], kills: int, moments: random.Random) -> None:
+    """Kill a run `kills` times at moments before its first checkpoint, from its first import on."""
+    began = time.monotonic()
+    process = start("--out", str(run), *flags)
+    while newest_step(run) < 0 and process.poll() is None:
+        time.sleep(0.005)
+    start_s = time.monotonic() - began
+    process.kill()
+    process.communicate()
+    for kill in range(kills):
+        shutil.rmtree(checkpoint_folder(run), ignore_errors=True)
+        process = start("--resume" if (run / CONFIG).exists() else "--out", str(run), *flags)
+        time.sleep(moments.uniform(0, start_s))
+        process.kill()
+        process.communicate()
+        print(f"early kill {kill + 1}: {'a run' if (run / CONFIG).exists() else 'no run yet'}", flush=True)
+    shutil.rmtree(checkpoint_folder(run), ignore_errors=True)
+
+
+def intrude(run: Path) -> list[str]:
+    """Start a second process on the folder of a run at work; what is wrong with how it leaves."""
+    second = start("--resume", str(run))
+    _, error = second.communicate()
+    said = (error.decode().strip().splitlines() or [""])[-1]
+    is_told = second.returncode == 2 and ": in use by process " in said
+    print(f"a second process: {said}", flush=True)
+    return [] if is_told else [f"a second process ended with status {second.returncode}: {said}"]
+
+
+def torture_writer(
+    module: str, flags: list[str], folders: tuple[Path, Path], kills: int, moments: random.Random
+) -> list[str]:
+    """Kill what writes --out FOLDER `kills` times at random moments of its course; what differs at its end."""
+    whole, killed = folders
+    began = time.monotonic()
+    finish(command(module, *flags, "--out", str(whole)))
+    course_s = time.monotonic() - began
+    for kill in range(kills):
+        process = command(module, *flags, "--out", str(killed))
+        time.sleep(moments.uniform(0, course_s))
+        process.kill()
+        process.communicate()
+        print(f"{module}, kill {kill + 1}: {len(list(killed.rglob('*')))} files", flush=True)
+    # Two at once, which may come one after the other: one works, or finds the work done.
+    two = [command(module, *flags, "--out", str(killed)) for _ in range(2)]
+    said = [process.communicate()[1].decode() for process in two]
+    wrong = [
+        one.strip().splitlines()[-1]
+        for process, one in zip(two, said, strict=True)
+        if process.returncode != 0 and ": in use by process " not in one
+    ]
+    if all(process.returncode != 0 for process in two):
+        wrong.append("neither of two packers worked")
+    ours, theirs = ({path.relative_to(one): path.read_bytes() for path in files(one)} for one in (killed, whole))
+    return wrong + [f"{module}: {path}" for path in {*ours, *theirs} if ours.get(path) != theirs.get(path)]
+
+
+def files(folder: Path) -> list[Path]:
+    """All files in it."""
+    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 def differences(ours: Any, theirs: Any, where: str = "") -> list[str]:
@@ -111,18 +186,36 @@ def main(arguments: Arguments) -> None:
         generate(data, trajectories=TRAJECTORIES, splits=("train",), workers=1)
         flags = ["--data", str(data), "--data.batch-size", str(BATCH), "--steps", str(arguments.steps)]
         finish(start("--out", str(whole), *flags))
-        process = start("--out", str(killed), *flags)
+        fewer = max(1, arguments.kills // 4)
+        kill_early(killed, flags, fewer, moments)
+        process, found = start("--resume", str(killed)), []
         for kill in range(arguments.kills):
             step = kill_at_random(process, killed, moments)
             print(f"kill {kill + 1}: newest checkpoint is of step {step}", flush=True)
             process = start("--resume", str(killed))
+        while newest_step(killed) <= step and process.poll() is None:
+            time.sleep(0.005)
+        found += intrude(killed)
         finish(process)
-        found = differences(load_checkpoint(killed), load_checkpoint(whole), "checkpoint")
+        found += differences(load_checkpoint(killed), load_checkpoint(whole), "checkpoint")
         found += differences(lines(killed), lines(whole), "metrics")
         litter = [path.name for path in checkpoint_folder(killed).iterdir() if path.suffix != ".pt"]
+        litter += [path.name for path in killed.glob(".*")]
+        packed = ["--splits", "train", "--trajectories", str(PACKED), "--workers", "2"]
+        packs = Path(name, "packed"), Path(name, "packed again")
+        found += torture_writer("jepa_fast.generate", packed, packs, fewer, moments)
+        draw = np.random.default_rng(arguments.seed)
+        np.save(Path(name, "states.npy"), draw.integers(0, 256, (CONVERTED, 8, 1, 32, 32), dtype=np.uint8))
+        np.save(Path(name, "actions.npy"), draw.standard_normal((CONVERTED, 7, 2)).astype(np.float32))
+        arrays = ["--states", str(Path(name, "states.npy")), "--actions", str(Path(name, "actions.npy"))]
+        converted = Path(name, "converted"), Path(name, "converted again")
+        found += torture_writer("jepa_fast.convert", [*arrays, "--workers", "2"], converted, fewer, moments)
     if found or litter:
-        raise RunError(f"a run killed {arguments.kills} times differs: {', '.join(found + litter)}")
-    print(f"A run killed {arguments.kills} times ended with the bits of one left alone.")
+        raise RunError(f"after {arguments.kills} kills something differs: {', '.join(found + litter)}")
+    print(
+        f"A run killed {arguments.kills + fewer} times, packing and converting killed {fewer} times each, ended with"
+    )
+    print("the bits of those left alone, and second processes left with a reason.")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ and last rows of an image, come on top.
 import argparse
 from typing import NamedTuple
 
-from jepa_fast.report.marks import between
+from scripts.marks import between
 from scripts.triton_gates import ROWS, Row, read_rows
 
 PAGE = ROWS.parent.parent / "docs" / "kernels.md"

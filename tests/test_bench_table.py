@@ -27,7 +27,7 @@ from scripts.bench_table import (
 
 def benchmark(group, candidate, seconds, is_ours=False, **extra):
     info = {"candidate": candidate, "is_ours": is_ours, "device": "Some CPU @ 2 GHz", "torch": "2.13", "threads": 2}
-    stats = {"median": seconds, "min": 0.5 * seconds, "data": [seconds] * 3}
+    stats = {"median": seconds, "min": 0.5 * seconds, "rounds": 3, "data": [seconds] * 3}
     return {"name": f"bench[{candidate}]", "group": group, "stats": stats, "extra_info": info | extra}
 
 
@@ -57,8 +57,8 @@ def test_rows_compare_our_fastest_with_every_baseline_of_its_group():
     assert [row.ratio for row in rows] == pytest.approx([20, 4, 3])
     assert [row.ours_ms for row in rows] == pytest.approx([100, 100, 0.1])
     assert [row.baseline_ms for row in rows] == pytest.approx([2000, 400, 0.3])
-    assert rows[0].note == "torch 2.13; peak 200 MB against 3,000 MB"
-    assert rows[2].note == "torch 2.13; 62% of the copy bandwidth"
+    assert rows[0].note == "torch 2.13; peak 200 MB against 3,000 MB; rounds 3 against 3"
+    assert rows[2].note == "torch 2.13; 62% of the copy bandwidth; rounds 3 against 3"
 
 
 def test_latest_holds_the_rows_that_are_printed(tmp_path, monkeypatch, capsys):
@@ -164,19 +164,31 @@ def test_the_pages_show_the_stored_results(tmp_path, monkeypatch):
         assert (tmp_path / page.name).read_text() == page.read_text(), "scripts/bench_table.py draws them"
 
 
-def test_the_claim_is_the_newest_step_against_its_fastest_baseline(tmp_path):
+def test_steps_are_shown_of_every_device_and_the_claim_is_the_least(tmp_path):
     results = tmp_path / "bench" / "results"
     steps = record()
     for benchmark in steps["benchmarks"]:
         benchmark["group"] = STEP if benchmark["group"] == "step" else benchmark["group"]
     keep(steps, results)
     keep(record() | {"datetime": "2027-01-01"}, results)  # newer, without a step
-    assert "4.0 times faster" in claim(results)
+    other, unnamed = copy.deepcopy(steps), copy.deepcopy(steps)
+    for benchmark in other["benchmarks"]:
+        benchmark["extra_info"] |= {"device": "Another CPU AVX2, 2 threads", "instruction_set": "avx2"}
+        benchmark["stats"]["median"] *= 1 if benchmark["extra_info"]["is_ours"] else 0.75
+    for benchmark in unnamed["benchmarks"]:
+        benchmark["extra_info"]["device"] = "Old CPU, 2 threads"
+    keep(other, results)
+    keep(unnamed, results)
+    assert "3.0 times faster" in claim(results)
     shown = step_table(results)
-    assert "| **jepa_fast** | 200 | 2.0 | 300 MB |" in shown
-    assert "| jepa_fast, torch.compile'd | 100 |  | 200 MB |" in shown
-    assert shown.index("| 400 | 4.0 | 1,000 MB |") < shown.index("| 2,000 | 20.0 | 3,000 MB |")
-    assert "`bench/results/some-cpu-2-ghz/2026-01-02-012345678.json`" in shown
+    assert "| step | Another CPU AVX2, 2 threads, ms | times slower | Some CPU @ 2 GHz, ms | times slower |" in shown
+    assert "| **jepa_fast** | 200 | 2.0 | 200 | 2.0 | 300 MB |" in shown
+    assert "| jepa_fast, torch.compile'd | 100 |  | 100 |  | 200 MB |" in shown
+    assert shown.index("| 300 | 3.0 | 400 | 4.0 | 1,000 MB |") < shown.index(
+        "| 1,500 | 15.0 | 2,000 | 20.0 | 3,000 MB |"
+    )
+    assert "Some CPU @ 2 GHz: torch 2.13, medians of 3 rounds, `bench/results/some-cpu-2-ghz/2026-01-02-" in shown
+    assert "Old CPU" not in shown
 
 
 def test_files_of_another_kind_are_refused(tmp_path):

@@ -154,3 +154,11 @@ def test_a_stage_overrides_weights_by_name():
     assert objective.weights({}) == {"invariance": 25.0, "variance": 3.0, "covariance": 1.0}
     assert objective.weights({"covariance": 0.5})["covariance"] == 0.5
     assert replace(preset("baseline"), stages=(Stage(1, {"covariance": 0.5}),)).terms == tuple(objective.weights({}))
+
+
+def test_a_decay_without_averaged_targets_is_refused():
+    with pytest.raises(
+        InputError, match=r"objective\.ema_decay: got 0\.9, expected to be left alone, unless .* is ema"
+    ):
+        VICRegConfig(ema_decay=0.9)
+    assert VICRegConfig(targets="ema", ema_decay=0.9).ema_decay == 0.9

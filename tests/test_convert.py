@@ -33,6 +33,10 @@ def course_arrays(count=30, seed=0):
     return np.concatenate([agents, walls], axis=2), chunk.actions, chunk.targets[0]
 
 
+# What a byte stands for: the brightest is 1.
+BYTE = 1 / 255
+
+
 def save(folder, states, actions, locations=None):
     """The files as keyword arguments of `convert`."""
     folder.mkdir(exist_ok=True)
@@ -58,8 +62,9 @@ def test_every_kind_of_states_comes_back(tmp_path, monkeypatch, kind, encoding):
     files = save(tmp_path / "course", given_states, actions.astype(np.float64), locations)
     manifest = convert(**files, out=tmp_path / "split", encoding=encoding, groups=TWO_ROOMS, workers=1)
     error, scale = manifest.source["largest_error"], manifest.spec.scale
-    assert scale == 1.0 if kind == "uint8" else abs(scale / WORLD.scale - 1) < 1e-3
-    worst = abs(frames_of(tmp_path / "split") - given_states).max()
+    assert scale == BYTE if kind == "uint8" else abs(scale / WORLD.scale - 1) < 1e-3
+    meant = states * BYTE if kind == "uint8" else given_states
+    worst = abs(frames_of(tmp_path / "split") - meant).max()
     assert worst == pytest.approx(error, rel=1e-12, abs=0)
     assert error <= scale / 2 * (1 + 1e-6)
     # Here the floats are multiples of the scale, up to their own rounding.
@@ -100,14 +105,14 @@ def test_a_wall_that_moves_is_kept_frame_by_frame(tmp_path):
     agent, wall = manifest.spec.groups
     assert wall.codec == "window"
     assert agent.window == (10, 10)
-    np.testing.assert_array_equal(frames_of(tmp_path / "split"), states)
+    np.testing.assert_array_equal(frames_of(tmp_path / "split"), states * BYTE)
 
 
 def test_arrays_in_other_orders_are_read_as_numpy_reads_them(tmp_path):
     states, actions, locations = course_arrays(9)
     files = save(tmp_path / "course", np.asfortranarray(states), np.asfortranarray(actions), locations)
     convert(**files, out=tmp_path / "split", workers=1)
-    np.testing.assert_array_equal(frames_of(tmp_path / "split"), states)
+    np.testing.assert_array_equal(frames_of(tmp_path / "split"), states * BYTE)
 
 
 def test_a_scale_of_ones_own_is_taken_or_refused(tmp_path):
@@ -350,7 +355,8 @@ def test_frames_of_any_channels_and_size_come_back(tmp_path, kind, order, shape)
     assert (spec.channels, spec.height, spec.width, spec.action_size) == (*shape[2:], 7)
     assert spec.groups[0].name == "frames"
     assert spec.offset == (0 if kind == "uint8" else -1)
-    worst = abs(frames_of(tmp_path / "split") - states).max()
+    meant = states * BYTE if kind == "uint8" else states
+    worst = abs(frames_of(tmp_path / "split") - meant).max()
     assert worst == pytest.approx(manifest.source["largest_error"], rel=1e-12)
     assert worst <= spec.scale / 2 * (1 + 1e-6)
     # Of T actions the last is left out.
@@ -390,3 +396,14 @@ def test_options_that_do_not_fit_are_one_line(tmp_path, options, message):
     with pytest.raises(InputError, match=message):
         convert(**files, out=tmp_path / "split", workers=1, **options)
     assert not (tmp_path / "split").exists()
+
+
+def test_bytes_and_floats_of_the_same_frames_are_the_same_to_a_model(tmp_path):
+    states, actions, _ = course_arrays()
+    states[0, 0, 0, 0, 0] = 255  # the brightest there can be
+    found = []
+    for name, values in (("bytes", states), ("floats", (states / 255).astype(np.float32))):
+        files = save(tmp_path / name, values, actions)
+        convert(**files, out=tmp_path / f"{name}-split", groups=TWO_ROOMS, workers=1)
+        found.append(frames_of(tmp_path / f"{name}-split"))
+    np.testing.assert_allclose(found[0], found[1], rtol=0, atol=1e-7)

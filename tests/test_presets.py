@@ -20,7 +20,7 @@ def configuration(data, name):
     if isinstance(recipe.model, JEPAConfig):
         recipe = replace(recipe, model=replace(recipe.model, channels=4, dim=16))
     return RunConfig(
-        preset=name, recipe=recipe, seed=3, steps=20, batch_size=4, amp="off", compile=False, device="cpu",
+        preset=name, recipe=recipe, seed=3, steps=10, batch_size=4, amp="off", compile=False, device="cpu",
         data=str(data), loader="host", kernels="reference", sparse=True,
     )  # fmt: skip
 
@@ -29,13 +29,13 @@ def configuration(data, name):
 def test_a_preset_trains_resumes_evaluates_and_exports(tmp_path, two_rooms, name):
     config, whole, cut = configuration(two_rooms, name), tmp_path / "whole", tmp_path / "cut"
     create_run(whole, config)
-    assert train(config, whole) == 20
+    assert train(config, whole) == 10
     create_run(cut, config)
     steps = training(config, cut, LoopOptions(checkpoint_minutes=0))
-    while next(steps).done < 7:
+    while next(steps).done < 4:
         pass
     steps.close()
-    assert load_checkpoint(cut)["step"] == 7
+    assert load_checkpoint(cut)["step"] == 4
     train(config, cut, LoopOptions(resume=True))
     ours, theirs = (load_checkpoint(folder)["model"] for folder in (cut, whole))
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)

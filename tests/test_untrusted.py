@@ -175,13 +175,13 @@ def test_a_report_of_a_damaged_run_is_refused_or_made(whole, name, monkeypatch):
 
         outcomes.append(refused(read))
 
+    assert not refused(lambda: report.report(read_run(whole)))
     try:
         check()
     finally:
         path.write_bytes(content)
     # An evaluation that is damaged is told in the page.
     assert (True in outcomes) is (name != "evaluation.json")
-    assert False in outcomes
 
 
 def test_a_damaged_manifest_is_refused_or_read(two_rooms):

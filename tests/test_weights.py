@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 import jepa_fast
 from jepa_fast import evaluate, export
+from jepa_fast.backends import choose_kernels
 from jepa_fast.config import JEPAConfig, Recipe, RunConfig
 from jepa_fast.engine.checkpoint import save_checkpoint
 from jepa_fast.errors import InputError
@@ -38,6 +39,8 @@ def test_an_exported_run_is_the_same_world(tmp_path):
     export.main(export.Arguments(run))
     ours, theirs = jepa_fast.load(run), jepa_fast.load(run / "export")
     assert theirs.config == ours.config == SMALL
+    assert theirs.kernels == ours.kernels == choose_kernels("auto", "cpu", SMALL.dim)
+    assert jepa_fast.load(run, "reference").kernels == "reference"
     assert not theirs.training
     assert ours.state_dict().keys() == theirs.state_dict().keys()
     assert all(torch.equal(ours.state_dict()[name], tensor) for name, tensor in theirs.state_dict().items())

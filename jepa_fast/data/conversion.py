@@ -59,7 +59,7 @@ def open_columns(reader: Reader, selection: Selection, scale: float | None, work
     Args:
         reader: of the files.
         selection: which columns, and how they are read.
-        scale: value of one uint8 step; by default 1 for bytes, and for floats what makes the largest value 255.
+        scale: value of one uint8 step; by default 1/255 for bytes, and for floats what makes the largest value 255.
         workers: processes that look.
 
     Raises:
@@ -104,11 +104,15 @@ def open_columns(reader: Reader, selection: Selection, scale: float | None, work
         short, numbers = numbers[frames.rows < 2], numbers[frames.rows >= 2]
         named = ", ".join(map(str, short[:NAMED])) + (" and others" if len(short) > NAMED else "")
         log.info("%s: %d episodes of fewer than 2 frames are left out: %s", where, len(short), named)
+    is_measured = scale is None and frames.dtype.kind == "f"
+    if scale is None:
+        # The brightest byte is 1, as in floats of the same frames; flags are 0 and 1 as they are.
+        scale = 1 / 255 if frames.dtype == np.uint8 else 1.0
     source = ColumnSource(
         reader, selection, numbers, frames.rows[numbers], (channels, height, width), order, str(frames.dtype),
-        groups, action_size, tuple(targets), 1.0 if scale is None else scale,
+        groups, action_size, tuple(targets), scale,
     )  # fmt: skip
-    return _survey(source, measured=scale is None and frames.dtype.kind == "f", workers=workers)
+    return _survey(source, measured=is_measured, workers=workers)
 
 
 def _action_size(reader: Reader, selection: Selection, columns: Mapping[str, Column], because: str) -> int:

@@ -116,7 +116,7 @@ def pack(
         groups: names and numbers of channels that are stored and encoded in one way; by default one group of all.
         channels: whether channels stand first or last in a frame; by default found from the shape.
         action_classes: number of classes of integer actions [T - 1], which become one-hot.
-        scale: value of one uint8 step; by default 1 for bytes, and for floats the 255th part of their range.
+        scale: value of one uint8 step; by default 1/255 for bytes, and for floats the 255th part of their range.
         encoding: the strongest codec to be used, as in `jepa_fast.data.packing.pack`.
         workers: processes; by default one for each core.
         validation: share of the episodes that becomes `out`/val, beside `out`/train, which is then opened.
@@ -144,7 +144,7 @@ def _spool(episodes: Iterable[Any], folder: Path) -> ArrayFiles:
             frames, actions, *rest = episode
             targets = (rest[0] if rest else None) or {}
             arrays = {"frames": np.asarray(frames), "actions": np.asarray(actions)}
-            arrays |= {TARGET + check_name(name, "targets"): np.asarray(values) for name, values in targets.items()}
+            arrays |= {TARGET + check_name(name, "targets"): _floats(values) for name, values in targets.items()}
             if not files:
                 files = {name: _GrowingArray(folder / f"{name}.npy", array) for name, array in arrays.items()}
             if arrays.keys() != files.keys():
@@ -158,6 +158,12 @@ def _spool(episodes: Iterable[Any], folder: Path) -> ArrayFiles:
     finally:
         for file in files.values():
             file.close()
+
+
+def _floats(values: ArrayLike) -> NDArray[Any]:
+    """Numbers as floats, so that whole ones in one episode go with others in the next."""
+    array = np.asarray(values)
+    return array.astype(np.float64) if array.dtype.kind in "iub" else array
 
 
 class _GrowingArray:

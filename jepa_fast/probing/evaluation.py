@@ -118,7 +118,7 @@ def evaluate(model: Model, data: Path, probe_seed: int = 0, floor: bool = True, 
             constant=constant_error(all_locations(probe_split), rollouts.locations),
             by_distance=errors_by_distance(distances_to_solid(split), *errors),
             image_size=(split.spec.width, split.spec.height),
-            examples=choose_examples(trained.probes_for(name)[1], rollouts, split),
+            examples=choose_examples(trained.probes_for(name)[1], errors[1], rollouts, split),
         )
         results.append(result)
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -142,9 +142,9 @@ def scores(official: Tensor, converged: Tensor) -> Scores:
     )
 
 
-def choose_examples(probe: Probe, rollouts: Rollouts, split: Split) -> list[Example]:
-    """The best, median and worst trajectories of `split`, by the probe's mean error over each."""
-    errors = probe.squared_errors(rollouts).mean(dim=1)
+def choose_examples(probe: Probe, squared_errors: Tensor, rollouts: Rollouts, split: Split) -> list[Example]:
+    """The best, median and worst trajectories of `split`, by the means of the probe's squared errors [N, T]."""
+    errors = squared_errors.mean(dim=1)
     order = errors.argsort()
     shown = min(EXAMPLES, len(order))
     middle = (len(order) - shown) // 2

@@ -6,7 +6,6 @@ converged   standardised latents, a larger learning rate, a tenth of the traject
             what the latents hold, whatever their scale.
 """
 
-import copy
 import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from jepa_fast.errors import InputError
-from jepa_fast.kernels.probe_train import join_probe, probe_train, split_probe
+from jepa_fast.kernels.probe_train import join_probe, probe_outputs, probe_train, split_probe
 from jepa_fast.probing.rollouts import Rollouts
 from jepa_fast.progress import Progress
 
@@ -44,8 +43,9 @@ class Probe(NamedTuple):
     @torch.no_grad()
     def locate(self, latents: Tensor) -> Tensor:
         """Locations [..., 2] in pixels, read off latents [..., D]."""
-        located: Tensor = self.network((latents - self.mean) / self.std)
-        return located * torch.tensor(LOCATION_STD) + torch.tensor(LOCATION_MEAN)
+        standardised = (latents - self.mean).div_(self.std).flatten(0, -2)
+        located = _pixels(probe_outputs(standardised, _joined(self.network), HIDDEN))
+        return located.view(*latents.shape[:-1], 2)
 
     def squared_errors(self, rollouts: Rollouts) -> Tensor:
         """Squared error in pixels^2, mean over both axes: [N, T]."""
@@ -58,9 +58,8 @@ def official_probe(rollouts: Rollouts, seed: int) -> Probe:
     generator = torch.Generator().manual_seed(seed)
     network = _network(dim, seed)
     schedule = OFFICIAL_EPOCHS, OFFICIAL_LEARNING_RATE, warmup_cosine
-    for _ in _train(network, rollouts, *schedule, generator, "official probe"):
-        pass
-    return Probe(network, torch.zeros(dim), torch.ones(dim))
+    *_, parameters = _train(network, rollouts, *schedule, generator, "official probe")
+    return Probe(_filled(network, parameters), torch.zeros(dim), torch.ones(dim))
 
 
 def warmup_cosine(step: int, steps: int) -> float:
@@ -83,18 +82,27 @@ def converged_probe(rollouts: Rollouts, seed: int) -> Probe:
     order = torch.randperm(len(rollouts.latents), generator=generator)
     held = order[: max(1, len(order) // 10)]
     rest = order[len(held) :]
-    std, mean = torch.std_mean(rollouts.latents[rest].flatten(0, 1), dim=0)
-    probe = Probe(_network(len(mean), seed), mean, std.clamp_min(1e-6))
-    train = Rollouts((rollouts.latents[rest] - probe.mean) / probe.std, rollouts.locations[rest])
-    held_out = Rollouts(rollouts.latents[held], rollouts.locations[held])
-    best, weights = math.inf, copy.deepcopy(probe.network.state_dict())
+    latents = rollouts.latents[rest]
+    std, mean = torch.std_mean(latents.flatten(0, 1), dim=0)
+    std = std.clamp_min(1e-6)
+    # In place: with a large probe set this is where the most memory is taken.
+    train = Rollouts(latents.sub_(mean).div_(std), rollouts.locations[rest])
+    held_out = rollouts.latents[held].sub_(mean).div_(std).flatten(0, 1)
+    held_out_locations = rollouts.locations[held].flatten(0, 1)
+    network = _network(len(mean), seed)
+    best, kept = math.inf, _joined(network)
     schedule = CONVERGED_EPOCHS, CONVERGED_LEARNING_RATE, cosine
-    for _ in _train(probe.network, train, *schedule, generator, "converged probe"):
-        error = probe.squared_errors(held_out).mean().item()
+    for parameters in _train(network, train, *schedule, generator, "converged probe"):
+        located = _pixels(probe_outputs(held_out, parameters, HIDDEN))
+        error = (located - held_out_locations).square().mean().item()
         if error < best:
-            best, weights = error, copy.deepcopy(probe.network.state_dict())
-    probe.network.load_state_dict(weights)
-    return probe
+            best, kept = error, parameters
+    return Probe(_filled(network, kept), mean, std)
+
+
+def _pixels(normalised: Tensor) -> Tensor:
+    """Locations [..., 2] in pixels of normalised ones."""
+    return normalised * torch.tensor(LOCATION_STD) + torch.tensor(LOCATION_MEAN)
 
 
 def _network(dim: int, seed: int) -> nn.Sequential:
@@ -102,6 +110,20 @@ def _network(dim: int, seed: int) -> nn.Sequential:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return nn.Sequential(nn.Linear(dim, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 2))
+
+
+def _joined(network: nn.Sequential) -> Tensor:
+    """A network's parameters as one tensor [P]."""
+    return join_probe(*(own.detach() for own in network.parameters()))
+
+
+@torch.no_grad()
+def _filled(network: nn.Sequential, parameters: Tensor) -> nn.Sequential:
+    """`network` with these parameters [P]."""
+    dim = next(network.parameters()).shape[1]
+    for own, part in zip(network.parameters(), split_probe(parameters, dim, HIDDEN), strict=True):
+        own.copy_(part)
+    return network
 
 
 def _train(
@@ -112,14 +134,14 @@ def _train(
     schedule: Callable[[int, int], float],
     generator: torch.Generator,
     name: str,
-) -> Iterator[int]:
-    """Fit `network` from latents to normalised locations with Adam and MSE; yields the epoch after each."""
+) -> Iterator[Tensor]:
+    """Fit `network` from latents to normalised locations with Adam and MSE: its parameters [P] after each epoch."""
     targets = (rollouts.locations - torch.tensor(LOCATION_MEAN)) / torch.tensor(LOCATION_STD)
     count, length, _ = targets.shape
     batches = count // BATCH
     if batches == 0:
         raise InputError(f"probe set: got {count} trajectories to train a probe on, expected at least {BATCH}")
-    dim, parameters = rollouts.latents.shape[2], join_probe(*(own.detach() for own in network.parameters()))
+    parameters = _joined(network)
     state = torch.stack([parameters, torch.zeros_like(parameters), torch.zeros_like(parameters)])
     with Progress(name, epochs * batches, "steps") as progress:
         for epoch in range(epochs):
@@ -141,8 +163,5 @@ def _train(
                 HIDDEN,
                 first + 1,
             )
-            with torch.no_grad():
-                for own, part in zip(network.parameters(), split_probe(state[0], dim, HIDDEN), strict=True):
-                    own.copy_(part)
             progress.update(batches)
-            yield epoch
+            yield state[0]

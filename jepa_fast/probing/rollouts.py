@@ -32,12 +32,18 @@ def rollout_split(model: Model, split: Split, name: str, batch_size: int = 256) 
     training = model.training
     model.eval()
     encode = model.batch_encoder(split.spec, group_bases(split, device))
-    latents = []
+    latents: Tensor | None = None
+    done = 0
     with Progress(f"rollout {name}", split.count, "trajectories") as progress:
         for batch in evaluation_batches(split, batch_size):
             moved = batch.to(device)
             first = encode(moved.frames(slice(1)), model.dropout_clock)
-            latents.append(model.unroll(first, moved.actions).float().cpu())
-            progress.update(len(batch.indices))
+            rolled = model.unroll(first, moved.actions)
+            if latents is None:
+                latents = torch.empty(split.count, *rolled.shape[1:])
+            latents[done : done + len(rolled)] = rolled
+            done += len(rolled)
+            progress.update(len(rolled))
     model.train(training)
-    return Rollouts(torch.cat(latents), all_locations(split))
+    assert latents is not None
+    return Rollouts(latents, all_locations(split))

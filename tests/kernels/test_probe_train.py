@@ -6,7 +6,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from jepa_fast.kernels import extension
-from jepa_fast.kernels.probe_train import join_probe, probe_train, probe_train_reference, split_probe
+from jepa_fast.kernels.probe_train import (
+    join_probe,
+    probe_outputs,
+    probe_outputs_reference,
+    probe_train,
+    probe_train_reference,
+    split_probe,
+)
 
 needs_library = pytest.mark.skipif(
     not extension.LIBRARY.exists(), reason="jepa_fast is installed without its compiled extension"
@@ -62,6 +69,16 @@ def test_a_loop_may_be_cut_anywhere():
     assert torch.equal(probe_train(latents, targets, rows[9:], times[9:], rates[9:], first, hidden, 10), whole)
 
 
+@pytest.mark.parametrize("hidden", [16, 48, 256])
+@pytest.mark.parametrize("count", [0, 1, 5, 1100])
+def test_outputs_are_those_of_plain_pytorch(count, hidden):
+    generator = torch.Generator().manual_seed(count)
+    latents = torch.randn(count, 2 * DIM, generator=generator)[:, ::2]
+    parameters = 0.2 * torch.randn(DIM * hidden + 3 * hidden + 2, generator=generator)
+    truth = probe_outputs_reference(latents.double(), parameters.double(), hidden)
+    torch.testing.assert_close(probe_outputs(latents, parameters, hidden).double(), truth, rtol=1e-5, atol=1e-5)
+
+
 @needs_library
 def test_number_of_threads_does_not_change_a_bit():
     arguments, threads, runs = draw(70, 30, None, 64, 5), torch.get_num_threads(), []
@@ -82,3 +99,7 @@ def test_operator_is_registered_soundly_and_follows_no_index_out_of_range():
     arguments[2] = arguments[2] + 40
     with pytest.raises(RuntimeError, match="expected less than 40"):
         torch.ops.jepa_fast.probe_train(*arguments)
+    outputs = torch.ops.jepa_fast.probe_outputs
+    torch.library.opcheck(outputs.default, (arguments[0][0], arguments[5][0], HIDDEN))
+    with pytest.raises(RuntimeError, match="do not fit together"):
+        outputs(arguments[0][0], arguments[5][0], HIDDEN + 16)

@@ -17,6 +17,9 @@ from jepa_fast.data.shards import open_split
 from jepa_fast.engine.checkpoint import save_checkpoint
 from jepa_fast.errors import InputError
 from jepa_fast.evaluate import Arguments, main
+from jepa_fast.kernels import extension
+from jepa_fast.kernels.dispatch import why_no_compiled_blocks
+from jepa_fast.models import window_encoder
 from jepa_fast.models.jepa import build_jepa
 from jepa_fast.probing import rollouts as rollouts_module
 from jepa_fast.probing.evaluation import PROBE_SETS, evaluate, rectangles, score
@@ -139,6 +142,28 @@ def test_command_prints_the_table_and_writes_the_json(tmp_path, two_rooms, capsy
         assert f"{result['trained']['official']:.3f}" in table
 
 
+@pytest.mark.skipif(why_no_compiled_blocks(8, torch.empty(0)) is not None, reason="without compiled blocks")
+def test_command_takes_the_compiled_blocks_and_says_so(tmp_path, two_rooms, caplog, monkeypatch):
+    run = make_run(tmp_path / "run", two_rooms, replace(SMALL, channels=8))
+    chains, chain = [], window_encoder.window_chain
+    monkeypatch.setattr(
+        window_encoder, "window_chain", lambda *args, **options: chains.append(1) or chain(*args, **options)
+    )
+    evaluations, logged = {}, {}
+    for kernels in ("auto", "reference"):
+        chains.clear()
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            main(Arguments(run=run, kernels=kernels, out=tmp_path / "evaluation.json", floor=False))
+        evaluations[kernels] = Evaluation.load(tmp_path / "evaluation.json")
+        logged[kernels] = caplog.text
+        assert (len(chains) > 0) == (kernels == "auto")
+    assert f"convnext_block: compiled cpu kernel ({extension.instruction_set()})" in logged["auto"]
+    assert "convnext_block: plain PyTorch" in logged["reference"]
+    for fast, plain in zip(evaluations["auto"].probe_sets, evaluations["reference"].probe_sets, strict=True):
+        assert fast.trained.official == pytest.approx(plain.trained.official, rel=1e-3)
+
+
 def test_sets_that_are_not_there_are_left_out_and_named(tmp_path, two_rooms, model, caplog):
     for name in ("train", "val"):
         shutil.copytree(two_rooms / "probe_expert" / name, tmp_path / "probe_expert" / name)
@@ -208,14 +233,14 @@ def test_an_evaluation_reads_back_as_it_was_saved(tmp_path, evaluation):
             Evaluation.load(tmp_path / "evaluation.json")
 
 
-def make_run(folder, data):
+def make_run(folder, data, model=SMALL):
     config = RunConfig(
-        preset="test", recipe=Recipe(model=SMALL), seed=0, steps=1, batch_size=8, amp="off", compile=False,
+        preset="test", recipe=Recipe(model=model), seed=0, steps=1, batch_size=8, amp="off", compile=False,
         device="cpu", data=str(data), loader="host", kernels="reference", sparse=True,
     )  # fmt: skip
     create_run(folder, config)
     torch.manual_seed(0)
-    save_checkpoint(folder, 1, {"step": 1, "model": build_jepa(SMALL).state_dict()})
+    save_checkpoint(folder, 1, {"step": 1, "model": build_jepa(model).state_dict()})
     assert asdict(RunConfig.load(folder / "config.json")) == asdict(config)
     return folder
 

@@ -48,9 +48,9 @@ def test_latents_without_information_score_no_better_than_the_constant():
 
 def test_squared_errors_are_in_pixels_per_trajectory_and_step():
     val = rollouts(count=64)
-    network = torch.nn.Sequential(torch.nn.Linear(12, 2))
-    torch.nn.init.zeros_(network[0].weight)
-    torch.nn.init.zeros_(network[0].bias)
+    network = prober._network(12, seed=0)
+    torch.nn.init.zeros_(network[2].weight)
+    torch.nn.init.zeros_(network[2].bias)
     probe = prober.Probe(network, torch.zeros(12), torch.ones(12))
     expected = (val.locations - torch.tensor(LOCATION_MEAN)).square().mean(2)
     torch.testing.assert_close(probe.squared_errors(val), expected)

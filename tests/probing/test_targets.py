@@ -52,7 +52,7 @@ class Location(torch.nn.Module):
     """Frames to the brightness' centre: two numbers that a linear probe turns into the place."""
 
     def forward(self, frames):
-        weight = frames[:, :1] - 90
+        weight = 255 * frames[:, :1] - 90
         rows, columns = (torch.arange(SIDE, dtype=frames.dtype) for _ in (0, 1))
         total = weight.sum(dim=(1, 2, 3))
         across, down = (weight * columns).sum(dim=(1, 2, 3)), (weight * rows[:, None]).sum(dim=(1, 2, 3))
@@ -89,7 +89,7 @@ def test_what_latents_say_is_found_at_every_step_and_beside_the_floor(data):
 
 def test_an_untrained_model_of_the_same_make_is_the_floor(data):
     torch.manual_seed(3)
-    model = build_jepa(JEPAConfig(channels=4, dim=16, groups=(Group("frames", 3),), white=255.0))
+    model = build_jepa(JEPAConfig(channels=4, dim=16, groups=(Group("frames", 3),)))
     found = evaluate_targets(model, data / "val", probe_seed=5)
     again = evaluate_targets(model, data / "val", probe_seed=5, floor=False)
     for target, repeated in zip(found.targets, again.targets, strict=True):
@@ -127,7 +127,7 @@ def test_small_sets_come_with_a_word_on_what_that_means(data):
 
 
 def test_the_command_prints_the_table_and_writes_what_the_report_reads(data, tmp_path, capsys):
-    model = JEPAConfig(channels=4, dim=16, groups=(Group("frames", 3),), white=255.0)
+    model = JEPAConfig(channels=4, dim=16, groups=(Group("frames", 3),))
     config = RunConfig(
         preset="generic", recipe=Recipe(model), seed=0, steps=2, batch_size=8, amp="off", compile=False, device="cpu",
         data=str(data), loader="host", kernels="reference", sparse=True,

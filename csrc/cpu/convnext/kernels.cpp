@@ -62,7 +62,7 @@ double multiply_adds(int64_t steps) {
   return 2.0 * width * sums_in_flight * static_cast<double>(steps);
 }
 
-constexpr ProbeKernels probe{probe_gradient, probe_adam};
+constexpr ProbeKernels probe{probe_panel, probe_forward, probe_update, probe_outputs};
 
 template <typename T>
 constexpr RolloutKernels rollout{

@@ -3,7 +3,7 @@
 import pytest
 
 from jepa_fast.errors import InputError
-from jepa_fast.report.marks import between
+from scripts.marks import between
 
 
 def test_what_stands_between_the_marks_is_replaced():
