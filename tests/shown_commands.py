@@ -81,6 +81,7 @@ RULES = (
     Rule(r"python -m MODULE", skip="stands for any command"),
     Rule(r"python -m bench\.bench_loop", skip=MEASURES),
     Rule(r"python -m research\.speedrun .*--rescore", skip="probes stored weights on the full data set"),
+    Rule(r"python -m research\.planner_ablation", skip="trains for minutes"),
     Rule(r"python -m research\.preset_records .*--curve", skip="trains for minutes"),
     Rule(r"python -m research\.same_loss_curve", skip="trains for minutes"),
     Rule(r"python -m research\.stream_million", skip="writes 6.2 GB"),
