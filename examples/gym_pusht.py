@@ -63,7 +63,7 @@ def learn(folder: Path, steps: int, channels: int = 32, stride: int = 4) -> Targ
     return found
 
 
-def main(folder: Path = Path("runs/gym_pusht"), count: int = 500, steps: int = 300) -> TargetEvaluation:
+def main(folder: Path = Path("runs/gym_pusht"), count: int = 500, steps: int = 3000) -> TargetEvaluation:
     """Collect unless that is done, then learn."""
     if not (folder / "data" / "val").exists():
         jf.pack(collect(0, count - HELD_OUT), folder / "data" / "train", channels="last")
