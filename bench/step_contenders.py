@@ -71,6 +71,12 @@ class Contender:
                 term.item()
 
 
+class Pieces(Contender):
+    """Ours, with every op of ours in plain PyTorch: what the compiled kernels are worth."""
+
+    kernels = "reference"
+
+
 class Plain(Contender):
     """All frames in one call, the wall once per trajectory, channels last, fused Adam: no window, no op of ours."""
 
@@ -146,6 +152,7 @@ CONTENDERS: dict[str, Callable[[Split, Batch], Contender]] = {
     "published": Published,
     "plain": Plain,
     "compiled": lambda split, batch: Plain(split, batch, compiled=True),
+    "ours_pieces": Pieces,
     "ours": Contender,
     "ours_compiled": lambda split, batch: Contender(split, batch, compiled=True),
 }

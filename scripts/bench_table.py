@@ -33,6 +33,7 @@ STEP = "step, batch 32"
 STEP_NAMES = {
     "ours": "**jepa_fast**",
     "ours_compiled": "jepa_fast, torch.compile'd",
+    "ours_pieces": "jepa_fast, without its compiled kernels",
     "plain": "well-tuned PyTorch: one encoder call, static channels once, channels last, fused Adam",
     "compiled": "the same, torch.compile'd",
     "published": "the loop as published: eager, one encoder call per time step",
