@@ -96,7 +96,8 @@ class GlimpsePredictor(nn.Module):
         """The context at the points of latents [B, T, D] and actions [B, T, A]: [B, T, L c heads K], black outside."""
         height, width = context.shape[-2:]
         # Of grid_sample's unit: -1 and 1 are the centres of the outermost pixels.
-        pixel = torch.tensor([2 / max(width - 1, 1), 2 / max(height - 1, 1)], device=latents.device)
+        # Filled on the device: a tensor of both numbers would be a copy from the host in every step.
+        pixel = torch.stack([latents.new_full((), 2 / max(side - 1, 1)) for side in (width, height)])
         centre = self.reference(latents).unflatten(2, (-1, 2)) + (self.ahead(actions) * pixel)[:, :, None]
         seen = []
         for level in range(self.levels):

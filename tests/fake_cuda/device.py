@@ -23,6 +23,7 @@ from triton.runtime.jit import JITFunction
 from jepa_fast.config import RunConfig
 from jepa_fast.data.batches import Batch
 from jepa_fast.data.host import gather, group_bases
+from jepa_fast.data.manifest import FrameSpec
 from jepa_fast.data.shards import open_split
 from jepa_fast.data.two_rooms import flips
 from jepa_fast.engine import step as step_module
@@ -105,12 +106,12 @@ def _layout(tensor: Tensor) -> tuple:
 class Watch(TorchDispatchMode):
     """Counts what a device would launch, by the custom op that it is in or "", and notes what it should not be asked.
 
-    With `runs_inside` custom ops run their implementation too, and what it returns is compared with their fake.
+    Custom ops run their implementation too, and what it returns is compared with their fake.
     """
 
     current: "Watch | None" = None
 
-    def __init__(self, runs_inside=True):
+    def __init__(self):
         super().__init__()
         self.launches = Counter()  # (custom op or "", op) -> how many
         self.calls = Counter()  # of custom ops
@@ -119,7 +120,7 @@ class Watch(TorchDispatchMode):
         self.inside = ""
         # In compiled code torch's own ops are Inductor's to count.
         self.is_compiled = False
-        self.implementations = implementations() if runs_inside else {}
+        self.implementations = implementations()
 
     @classmethod
     def is_infra_mode(cls) -> bool:
@@ -133,9 +134,10 @@ class Watch(TorchDispatchMode):
     def launched(self, name: str, count: int = 1) -> None:
         self.launches[self.inside, name] += count
 
-    def of(self, inside: str | None = None) -> int:
-        """Launches, of all or of one op."""
-        return sum(count for (place, _), count in self.launches.items() if inside is None or place == inside)
+    @property
+    def count(self) -> int:
+        """Launches in all."""
+        return sum(self.launches.values())
 
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
         keywords = keywords or {}
@@ -261,13 +263,10 @@ def pretend(monkeypatch) -> None:
 def _of_values(function, images):
     with unset_fake_temporarily():
         found = function(images.values)
-    return (
-        None
-        if found is None
-        else type(found)(*map(fake, found))
-        if hasattr(found, "_fields")
-        else tuple(map(fake, found))
-    )
+    if found is None:
+        return None
+    parts = map(fake, found)
+    return type(found)(*parts) if hasattr(found, "_fields") else tuple(parts)
 
 
 def fake(tensor, count: int | None = None):
@@ -299,19 +298,17 @@ class Run(NamedTuple):
 
     trainer: step_module.Trainer
     batch: Batch
-    config: RunConfig
-    spec: object
+    spec: FrameSpec
     bases: tuple
 
 
 @contextlib.contextmanager
-def running(data: Path, recipe, **changes):
+def running(data: Path, recipe, batch_size: int, amp="off", compile=False):
     """A run of a recipe on the device, in the mode that its tensors belong to."""
     split = open_split(data / "train")
     config = RunConfig(
-        preset="fake", recipe=recipe, seed=0, steps=100, batch_size=changes.pop("batch_size", recipe.batch_size),
-        amp=changes.pop("amp", "off"), compile=changes.pop("compile", False), device="cuda", data=str(data),
-        loader="host", kernels=changes.pop("kernels", "triton"), sparse=True, capture=True,
+        preset="fake", recipe=recipe, seed=0, steps=100, batch_size=batch_size, amp=amp, compile=compile, device="cuda",
+        data=str(data), loader="host", kernels="triton", sparse=True, capture=True,
     )  # fmt: skip
     real = gather(split, np.arange(min(split.count, config.batch_size)))
     images = group_bases(split)
@@ -325,4 +322,4 @@ def running(data: Path, recipe, **changes):
         # Parameters of fakes cannot move.
         model.to = lambda device: model
         trainer = step_module.Trainer(config, split.spec, bases, model=model)
-        yield Run(trainer, batch, config, split.spec, bases)
+        yield Run(trainer, batch, split.spec, bases)

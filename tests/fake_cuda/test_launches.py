@@ -29,4 +29,4 @@ def test_the_captured_step_is_few_kernels_and_none_adds_by_atomics(walls, cuda, 
     for part in compiler.parts:
         assert "tl.atomic" not in part.code
     listed = "\n".join(f"{count:4} {place} {op}" for (place, op), count in sorted(watch.launches.items()))
-    assert watch.of() <= min(MOST, CEILINGS["captured"]), listed
+    assert watch.count <= min(MOST, CEILINGS["captured"]), listed

@@ -30,7 +30,7 @@ def test_a_step_is_the_devices_alone(name, walls, cuda):
             run.trainer.advance()
         assert_clean(watch)
         assert not watch.atomics, "\n".join(map(str, watch.atomics))
-        assert watch.of() <= CEILINGS[name]
+        assert watch.count <= CEILINGS[name]
         for parameter in run.trainer.model.parameters():
             gradient = parameter.grad
             if gradient is not None:
