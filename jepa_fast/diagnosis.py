@@ -7,6 +7,7 @@ import os
 import pkgutil
 import platform
 import shutil
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -108,6 +109,8 @@ def operators() -> list[Finding]:
     missing = extension.load()
     if missing is None:
         found = [Finding("extension", f"{extension.LIBRARY.name} is loaded")]
+    elif sys.platform == "win32":
+        found = [Finding("extension", "none: it is not built on Windows, plain PyTorch is used")]
     else:
         remedy = "install a C++ compiler and run `make install`"
         found = [Finding("extension", "not used", missing, remedy)]

@@ -8,7 +8,8 @@ import pytest
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
-@pytest.fixture(scope="session")
+# Not of the session: while Playwright is started an event loop runs in this thread.
+@pytest.fixture(scope="module")
 def browser():
     """A headless Chromium. JEPA_FAST_BROWSER names its file where it is not on the PATH."""
     playwright = pytest.importorskip(

@@ -13,6 +13,8 @@ from jepa_fast import platforms
 from jepa_fast.data.two_rooms import SPLITS
 from jepa_fast.generate import generate
 from jepa_fast.kernels import extension
+from tests.browsing import browser as browser
+from tests.browsing import visit as visit
 
 # Words of a test file, and whether this system has what they are about: elsewhere the file is left out.
 NEEDS = {

@@ -39,8 +39,8 @@ def test_freed_blocks_are_taken_again_without_new_pages():
     assert kept < min(given_back, 64)
 
 
-def elsewhere(system: str, *words: object, cwd: Path) -> str:
-    """What a command prints on such a system."""
+def elsewhere(system: str, *words: object, cwd: Path, ends_with: tuple[int, ...] = (0,)) -> str:
+    """What a command prints on such a system, ending with one of these statuses."""
     done = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "anywhere.py"), system, *map(str, words)],
         cwd=cwd,
@@ -49,7 +49,7 @@ def elsewhere(system: str, *words: object, cwd: Path) -> str:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode in ends_with, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
@@ -70,7 +70,9 @@ def test_a_run_is_trained_resumed_probed_and_reported(tmp_path: Path, two_rooms:
         ("jepa_fast.report", run),
         ("jepa_fast.doctor", "--data", two_rooms),
     )
-    said = elsewhere("windows", *(word for command in commands for word in (*command, "--then")), cwd=tmp_path)
+    chain = (word for command in commands for word in (*command, "--then"))
+    # The last of them, doctor, ends with 1 where the extension is not built.
+    said = elsewhere("windows", *chain, cwd=tmp_path, ends_with=(0, 1))
     assert said.count("done after 6 steps") == 2
     assert "probe_expert/val" in said
     assert (run / "evaluation.json").exists()

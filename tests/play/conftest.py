@@ -1,3 +1,0 @@
-from tests.browsing import browser, visit
-
-__all__ = ["browser", "visit"]
