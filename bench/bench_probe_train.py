@@ -11,7 +11,7 @@ COUNT, LENGTH, DIM, HIDDEN, BATCH, RATE = 2048, 17, 128, 256, 64, 5e-5
 
 
 @pytest.mark.parametrize("candidate", ["jepa_fast", "eager"])
-def bench_probe_train(benchmark, candidate: str) -> None:
+def bench_probe_train(benchmark, report_flops, candidate: str) -> None:
     benchmark.group = f"probe, {COUNT // BATCH} steps of {BATCH} trajectories"
     torch.manual_seed(0)
     latents, targets = torch.randn(COUNT, LENGTH, DIM), torch.randn(COUNT, LENGTH, 2)
@@ -38,4 +38,6 @@ def bench_probe_train(benchmark, candidate: str) -> None:
 
     train = compiled if candidate == "jepa_fast" else eager
     torch.testing.assert_close(train(), eager(), rtol=1e-3, atol=1e-5)
-    benchmark.pedantic(train, rounds=3, warmup_rounds=1)
+    benchmark.pedantic(train, rounds=10 if candidate == "jepa_fast" else 3, warmup_rounds=1)
+    if candidate == "jepa_fast":
+        report_flops(COUNT * LENGTH * (4 * DIM + 12) * HIDDEN)

@@ -12,6 +12,8 @@ import tyro
 
 from jepa_fast import cli
 from jepa_fast.config import require
+from jepa_fast.errors import InputError
+from jepa_fast.locking import output
 from jepa_fast.planning.planner_config import PLANNERS, PlannerConfig
 
 if TYPE_CHECKING:
@@ -84,20 +86,24 @@ def main(arguments: Arguments) -> None:
     require_rooms(model)
     names = ("cross_room", "strict") if arguments.protocol == "both" else (arguments.protocol,)
     folder = arguments.out or arguments.run
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out: {folder} cannot be written ({error.strerror})") from error
     results, walks = [], []
-    for name in names:
-        result, episodes, walked = measure(arguments, name, ModelWorld(model, device))
-        results.append(result)
-        walks.append((result, episodes, walked))
-        print(table(result), end="\n\n")
-    save(results, folder / PLANNING)
-    logger.info("%s", folder / PLANNING)
-    if arguments.page:
-        from jepa_fast.planning.page import write_page
+    with output(folder / PLANNING):
+        for name in names:
+            result, episodes, walked = measure(arguments, name, ModelWorld(model, device))
+            results.append(result)
+            walks.append((result, episodes, walked))
+            print(table(result), end="\n\n", flush=True)
+        save(results, folder / PLANNING)
+        logger.info("%s", folder / PLANNING)
+        if arguments.page:
+            from jepa_fast.planning.page import write_page
 
-        for path in write_page(walks, model, folder, arguments.gifs):
-            logger.info("%s", path)
+            for path in write_page(walks, model, folder, arguments.gifs):
+                logger.info("%s", path)
 
 
 def measure(arguments: Arguments, name: str, world: "World") -> "tuple[Planning, Episodes, Walk]":

@@ -119,7 +119,7 @@ def decode(annotation: type[Config], value: Any, name: str) -> Config:
     """What `annotation` says, from its JSON: the inverse of `json.dumps(dataclasses.asdict(...))`.
 
     Takes dataclasses, whose fields with defaults may be missing, unions of them told apart by their `kind`, optional
-    values, lists, tuples, mappings from names, literals and plain values. Numbers are finite.
+    values, lists, tuples, mappings from names, literals and plain values.
 
     Raises:
         InputError: a value that does not fit, or a field that is unknown or missing, by its dotted name.
@@ -162,7 +162,9 @@ def decode(annotation: type[Config], value: Any, name: str) -> Config:
         known_values = [part for part in parts if type(part) is type(value)]
         require(value in known_values, name, value, f"one of {', '.join(map(repr, parts))}")
     elif annotation is float:
-        require(is_finite(value), name, value, "a number")
+        # None in a file is infinite or NaN; who reads one may have put NaN in the place of what is not known.
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        require(is_number and abs(value) != math.inf, name, value, "a number")
     else:
         whole = isinstance(value, annotation) and (annotation is bool or not isinstance(value, bool))
         whole = whole and (annotation is not int or abs(value) < 2**63)

@@ -212,10 +212,8 @@ def main(arguments: Arguments) -> None:
         found += torture_writer("jepa_fast.convert", [*arrays, "--workers", "2"], converted, fewer, moments)
     if found or litter:
         raise RunError(f"after {arguments.kills} kills something differs: {', '.join(found + litter)}")
-    print(
-        f"A run killed {arguments.kills + fewer} times, packing and converting killed {fewer} times each, ended with"
-    )
-    print("the bits of those left alone, and second processes left with a reason.")
+    print(f"A run killed {arguments.kills + fewer} times, packing and converting killed {fewer} times each,")
+    print("ended with the bits of those left alone, and second processes left with a reason.")
 
 
 if __name__ == "__main__":

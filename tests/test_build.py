@@ -154,11 +154,10 @@ def test_an_nvcc_that_cannot_is_left_out_with_one_line_or_refused(tmp_path: Path
     nvcc.parent.mkdir()
     nvcc.write_text("#!/bin/sh\necho 'error: -- unsupported GNU version!' >&2\nexit 1\n")
     nvcc.chmod(0o755)
-    path = os.pathsep.join([str(nvcc.parent), sysconfig.get_path("scripts"), os.environ["PATH"]])
+    path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
     command = ["cmake", "-S", ROOT, "-B", tmp_path / "build", f"-DTORCH_DIR={folder}", f"-DJEPA_FAST_CUDA={flag}"]
-    done = subprocess.run(
-        command, env=os.environ | {"PATH": path}, capture_output=True, text=True, timeout=120, check=False
-    )
+    environment = os.environ | {"PATH": path, "CUDA_HOME": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     said = " ".join((done.stdout + done.stderr).split())
     assert f"missing an nvcc that compiles C++20 for sm_90 ({nvcc}: error: -- unsupported GNU version!)" in said
     assert (done.returncode == 0) == (flag == "AUTO"), said

@@ -396,14 +396,3 @@ def test_options_that_do_not_fit_are_one_line(tmp_path, options, message):
     with pytest.raises(InputError, match=message):
         convert(**files, out=tmp_path / "split", workers=1, **options)
     assert not (tmp_path / "split").exists()
-
-
-def test_bytes_and_floats_of_the_same_frames_are_the_same_to_a_model(tmp_path):
-    states, actions, _ = course_arrays()
-    states[0, 0, 0, 0, 0] = 255  # the brightest there can be
-    found = []
-    for name, values in (("bytes", states), ("floats", (states / 255).astype(np.float32))):
-        files = save(tmp_path / name, values, actions)
-        convert(**files, out=tmp_path / f"{name}-split", groups=TWO_ROOMS, workers=1)
-        found.append(frames_of(tmp_path / f"{name}-split"))
-    np.testing.assert_allclose(found[0], found[1], rtol=0, atol=1e-7)

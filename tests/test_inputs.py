@@ -103,3 +103,15 @@ def test_onnx_says_what_it_lacks(tmp_path, model, monkeypatch):
     model.config = replace(SMALL, history=2)
     with pytest.raises(InputError, match=r"model\.history is 2"):
         onnx_export.export_onnx(model, tmp_path)
+
+
+def test_bytes_and_floats_of_the_same_frames_are_packed_the_same_to_a_model(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (5, 3, 16, 20), np.uint8)
+    frames[0, 0, 0, 0] = 255  # the brightest there can be
+    actions = np.zeros((4, 2), np.float32)
+    stored = [
+        jf.pack([(values, actions)] * 2, tmp_path / name, workers=1)[1].frames
+        for name, values in (("bytes", frames), ("floats", (frames / 255).astype(np.float32)))
+    ]
+    torch.testing.assert_close(stored[0], stored[1], rtol=0, atol=1e-7)
+    torch.testing.assert_close(stored[0], torch.from_numpy(frames) / 255, rtol=0, atol=1e-7)

@@ -31,8 +31,8 @@ from jepa_fast.data.columns import (
 )
 from jepa_fast.data.decoding import decoded_group, stored_rows
 from jepa_fast.data.manifest import Encoding, Manifest, check_name
-from jepa_fast.data.packing import cut_by_bytes, pack
-from jepa_fast.data.parallel import ordered_map
+from jepa_fast.data.packing import pack
+from jepa_fast.data.parallel import cut_by_bytes, ordered_map
 from jepa_fast.data.readers import Column, Reader
 from jepa_fast.data.shards import Split, open_split
 from jepa_fast.data.sources import Chunk, SourceGroup

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from jepa_fast.data.bases import share_bases
 from jepa_fast.data.checks import verify_shard
@@ -48,7 +47,7 @@ from jepa_fast.data.manifest import (
     check_name,
     first_difference,
 )
-from jepa_fast.data.parallel import ordered_map
+from jepa_fast.data.parallel import cut_by_bytes, ordered_map
 from jepa_fast.data.sources import Chunk, Source, check_chunk
 from jepa_fast.data.two_rooms import version1
 from jepa_fast.data.windows import size_text
@@ -383,20 +382,6 @@ def _look_task(source: Source, layout: Layout, task: tuple[int, int]) -> tuple[N
     chunk = source.chunk(*task)
     check_chunk(chunk, task[0], task[1] - task[0], layout.spec)
     return needs_of((block for _, block in chunk.blocks()), layout)
-
-
-def cut_by_bytes(sizes: NDArray[np.int64], most: int, rows: int) -> list[int]:
-    """Where to cut things of these sizes in bytes, so that parts hold at most so many bytes and so many of them.
-
-    From 0 to their number; what is larger by itself is a part by itself.
-    """
-    cuts, total = [0], 0
-    for number, size in enumerate(sizes.tolist()):
-        total += size
-        if number > cuts[-1] and (total > most or number - cuts[-1] == rows):
-            cuts.append(number)
-            total = size
-    return [*cuts, len(sizes)]
 
 
 def _row_fields(layout: Layout) -> dict[str, Field]:

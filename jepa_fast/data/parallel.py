@@ -16,6 +16,9 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from jepa_fast.platforms import ignore_interrupts, interrupts_blocked
 
 Task = TypeVar("Task")
@@ -57,6 +60,20 @@ def ordered_map(work: Callable[[Task], Result], tasks: Sequence[Task], workers: 
             process.join()
         for connection in connections:
             connection.close()
+
+
+def cut_by_bytes(sizes: NDArray[np.int64], most: int, rows: int) -> list[int]:
+    """Where to cut things of these sizes in bytes, so that parts hold at most so many bytes and so many of them.
+
+    From 0 to their number; what is larger by itself is a part by itself.
+    """
+    cuts, total = [0], 0
+    for number, size in enumerate(sizes.tolist()):
+        total += size
+        if number > cuts[-1] and (total > most or number - cuts[-1] == rows):
+            cuts.append(number)
+            total = size
+    return [*cuts, len(sizes)]
 
 
 @contextmanager

@@ -75,10 +75,10 @@ class Profiler:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._torch.export_chrome_trace(str(self._folder / TRACE))
         averages = self._torch.key_averages()
-        (self._folder / SPANS).write_text(spans_table(averages, steps))
+        (self._folder / SPANS).write_text(spans_table(averages, steps), encoding="utf-8")
         by = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
         table = averages.table(sort_by=by, row_limit=DEAREST, max_name_column_width=60)
-        (self._folder / OPERATORS).write_text(table)
+        (self._folder / OPERATORS).write_text(table, encoding="utf-8")
         logger.info("profile: %d steps in %s: %s, %s, %s", steps, self._folder, TRACE, SPANS, OPERATORS)
 
 

@@ -89,7 +89,7 @@ def write_page(walks: Sequence[Walked], model: Model, folder: File, gifs: int = 
                 write_gif(path, episodes.rows(slice(row, row + 1)), walked.path[row], plans)
                 written.append(path)
     here = File(__file__).parent
-    script = (here / "page.js").read_text()
+    script = (here / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     # Inside of a script element `<` alone could end it.
     data = json.dumps([one["data"] for one in shown]).replace("<", "\\u003c")

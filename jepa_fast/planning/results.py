@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from jepa_fast.data.writing import write_text
+from jepa_fast.errors import InputError, require
 from jepa_fast.planning.control import Walk
 from jepa_fast.planning.planner_config import PlannerConfig
 from jepa_fast.planning.protocol import Episodes, Protocol, is_legal
+from jepa_fast.reading import MALFORMED, decode, described, read_json
 
 PLANNING = "planning.json"
 # Of a normal distribution: 95% lie within.
@@ -60,6 +63,12 @@ class Outcome:
     predictor_steps: float
     distances_px: tuple[float, ...]
 
+    def __post_init__(self) -> None:
+        require(self.episodes >= 1, "episodes", self.episodes, "at least 1")
+        for name in ("final", "ever", "solved_starts", "legal"):
+            count = getattr(self, name)
+            require(0 <= count <= self.episodes, name, count, f"from 0 to the {self.episodes} episodes")
+
 
 def outcome(name: str, walked: Walk, episodes: Episodes, protocol: Protocol) -> Outcome:
     """What walked episodes came to."""
@@ -100,7 +109,22 @@ class Planning:
 
 def save(results: Sequence[Planning], path: Path) -> None:
     """Write results as JSON."""
-    path.write_text(json.dumps([result.to_json() for result in results], indent=1) + "\n")
+    write_text(path, json.dumps([result.to_json() for result in results], indent=1) + "\n")
+
+
+def load(path: Path) -> list[Planning]:
+    """What `save` wrote.
+
+    Raises:
+        InputError: the file is damaged, or of another version.
+    """
+    stored = read_json(path, "results of planning")
+    try:
+        found = decode(list[Planning], stored, "results")
+    except MALFORMED as error:
+        raise InputError(f"{path}: not results of planning ({described(error)}); plan again") from error
+    require(all(result.outcomes for result in found), str(path), "no outcomes", "some of each protocol")
+    return found
 
 
 def table(result: Planning) -> str:

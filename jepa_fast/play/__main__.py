@@ -32,6 +32,7 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Build the page; write it, or serve it until Ctrl-C."""
+    from jepa_fast.data.writing import write_text
     from jepa_fast.play.page import build
     from jepa_fast.play.playable import folders_of, playable, shipped
 
@@ -40,7 +41,7 @@ def main(arguments: Arguments) -> None:
     page = build([playable(folder) for folder in folders])
     if arguments.out is not None:
         try:
-            arguments.out.write_text(page, encoding="utf-8")
+            write_text(arguments.out, page)
         except OSError as error:
             raise InputError(f"--out: {arguments.out} cannot be written ({error.strerror})") from error
         print(arguments.out)

@@ -2,7 +2,6 @@
 
 import base64
 import dataclasses
-import json
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -19,11 +18,12 @@ from jepa_fast.data.shards import open_split
 from jepa_fast.data.two_rooms import CHANNEL_GROUPS, WORLD
 from jepa_fast.data.two_rooms.source import TwoRoomsSource
 from jepa_fast.engine.checkpoint import checkpoint_folder
-from jepa_fast.errors import InputError
+from jepa_fast.errors import InputError, require
 from jepa_fast.models.model import Model
 from jepa_fast.probing.prober import LOCATION_MEAN, LOCATION_STD, converged_probe
 from jepa_fast.probing.results import EVALUATION, Evaluation
 from jepa_fast.probing.rollouts import rollout_split
+from jepa_fast.reading import is_finite, read_json
 from jepa_fast.runs import describe_run, load
 from jepa_fast.weights import WEIGHTS, WEIGHTS_CONFIG
 
@@ -116,8 +116,16 @@ def probe_tensors(model: Model) -> dict[str, Tensor]:
 def record(folder: Path, model: Model) -> str:
     """One paragraph on where a model comes from and how far off its predictions are."""
     is_run = checkpoint_folder(folder).exists()
-    origin = describe_run(folder) if is_run else json.loads((folder / WEIGHTS_CONFIG).read_text()).get("origin", {})
+    # The model has been read by now; what else stands in the file is for people, and may be anything.
+    stored = {} if is_run else read_json(folder / WEIGHTS_CONFIG, "exported weights")
+    origin = describe_run(folder) if is_run else stored.get("origin", {})
+    require(isinstance(origin, dict), f"{folder / WEIGHTS_CONFIG}: origin", origin, "a JSON object")
     errors = origin.get("errors_px2", {})
+    right = isinstance(errors, dict) and all(is_finite(error) for error in errors.values())
+    require(right, f"{folder / WEIGHTS_CONFIG}: errors_px2", errors, "numbers")
+    for name in ("steps", "batch_size", "seed"):
+        value = origin.get(name, 0)
+        require(isinstance(value, int), f"{folder / WEIGHTS_CONFIG}: {name}", value, "a number")
     if (folder / EVALUATION).is_file():
         errors = errors_px2(Evaluation.load(folder / EVALUATION))
     parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -6,7 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jepa_fast.errors import InputError
+from jepa_fast.data.writing import write_text
+from jepa_fast.errors import InputError, require
+from jepa_fast.probing.results import LARGEST
+from jepa_fast.reading import MALFORMED, decode, described, read_json
 
 TARGETS = "targets.json"  # in a run folder
 # Validation trajectories below which the table says how well its figures are known.
@@ -30,6 +33,12 @@ class Errors:
     mse_by_step: list[float]
     r2_by_step: list[float]
 
+    def __post_init__(self) -> None:
+        lengths = len(self.mse_by_step), len(self.r2_by_step)
+        require(0 < lengths[0] == lengths[1], "r2_by_step", lengths[1], f"as many as errors by step, {lengths[0]}")
+        for value in (self.mse, *self.mse_by_step):
+            require(0 <= value <= LARGEST, "mse", value, "an error from 0 up to float32's largest")
+
 
 @dataclass(frozen=True)
 class TargetResult:
@@ -50,6 +59,11 @@ class TargetResult:
     untrained_linear: Errors | None
     untrained_mlp: Errors | None
     constant: Errors
+
+    def __post_init__(self) -> None:
+        require(self.size >= 1, "targets.size", self.size, "at least 1")
+        lengths = {len(errors.mse_by_step) for _, errors in self.rows()}
+        require(len(lengths) == 1, "targets", sorted(lengths), "errors at as many steps everywhere")
 
     def rows(self) -> list[tuple[str, Errors]]:
         """What is compared, by name."""
@@ -73,6 +87,14 @@ class LatentErrors:
     still: list[float]
     top1: list[float]
 
+    def __post_init__(self) -> None:
+        lengths = [len(self.error), len(self.still), len(self.top1)]
+        require(0 < min(lengths) == max(lengths), "latents", lengths, "errors at as many steps each")
+        values = [*self.error, *self.still, *self.top1]
+        require(
+            all(0 <= value <= LARGEST for value in values), "latents", values, "errors from 0 up to float32's largest"
+        )
+
 
 @dataclass(frozen=True)
 class Retrieval:
@@ -90,6 +112,10 @@ class Retrieval:
     true: list[str]
     found: list[str]
     found_at: list[tuple[int, int]]
+
+    def __post_init__(self) -> None:
+        lengths = [len(self.steps), len(self.true), len(self.found), len(self.found_at)]
+        require(0 < min(lengths) == max(lengths), "retrievals", lengths, "as many frames as steps")
 
 
 @dataclass(frozen=True)
@@ -124,7 +150,7 @@ class TargetEvaluation:
 
     def save(self, path: Path) -> None:
         """Write it as JSON."""
-        path.write_text(json.dumps(asdict(self)) + "\n")
+        write_text(path, json.dumps(_known(asdict(self)), allow_nan=False) + "\n")
 
     @staticmethod
     def load(path: Path) -> "TargetEvaluation":
@@ -133,14 +159,11 @@ class TargetEvaluation:
         Raises:
             InputError: not such a file, or one of another version.
         """
+        stored = read_json(path, "probes of targets")
         try:
-            fields = json.loads(path.read_text())
-            fields["targets"] = [_target(one) for one in fields["targets"]]
-            fields["latents"] = LatentErrors(**fields["latents"])
-            fields["retrievals"] = [Retrieval(**one) for one in fields["retrievals"]]
-            return TargetEvaluation(**fields)
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: not probes of this version ({error}); evaluate again") from error
+            return decode(TargetEvaluation, _unknown(stored), "targets")
+        except MALFORMED as error:
+            raise InputError(f"{path}: not probes of this version ({described(error)}); evaluate again") from error
 
     def words(self) -> list[str]:
         """What the figures rest on, and how far they can be trusted."""
@@ -199,7 +222,21 @@ def _cell(mse: float, r2: float) -> str:
     return f"{mse:.4g} ({r2:.3f})" if math.isfinite(r2) else f"{mse:.4g} (-)"
 
 
-def _target(fields: dict[str, Any]) -> TargetResult:
-    kinds = ("linear", "mlp", "untrained_linear", "untrained_mlp", "constant")
-    errors = {kind: None if fields[kind] is None else Errors(**fields[kind]) for kind in kinds}
-    return TargetResult(**(fields | errors))
+def _known(value: Any) -> Any:
+    """Plain values whose NaNs are None: JSON has no other way to say that a number is not known."""
+    if isinstance(value, dict):
+        return {name: _known(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_known(one) for one in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _unknown(stored: Any) -> Any:
+    """What `_known` made of an evaluation, with its NaNs, which errors of a target alone can have."""
+    names = ("deviation", "r2")
+    for target in stored["targets"]:
+        for errors in target.values():
+            if isinstance(errors, dict):
+                errors.update({name: math.nan for name in names if errors.get(name, 0) is None})
+                errors["r2_by_step"] = [math.nan if one is None else one for one in errors.get("r2_by_step", ())]
+    return stored

@@ -37,7 +37,7 @@ def test_the_larger_model_has_twice_the_blocks_and_twice_the_channels_and_states
 
 @pytest.mark.parametrize("kernels", ["reference", "triton"])
 def test_without_biases_no_input_gives_the_state_zero(kernels):
-    model = scramble(build_jepa(preset("no_bias").model, kernels)).eval()
+    model = scramble(build_jepa(preset("no_bias").model, kernels=kernels)).eval()
     assert not [name for name, _ in model.named_parameters() if name.endswith("bias")]
     empty = torch.zeros(3, 2, 65, 65), torch.zeros(3, 5, 2)
     assert torch.equal(model.rollout(*empty), torch.zeros(3, 6, 128))
@@ -185,7 +185,7 @@ def test_a_configuration_stored_before_there_were_variants_is_of_the_default_mod
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"history": -1}, r"model\.history: got -1, expected zero or more"),
+        ({"history": -1}, r"model\.history: got -1, expected from 0 to 1,048,576"),
         ({"history_decay": 0.0}, r"model\.history_decay: got 0\.0, expected a factor in \(0, 1\]"),
     ],
 )

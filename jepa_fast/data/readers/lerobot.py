@@ -9,7 +9,6 @@ An action belongs to its own frame; the last of an episode leads nowhere, and is
 """
 
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jepa_fast.data.readers import Column, Rows, library
-from jepa_fast.errors import InputError
+from jepa_fast.errors import InputError, require
+from jepa_fast.reading import read_json
 
 # Of an episode's parquet files: numbers of files and rows. Statistics, which are most of them, are left aside.
 KEYS = ("episode_index", "length", "dataset_from_index", "data/chunk_index", "data/file_index")
@@ -100,10 +100,14 @@ class LeRobotEpisodes:
 
     @cached_property
     def _info(self) -> dict[str, Any]:
-        try:
-            info: dict[str, Any] = json.loads((self.path / "meta" / "info.json").read_text())
-        except ValueError as error:
-            raise InputError(f"{self.path / 'meta' / 'info.json'}: not JSON ({error})") from None
+        path = self.path / "meta" / "info.json"
+        found = read_json(path, "the description of a LeRobot data set")
+        right = isinstance(found, dict) and isinstance(found.get("features"), dict)
+        require(right, str(path), found, 'a JSON object with "features"')
+        info: dict[str, Any] = found
+        for name, feature in info["features"].items():
+            known = isinstance(feature, dict) and "dtype" in feature
+            require(known, f"{path}: features.{name}", feature, 'a JSON object with "dtype"')
         return info
 
     @cached_property
