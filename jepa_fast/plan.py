@@ -45,7 +45,7 @@ class Arguments:
     seed: int = 0
     """Of the episodes and of the planner's random streams."""
     batch: int = 200
-    """Episodes that advance together; nothing depends on it but memory and time."""
+    """Episodes that advance together; on a CPU nothing depends on it but memory and time."""
     floors: bool = True
     """Also walk at random and straight at the goal."""
     ceiling: bool = True

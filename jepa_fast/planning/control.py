@@ -1,8 +1,8 @@
 """Episodes: plan, act, look, plan again. Every planner and every floor walks in the simulator, never in a model.
 
-Episodes that are planned together are rows of one batch, which changes nothing: each has random streams of its own for
-every plan, and on a CPU a model is called for one episode at a time, on as many threads as there are cores, so that
-rounding is the same whatever the batch.
+Each episode has random streams of its own for every plan. On a CPU a model is called for one episode at a time, on as
+many threads as torch has, so that results are the same bits however many episodes advance together. Where a batch is
+one call, on a GPU, an episode that needs a new plan brings one to all of its batch.
 """
 
 import math
@@ -171,6 +171,7 @@ class _Group:
         horizon = min(self.config.horizon, self.protocol.budget - at)
         streams = [stream(self.seed, PLANNER_STREAM, int(number), at) for number in self.episodes.numbers]
         if not far.any():
+            self.left = None if self.left is None else self.left[:, todo:]
             return torch.zeros(task.count, todo, task.action_size)
         plan = self._improved(task, streams, horizon)
         self.steps += task.steps
