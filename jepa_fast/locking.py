@@ -182,7 +182,7 @@ def output(path: Path, flag: str = "--out") -> Lock:
 def _this_process() -> Holder:
     """What a lock file says of its holder."""
     try:
-        # Of this start of this machine: containers share host names, and a process of before the last start is dead.
+        # Of this start of this machine: containers share host names, and processes do not outlive a start.
         machine = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
         machine = f"{socket.gethostname()} {uuid.getnode():x}"

@@ -244,7 +244,7 @@ def run(module, *words, **changes):
 
 
 def test_names_with_escape_codes_do_not_reach_the_terminal(tmp_path):
-    done = run("jepa_fast.report", tmp_path / "\x1b]0;title\x07\x1b[31mred")
+    done = run("jepa_fast.verify", tmp_path / "\x1b]0;title\x07\x1b[31mred")
     assert done.returncode == 2
     assert done.stderr.startswith(b"error: ")
     assert rb"\x1b[31mred" in done.stderr
