@@ -78,13 +78,8 @@ RULES = (
     Rule(r"nsys ", skip="needs Nsight Systems and a GPU"),
     Rule(r"scripts/gpu_check\.sh", skip="needs a GPU; tests/test_gpu_check.py runs it on a stand-in"),
     Rule(r"python scripts/torture\.py", skip="kills a run 20 times: minutes"),
-<<<<<<< HEAD
     Rule(r"python -m (MODULE|jepa_fast\.NAME)", skip="stands for any command"),
-    Rule(r"python -m bench\.bench_loop", skip=MEASURES),
-=======
-    Rule(r"python -m MODULE", skip="stands for any command"),
     Rule(r"python -m bench\.bench_(captured|loop)", skip=MEASURES),
->>>>>>> gpu
     Rule(r"python -m research\.speedrun .*--rescore", skip="probes stored weights on the full data set"),
     Rule(r"python -m research\.planner_ablation", skip="trains for minutes"),
     Rule(r"python -m research\.preset_records .*--curve", skip="trains for minutes"),
