@@ -117,7 +117,8 @@ class ProbeSetResult:
         require(min(self.image_size) >= 1, "image_size", self.image_size, "a width and a height")
         _require_error(self.constant, "constant")
         of_each = [sum(example.kind == kind for example in self.examples) for kind in KINDS]
-        require(len(set(of_each)) == 1, "examples", of_each, f"as many {', '.join(KINDS)} ones")
+        require(len(set(of_each)) == 1 <= of_each[0], "examples", of_each, f"as many {', '.join(KINDS)} ones, and some")
+        require(len(self.by_distance) >= 1, "by_distance", self.by_distance, "at least one bin")
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,10 @@ class Evaluation:
     state_dim: int
     state_norm: float  # mean Euclidean norm of the predicted latents of the first probe set
     probe_sets: list[ProbeSetResult]
+
+    def __post_init__(self) -> None:
+        require(len(self.probe_sets) >= 1, "probe_sets", self.probe_sets, "at least one")
+        require(min(self.parameters, self.state_dim) >= 0, "parameters", self.parameters, "zero or more")
 
     @property
     def wall_to_agent(self) -> dict[str, float]:
