@@ -285,11 +285,20 @@ def test_ctrl_c_in_the_first_seconds_leaves_no_traceback(tmp_path, two_rooms, af
     ]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "jepa_fast.train", *words], env=environment, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "jepa_fast.train", *words],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Who runs these tests may ignore it, and commands leave that so.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     time.sleep(after_s)
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=300)
+    try:
+        _, error = process.communicate(timeout=120)
+    finally:
+        process.kill()
+        process.wait()
     # 130: stopped, or saved and stopped; or ended by the signal itself, before Python could handle it.
     assert process.returncode in (130, -signal.SIGINT), error
     assert "Traceback" not in error
