@@ -35,16 +35,17 @@ demo: $(BASE)
 	$(RUN) -m jepa_fast.evaluate $(DEMO)
 	$(RUN) -m jepa_fast.report $(DEMO)
 
+# In two processes, half the time of one. What pytest-timeout prints is lost in such a process, so stacks come ten seconds
+# before it ends one.
+IN_TWO := $(RUN) -m pytest -n 2 -o faulthandler_timeout=590 -o faulthandler_exit_on_timeout=false
+test test-shuffled: export OMP_NUM_THREADS = 1
 test: lint
-	$(RUN) -m pytest
+	$(IN_TWO) $(ARGS)
 
-# In random order and in two processes: tests that need each other, or the machine to themselves, fail here. The order's
-# seed is in the first lines; ARGS=--randomly-seed=N runs it again. What pytest-timeout prints is lost in such a process, so
-# stacks come ten seconds before it ends one.
-test-shuffled: export OMP_NUM_THREADS = 1
+# In random order: tests that need each other fail here. The order's seed is in the first lines; ARGS=--randomly-seed=N
+# runs it again.
 test-shuffled: install
-	$(RUN) -m pytest -p randomly --randomly-dont-reset-seed -n 2 \
-		-o faulthandler_timeout=590 -o faulthandler_exit_on_timeout=false $(ARGS)
+	$(IN_TWO) -p randomly --randomly-dont-reset-seed $(ARGS)
 
 lint: install
 	$(RUN) -m ruff check .

@@ -195,7 +195,7 @@ class RunConfig:
         Raises:
             InputError: no such file, or not a run configuration.
         """
-        fields = read_json(path, "a run folder with config.json")
+        fields = read_json(path, "a run configuration", "a run folder with config.json")
         try:
             return decode(RunConfig, migrations.run_config(fields), "config")
         except MALFORMED as error:

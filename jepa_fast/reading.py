@@ -16,23 +16,23 @@ Config = TypeVar("Config")
 MALFORMED = (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError, RecursionError)
 
 
-def read_json(path: Path, expected: str) -> Any:
-    """The content of a JSON file.
+def read_json(path: Path, what: str, place: str | None = None, remedy: str = "") -> Any:
+    """The content of a JSON file that should hold `what`, in `place` if that is what a user named.
 
     Raises:
-        InputError: there is no file, where `expected` should be, or it holds anything but JSON with finite numbers.
+        InputError: there is no file, or it holds anything but JSON with finite numbers; the `remedy` at its end.
     """
     if not path.exists():
-        raise InputError(f"{path}: no such file; expected {expected}")
+        raise InputError(f"{path}: no such file; expected {place or what}")
     try:
-        require(path.is_file(), str(path), "no file", expected)
+        require(path.is_file(), str(path), "no file", place or what)
         return parse_json(path.read_bytes())
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except InputError:
         raise
     except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error}); expected {expected}") from error
+        raise InputError(f"{path}: not {what} (not JSON: {error}){remedy}") from error
 
 
 def read_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:

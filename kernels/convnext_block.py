@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jepa_fast.kernels import extension
-from jepa_fast.kernels.dispatch import CHANNEL_STEP, why_no_compiled_blocks
+from jepa_fast.kernels.dispatch import CHANNEL_STEP, PLAIN, why_no_compiled_blocks
 from jepa_fast.kernels.dwconv_norm import (
     KERNEL,
     Padding,
@@ -102,7 +102,7 @@ def _convnext_block(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, z and, with `keep`, the update y - x, of which there is nothing otherwise."""
-    if runs_in_triton(OPERATOR, x):
+    if runs_in_triton(OPERATOR, x, _otherwise(x)):
         from jepa_fast.kernels.triton.convnext_block import block_forward
 
         shown = None if addend is None else addend.contiguous()
@@ -121,6 +121,12 @@ def _convnext_block(
     *_, update = _mlp(z.to(wide_x.dtype), parameters, eps)
     y = (_grown(wide_x, padding) + update).to(x.dtype)
     return y, z, update.to(x.dtype) if keep else z.new_empty(0, *z.shape[1:])
+
+
+def _otherwise(x: Tensor) -> str:
+    """What runs where Triton does not."""
+    (wide,) = widened(x[:0])
+    return "compiled blocks" if why_no_compiled_blocks(x.shape[3], wide) is None else PLAIN
 
 
 def _pair(padding: list[int]) -> tuple[int, int]:
@@ -162,7 +168,7 @@ def _convnext_block_backward(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, z and the five parameters; `dz` and `dupdate` are those of what was kept, where anything was."""
-    if runs_in_triton(OPERATOR, x):
+    if runs_in_triton(OPERATOR, x, _otherwise(x)):
         from jepa_fast.kernels.triton.convnext_block_backward import block_backward
 
         dy, dz, dupdate = (None if one is None else one.contiguous() for one in (dy, dz, dupdate))

@@ -10,6 +10,12 @@ import torch
 
 # Not a Python module: a library of operators behind torch's stable C interface, the same for every Python.
 LIBRARY = Path(__file__).parent.parent / "_C.abi3.so"
+# All that csrc/bindings defines: a library of older sources lacks some.
+OPERATORS = (
+    "convnext_block_cpu", "convnext_block_cpu_backward", "cpu_instruction_set", "dropout_mask", "multiply_adds",
+    "paste_windows", "paste_windows_backward", "probe_outputs", "probe_train", "rollout_cpu", "rollout_cpu_backward",
+    "vicreg", "vicreg_backward", "window_chain", "window_chain_backward",
+)  # fmt: skip
 # What csrc/seal.cmake ends it with.
 _SEAL = re.compile(rb"jepa_fast ([0-9a-f]{64}) (\d+)\n\Z")
 
@@ -19,9 +25,14 @@ def load() -> str | None:
     """Load the operators of jepa_fast._C once. Returns None when they are there, else why not, in one line."""
     if not LIBRARY.exists():
         return "jepa_fast was installed without its compiled extension"
-    damage = find_damage(LIBRARY.read_bytes())
+    content = LIBRARY.read_bytes()
+    damage = find_damage(content)
     if damage is not None:
         return f"{LIBRARY.name} {damage}, reinstall jepa_fast"
+    # Seen before it is loaded: what a library has registered, plain PyTorch cannot be registered for any more.
+    missing = [name for name in OPERATORS if f"{name}(".encode() not in content]
+    if content[:4] == b"\x7fELF" and missing:
+        return f"{LIBRARY.name} was built from older sources, without {', '.join(missing)}, reinstall jepa_fast"
     try:
         torch.ops.load_library(LIBRARY)  # type: ignore[no-untyped-call]
     except OSError as error:

@@ -115,10 +115,19 @@ def kill_early(run: Path, flags: list[str], kills: int, moments: random.Random) 
     shutil.rmtree(checkpoint_folder(run), ignore_errors=True)
 
 
-def intrude(run: Path) -> list[str]:
-    """Start a second process on the folder of a run at work; what is wrong with how it leaves."""
+def intrude(run: Path, process: subprocess.Popen[bytes]) -> list[str]:
+    """Start a second process on the folder of a run at work; what is wrong with how it leaves.
+
+    Raises:
+        RunError: the run has ended by then.
+    """
+    # Held meanwhile: it could be done before the second one has imported all it needs.
+    process.send_signal(signal.SIGSTOP)
+    if process.poll() is not None:
+        raise RunError("the run ended before a second process could be started: give it more --steps")
     second = start("--resume", str(run))
     _, error = second.communicate()
+    process.send_signal(signal.SIGCONT)
     said = (error.decode().strip().splitlines() or [""])[-1]
     is_told = second.returncode == 2 and ": in use by process " in said
     print(f"a second process: {said}", flush=True)
@@ -195,7 +204,7 @@ def main(arguments: Arguments) -> None:
             process = start("--resume", str(killed))
         while newest_step(killed) <= step and process.poll() is None:
             time.sleep(0.005)
-        found += intrude(killed)
+        found += intrude(killed, process)
         finish(process)
         found += differences(load_checkpoint(killed), load_checkpoint(whole), "checkpoint")
         found += differences(lines(killed), lines(whole), "metrics")

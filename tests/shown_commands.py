@@ -78,7 +78,7 @@ RULES = (
     Rule(r"nsys ", skip="needs Nsight Systems and a GPU"),
     Rule(r"scripts/gpu_check\.sh", skip="needs a GPU; tests/test_gpu_check.py runs it on a stand-in"),
     Rule(r"python scripts/torture\.py", skip="kills a run 20 times: minutes"),
-    Rule(r"python -m MODULE", skip="stands for any command"),
+    Rule(r"python -m (MODULE|jepa_fast\.NAME)", skip="stands for any command"),
     Rule(r"python -m bench\.bench_(captured|loop)", skip=MEASURES),
     Rule(r"python -m research\.speedrun .*--rescore", skip="probes stored weights on the full data set"),
     Rule(r"python -m research\.planner_ablation", skip="trains for minutes"),
@@ -122,7 +122,7 @@ RULES = (
     Rule(r"python -m bench\.bench_vicreg", instead="python -m bench.bench_vicreg 32 8"),
     Rule(r"python -m bench\.loader_contenders", skip="bench/bench_loader.py starts it and speaks to it"),
     Rule(r"(\w+=\S+ )?(python -m )?pytest ", add="--collect-only --quiet"),
-    Rule(r"python scripts/bench_table\.py"),
+    Rule(r"python -m scripts\.bench_table"),
     Rule(r"python -m research\.speedrun --check$", add="research/records/speedrun/r1.jsonl"),
     Rule(r"python -m research\.speedrun --check"),
     Rule(

@@ -1,3 +1,4 @@
+import re
 import shutil
 import subprocess
 import sys
@@ -70,3 +71,19 @@ def test_a_library_of_which_a_bit_is_flipped_is_not_loaded(tmp_path: Path) -> No
         damaged[place] ^= 1
         assert "its content is not what its checksum was made of" in (extension.find_damage(bytes(damaged)) or "")
     assert "checksum" in (extension.find_damage(content[:1000] + content[2000:]) or "")
+
+
+def test_operators_are_those_of_the_bindings() -> None:
+    sources = [path.read_text() for path in (ROOT / "csrc" / "bindings").glob("*.cpp")]
+    defined = {name for text in sources for name in re.findall(r'\bm\.def\(\s*"(\w+)\(', text)}
+    assert set(extension.OPERATORS) == defined
+
+
+@pytest.mark.skipif(not extension.LIBRARY.exists(), reason="jepa_fast is installed without its compiled extension")
+def test_a_library_of_older_sources_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    older = extension.LIBRARY.read_bytes().replace(b"probe_outputs(", b"probe_answers(")
+    # Without its seal, of which a checksum is a part.
+    (tmp_path / "_C.abi3.so").write_bytes(re.sub(rb"jepa_fast [0-9a-f]{64} \d+\n\Z", b"", older))
+    monkeypatch.setattr(extension, "LIBRARY", tmp_path / "_C.abi3.so")
+    reason = extension.load.__wrapped__()
+    assert reason == "_C.abi3.so was built from older sources, without probe_outputs, reinstall jepa_fast"

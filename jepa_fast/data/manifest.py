@@ -188,7 +188,8 @@ class _Parser:
 
     def count(self, record: object, key: str, least: int, at: str = "") -> int:
         value = self.get(record, key, int, at)
-        self.require(least <= value <= MOST_COUNTED, at + key, value, f"from {least} to {MOST_COUNTED}")
+        expected = f"at least {least}" if value < least else f"at most {MOST_COUNTED}"
+        self.require(least <= value <= MOST_COUNTED, at + key, value, expected)
         return value
 
     def choice(self, record: object, key: str, choices: tuple[Any, ...], at: str = "") -> Any:

@@ -159,7 +159,7 @@ class Evaluation:
         Raises:
             InputError: not an evaluation, or one of an earlier version.
         """
-        fields = read_json(path, "an evaluation")
+        fields = read_json(path, "an evaluation of this version", remedy="; evaluate again")
         try:
             stored = {name: value for name, value in fields.items() if name != "wall_to_agent"}
             return decode(Evaluation, stored, "evaluation")

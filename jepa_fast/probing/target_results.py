@@ -159,7 +159,7 @@ class TargetEvaluation:
         Raises:
             InputError: not such a file, or one of another version.
         """
-        stored = read_json(path, "probes of targets")
+        stored = read_json(path, "probes of this version", remedy="; evaluate again")
         try:
             return decode(TargetEvaluation, _unknown(stored), "targets")
         except MALFORMED as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from jepa_fast.kernels.dispatch import why_no_triton
+from jepa_fast.kernels.dispatch import PLAIN, why_no_triton
 
 Grid = tuple[int, int, int]
 
@@ -20,18 +20,18 @@ os.environ.setdefault("TRITON_CACHE_DIR", str(_HOME / ".triton" / "cache"))
 logger = logging.getLogger(__name__)
 
 
-def runs_in_triton(operator: str, x: Tensor) -> bool:
-    """Whether an op on a tensor like `x` takes its Triton kernels; where it does not, the log says why, once."""
-    return _find_reason(operator, x.device.type) is None
+def runs_in_triton(operator: str, x: Tensor, otherwise: str = PLAIN) -> bool:
+    """Whether an op on a tensor like `x` takes its Triton kernels; the log says once why not, and what it takes."""
+    return _find_reason(operator, x.device.type, otherwise) is None
 
 
 @functools.cache
-def _find_reason(operator: str, device_type: str) -> str | None:
+def _find_reason(operator: str, device_type: str, otherwise: str) -> str | None:
     reason = why_no_triton("cuda" if device_type == "cuda" else "cpu")
     if reason is not None:
         # On a CPU it is what was asked for.
         level = logging.WARNING if device_type == "cuda" else logging.INFO
-        logger.log(level, "%s on %s runs in plain PyTorch: %s", operator, device_type, reason)
+        logger.log(level, "%s on %s runs in %s: %s", operator, device_type, otherwise, reason)
     return reason
 
 

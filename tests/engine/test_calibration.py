@@ -44,8 +44,8 @@ def test_a_run_of_minutes_has_the_bits_of_one_of_its_steps_and_resumes_to_them(t
 
     monkeypatch.setattr(calibration, "measure", measured)
 
-    def some_steps(config, folder, options, ranks, model):
-        steps = training(config, folder, replace(options, checkpoint_minutes=0), ranks, model)
+    def some_steps(config, folder, options, ranks, model, begin):
+        steps = training(config, folder, replace(options, checkpoint_minutes=0), ranks, model, begin)
         while next(steps).done < 3:
             pass
         steps.close()

@@ -107,7 +107,7 @@ def small_frames(tmp_path_factory):
         (draw.integers(0, 256, (5, 2, 8, 8), dtype=np.uint8), draw.standard_normal((4, 2), np.float32))
         for _ in range(8)
     ]
-    jepa_fast.pack(episodes, folder / "train", groups=(("agent", 1), ("wall", 1)), workers=1)
+    jepa_fast.pack(episodes, folder / "train", groups=(("agent", 1), ("wall", 1)), channels="first", workers=1)
     return folder
 
 

@@ -224,7 +224,7 @@ def test_states_follow_the_dot_while_the_gate_stands_still(tmp_path, walks):
     ("setting", "message"),
     [
         ({"hidden": 0}, r"model\.hidden: got 0"),
-        ({"dim": 1}, r"model\.dim: got 1, expected at least 2"),
+        ({"dim": 1}, r"model\.dim: got 1, expected from 2 to 1,048,576"),
         ({"spread": 0.0}, r"model\.spread: got 0\.0"),
         ({"kind": "beside"}, r"model\.kind: got 'beside'"),
     ],

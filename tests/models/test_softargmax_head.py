@@ -120,5 +120,5 @@ def test_the_preset_has_the_head_in_both_branches_and_the_default_has_it_in_none
     assert names == {"encoder.agent.sharpness", "encoder.wall.sharpness"}
     assert not [name for name in default.state_dict() if name.endswith("sharpness")]
     assert ours.encoder.agent.fc.in_features == 2 * 16
-    with pytest.raises(InputError, match=r"model\.head: got 'max', expected 'pool' or 'softargmax'"):
+    with pytest.raises(InputError, match=r"model\.head: got 'max', expected 'pool', 'softargmax' or 'spatial'"):
         JEPAConfig(head="max")

@@ -163,7 +163,7 @@ def test_tables_hold_the_means_and_spreads_of_the_records_and_plots_are_drawn(wh
             assert std == pytest.approx(statistics.stdev(values), rel=5e-2)
     wall_s = first["train_wall_s"]
     assert rows[2][3] == f"{2 * wall_s:.0f} ± {statistics.stdev([wall_s, 3 * wall_s]):.2g}"
-    assert rows[2][1:3] == ["5,056", "960"]
+    assert rows[2][1:3] == ["5,056", "480"]
     assert "1 of 4 runs have not been measured yet." in page
     for name in ("study-small.png", "study-small-pareto.png"):
         assert (tmp_path / "images" / name).read_bytes().startswith(b"\x89PNG")
@@ -180,7 +180,7 @@ def test_a_study_says_what_it_will_do_and_does_nothing_where_nothing_is_missing(
         "small", seeds=(0,), out=tmp_path / "runs", records=path.parent, page=tmp_path / "page.md"
     )
     study.main(arguments)
-    assert "small: 2 presets x 1 seeds, 240 steps of 4 trajectories each\n2 of 2 runs are in " in caplog.text
+    assert "small: 2 presets x 1 seeds, 120 steps of 4 trajectories each\n2 of 2 runs are in " in caplog.text
     assert "nothing to run" in caplog.text
     assert "| gated_features | 1 |" in capsys.readouterr().out
     assert sorted(one.name for one in tmp_path.iterdir()) == ["images", "page.md"]
