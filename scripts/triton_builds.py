@@ -217,7 +217,9 @@ def _crop() -> Iterator[Build]:
 
 
 def _pooling() -> Iterator[Build]:
-    from jepa_fast.kernels.triton.pooling import BLOCK_C, PIECE, SIZES, TILE, WARPS
+    import torch
+
+    from jepa_fast.kernels.triton.pooling import PIECE, SIZES, TILE, WARPS, block_channels
 
     for kind, channels in CASES:
         padded = 1 << (channels - 1).bit_length()
@@ -227,7 +229,7 @@ def _pooling() -> Iterator[Build]:
             "pooling",
             "_window_pool_forward_kernel",
             _pointers(x=kind, pooled="fp32") | {"corners_ptr": "*i64"} | _integers(SIZES),
-            shapes | {"BLOCK_C": BLOCK_C, "PIECE": PIECE},
+            shapes | {"BLOCK_C": block_channels(torch.float32 if kind == "fp32" else torch.bfloat16), "PIECE": PIECE},
             warps=WARPS,
             registers=128,
             is_default=(kind, channels) == ("bf16", 16),

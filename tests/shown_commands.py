@@ -122,7 +122,7 @@ RULES = (
     Rule(r"python -m bench\.bench_vicreg", instead="python -m bench.bench_vicreg 32 8"),
     Rule(r"python -m bench\.loader_contenders", skip="bench/bench_loader.py starts it and speaks to it"),
     Rule(r"(\w+=\S+ )?(python -m )?pytest ", add="--collect-only --quiet"),
-    Rule(r"python scripts/bench_table\.py"),
+    Rule(r"python -m scripts\.bench_table"),
     Rule(r"python -m research\.speedrun --check$", add="research/records/speedrun/r1.jsonl"),
     Rule(r"python -m research\.speedrun --check"),
     Rule(

@@ -16,7 +16,7 @@ from torch import Tensor
 from jepa_fast.kernels.triton.launch import on_device
 
 SIZES = ("height", "width", "window_height", "window_width", "margin_y", "margin_x")
-BLOCK_C, PIECE = 16, 16  # channels and pixels, down and along, that a program of the forward pass adds at once
+PIECE = 16  # pixels, down and along, that a program of the forward pass adds at once
 TILE = 1024  # elements that a program of the backward writes
 WARPS = 4
 
@@ -112,14 +112,20 @@ def _window_pool_backward_kernel(
     tl.store(out_ptr + p.to(tl.int64) * C + c, out.to(out_ptr.dtype.element_ty), mask=live & (c < C))
 
 
+def block_channels(dtype: torch.dtype) -> int:
+    """Channels that a program of the forward pass adds: of float32 the registers hold half as many."""
+    return 8 if dtype == torch.float32 else 16
+
+
 def window_pool_forward(x: Tensor, corners: Tensor, margin: Sequence[int], image: Sequence[int], side: int) -> Tensor:
     """float32 [N, S, S, C] of contiguous windows x [N, h, w, C]; zero outside them."""
     count, *window, channels = x.shape
     pooled = torch.empty(count, side, side, channels, dtype=torch.float32, device=x.device)
     if pooled.numel() > 0:
+        block = block_channels(x.dtype)
         with on_device(x):
-            _window_pool_forward_kernel[(count * side, triton.cdiv(channels, BLOCK_C), 1)](
-                x, corners, pooled, *image, *window, *margin, channels, BLOCK_C, side, PIECE, num_warps=WARPS,
+            _window_pool_forward_kernel[(count * side, triton.cdiv(channels, block), 1)](
+                x, corners, pooled, *image, *window, *margin, channels, block, side, PIECE, num_warps=WARPS,
                 enable_fp_fusion=True,
             )  # fmt: skip
     return pooled

@@ -138,7 +138,7 @@ def test_the_clock_stands_still_while_the_model_is_probed(tmp_path, config, monk
 
     def slow(world, data, names, seed):
         now[0] += 3600
-        return dict.fromkeys(names, Scores(1.0, 1.0, [], []))
+        return dict.fromkeys(names, Scores(1.0, 1.0, [1.0], [1.0]))
 
     monkeypatch.setattr(time_to_target.time, "perf_counter", tick)
     monkeypatch.setattr(time_to_target.time, "process_time", tick)
