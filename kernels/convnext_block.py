@@ -125,8 +125,8 @@ def _convnext_block(
 
 def _otherwise(x: Tensor) -> str:
     """What runs where Triton does not."""
-    (wide,) = widened(x[:0])
-    return "compiled blocks" if why_no_compiled_blocks(x.shape[3], wide) is None else PLAIN
+    is_compiled = not x.is_cuda and why_no_compiled_blocks(x.shape[3], *widened(x[:0])) is None
+    return "compiled blocks" if is_compiled else PLAIN
 
 
 def _pair(padding: list[int]) -> tuple[int, int]:

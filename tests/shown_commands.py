@@ -38,6 +38,7 @@ class MyEncoder(nn.Module):
 episodes = [(np.zeros((17, 3, 24, 24), np.uint8), np.zeros((16, 7), np.float32))] * 64
 branch, base_images = Branch(channels=4, blocks=1, dim=8), torch.zeros(1, 1, 65, 65)
 windows, corners, groups = torch.rand(2, 1, 10, 10), torch.tensor([[0, 0], [20, 30]]), torch.zeros(2, dtype=torch.long)
+first_frame, goal_frame = torch.rand(2, 3, 24, 24)
 """
 
 

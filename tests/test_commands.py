@@ -44,6 +44,8 @@ def test_a_command_runs_on_several_processes(tmp_path):
 
 def test_flags_are_the_command_s_own(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["jepa-fast", "export", "--help"])
+    # Other tests may have imported it, as no process does that starts a command.
+    monkeypatch.delitem(sys.modules, "jepa_fast.export", raising=False)
     with pytest.raises(SystemExit) as stopped:
         commands.main()
     assert stopped.value.code == 0

@@ -20,6 +20,11 @@ def assert_clean(watch):
     assert not watch.lies, "\n".join(sorted(watch.lies))
 
 
+def steps(tensor):
+    """Strides of the dimensions that are longer than one: those of others mean nothing."""
+    return [stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
+
+
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_a_step_is_the_devices_alone(name, walls, cuda):
     recipe = preset(name)
@@ -34,8 +39,8 @@ def test_a_step_is_the_devices_alone(name, walls, cuda):
         for parameter in run.trainer.model.parameters():
             gradient = parameter.grad
             if gradient is not None:
-                place = gradient.dtype, gradient.device, gradient.stride()
-                assert place == (torch.float32, parameter.device, parameter.stride())
+                place = gradient.dtype, gradient.device, steps(gradient)
+                assert place == (torch.float32, parameter.device, steps(parameter))
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
