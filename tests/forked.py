@@ -29,6 +29,8 @@ def run_here(words: list[str], place: Path, log: Path) -> None:
             os.dup2(file.fileno(), stream)
     os.chdir(place)
     os.environ |= SETTINGS
+    # Of the process that started this one: no benchmark runs where it is.
+    os.environ.pop("PYTEST_XDIST_WORKER", None)
     # What a script finds: what is installed, and its own folder; not the project's root.
     sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() not in (ROOT, ROOT / "tests")]
     for name in [name for name in sys.modules if name.split(".")[0] in ("bench", "research", "scripts", "tests")]:

@@ -34,6 +34,8 @@ from research import jsonl
 
 ROOT = Path(jepa_fast.__file__).parents[1]
 CHARTS = "FUZZ_CHARTS" in os.environ
+# A file of 50,000 brackets is meant to be large.
+pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
 fuzz = settings(
     max_examples=int(os.environ.get("FUZZ_EXAMPLES", "100")), deadline=None, suppress_health_check=list(HealthCheck),
     database=None,
