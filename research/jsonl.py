@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from jepa_fast.errors import InputError
 from jepa_fast.platforms import lock_file
+from jepa_fast.reading import read_lines
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -15,19 +15,9 @@ def read(path: Path) -> list[dict[str, Any]]:
     A last line without its line feed was cut short when its writer was killed, and is ignored.
 
     Raises:
-        InputError: another line is not a JSON object.
+        InputError: another line is not a JSON object, or the file cannot be read.
     """
-    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
-    objects = []
-    for number, line in enumerate(lines, 1):
-        try:
-            found = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{path}, line {number}: not JSON ({error}); remove the line and measure again") from error
-        if not isinstance(found, dict):
-            raise InputError(f"{path}, line {number}: found a {type(found).__name__}, expected a JSON object")
-        objects.append(found)
-    return objects
+    return [fields for _, fields in read_lines(path)]
 
 
 def append(path: Path, fields: dict[str, Any]) -> None:

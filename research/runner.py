@@ -20,6 +20,7 @@ from jepa_fast.platforms import available_cores
 from jepa_fast.presets import canonical, preset
 from jepa_fast.probing.results import BLOCKED, FREE
 from jepa_fast.progress import duration
+from jepa_fast.reading import MALFORMED, read_json
 from jepa_fast.runs import CONFIG
 from research import jsonl
 from research.process import Command, Cost
@@ -202,7 +203,7 @@ class Runner:
             flags += ["--steps", str(self._study.steps)]
         if self._study.batch_size is not None:
             flags += ["--data.batch-size", str(self._study.batch_size)]
-        known = json.loads(costs.read_text())["costs"] if costs.exists() else []
+        known = _costs(costs) if costs.exists() else []
         # What a killed process has cost stays unknown.
         write_text(costs, json.dumps({"costs": [*known, None]}))
         cost = self._command(job, log, "jepa_fast.train", *flags, "--resume" if resume else "--out", folder)
@@ -242,12 +243,26 @@ def describe(record: RunRecord) -> str:
     return ", ".join(parts)
 
 
+def _costs(path: Path) -> list[Cost | None]:
+    """What each training process of a run has cost; None for one that was killed before it could be measured.
+
+    Raises:
+        InputError: the file does not say.
+    """
+    found = read_json(path, "the costs of a run's processes", remedy="; remove it, and the run's cost stays unknown")
+    try:
+        return [None if one is None else Cost(int(one[0]), float(one[1]), float(one[2])) for one in found["costs"]]
+    except MALFORMED as error:
+        raise InputError(f"{path}: not the costs of a run's processes ({error!r})") from error
+
+
 def _total(costs: Path) -> Cost | None:
-    """What all training processes of a run have cost together."""
-    each = json.loads(costs.read_text())["costs"]
-    if None in each:
+    """What all training processes of a run have cost together; None where one's cost is unknown."""
+    each = _costs(costs)
+    known = [one for one in each if one is not None]
+    if len(known) < len(each):
         return None
-    return Cost(0, sum(wall_s for _, wall_s, _ in each), sum(cpu_s for *_, cpu_s in each))
+    return Cost(0, sum(one.wall_s for one in known), sum(one.cpu_s for one in known))
 
 
 def _error(log: Path) -> str | None:

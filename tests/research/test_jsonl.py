@@ -76,7 +76,13 @@ def test_a_write_that_the_system_refuses_leaves_the_file_as_it_was(tmp_path):
 def test_a_damaged_line_is_named(tmp_path):
     path = tmp_path / "records.jsonl"
     path.write_text(json.dumps({"seed": 0}) + "\n{\n")
-    with pytest.raises(InputError, match=r"records\.jsonl, line 2: not JSON .* remove the line and measure again"):
+    with pytest.raises(InputError, match=r"records\.jsonl, line 2: not JSON .* remove the line"):
+        jsonl.read(path)
+    path.write_text('{"error": NaN}\n')
+    with pytest.raises(InputError, match=r"line 1: not JSON \(NaN is not a finite number\)"):
+        jsonl.read(path)
+    path.write_text("[" * 100_000 + "\n")
+    with pytest.raises(InputError, match=r"line 1: not JSON \(nested too deeply\)"):
         jsonl.read(path)
     path.write_text("[1]\n")
     with pytest.raises(InputError, match=r"line 1: found a list, expected a JSON object"):
