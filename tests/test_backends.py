@@ -21,7 +21,8 @@ def machine(monkeypatch):
         dispatch.why_no_triton.cache_clear()
         monkeypatch.delenv("CC", raising=False)
         monkeypatch.setattr(extension, "load", lambda: None if fused else "no library here")
-        monkeypatch.setattr(extension, "has_kernel", lambda operator, device: fused and (cuda_kernels or device == "cpu"))
+        devices = {"cpu", "cuda"} if cuda_kernels else {"cpu"}
+        monkeypatch.setattr(extension, "has_kernel", lambda operator, device: fused and device in devices)
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if triton else None)
         monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}" if compiler else None)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
