@@ -85,7 +85,7 @@ def stages(out: Path, folder: Path, rehearse: bool) -> list[Stage]:
     timed = ["--benchmark-max-time=0.2", "--benchmark-warmup=on", "--benchmark-warmup-iterations=10"]
 
     def benches(names: tuple[str, ...]) -> list[Stage]:
-        options = {name: timed for name in names}
+        options = dict.fromkeys(names, timed)
         if rehearse:
             options = {name: ["--benchmark-disable" if name == "vicreg" else "--collect-only"] for name in names}
         return [
