@@ -24,7 +24,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,6 +53,7 @@ class Stage(NamedTuple):
     command: list[str]
     log: str = "log.txt"
     is_quick: bool = False
+    environment: Mapping[str, str] = MappingProxyType({})
 
 
 def stages(out: Path, folder: Path, rehearse: bool) -> list[Stage]:
@@ -81,7 +84,9 @@ def stages(out: Path, folder: Path, rehearse: bool) -> list[Stage]:
     # A line for each test as it ends: where the limit comes first the log still has most of them.
     tests = [*pytest, "-v", *parallel, f"--junitxml={out / 'tests.xml'}", "--durations=10", "-m", "gpu"]
     tests += files
-    found.append(Stage("tests", 2, 180, tests))
+    # Twelve processes share sixteen cores.
+    few = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "2"}
+    found.append(Stage("tests", 2, 180, tests, environment=few))
     timed = ["--benchmark-max-time=0.2", "--benchmark-warmup=on", "--benchmark-warmup-iterations=10"]
 
     def benches(names: tuple[str, ...]) -> list[Stage]:
@@ -97,7 +102,8 @@ def stages(out: Path, folder: Path, rehearse: bool) -> list[Stage]:
     for tool in ("memcheck", "racecheck"):
         check = [sanitizer, "--tool", tool, "--error-exitcode", "9", "--print-limit", "20"]
         small = [*pytest, "-v", "-m", "gpu", "-k", "small_shapes", "tests/kernels", "tests/gpu"]
-        found.append(Stage(tool, 2, 60, [*check, *small], log="sanitizer.txt"))
+        uncached = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        found.append(Stage(tool, 2, 60, [*check, *small], log="sanitizer.txt", environment=uncached))
     return found + benches(OTHER_BENCHES)
 
 
@@ -176,13 +182,11 @@ def run_one(stage: Stage, out: Path, limit_s: float | None, environment: dict[st
     """Run a stage; why it is red, or None. After its limit none of its processes is left."""
     if limit_s is not None and limit_s < FEWEST_S:
         return "no time left to start it"
-    if stage.log == "sanitizer.txt":
-        environment = environment | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     with (out / stage.log).open("a") as log:
         print(f"== {stage.name}: {' '.join(stage.command)}", file=log, flush=True)
         try:
             process = subprocess.Popen(
-                stage.command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log,
+                stage.command, cwd=ROOT, env={**environment, **stage.environment}, stdin=subprocess.DEVNULL, stdout=log,
                 stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
         except OSError as error:

@@ -11,10 +11,16 @@ from tests.fake_cuda import guard
 FOLDER = Path(__file__).parent / "fake_cuda"
 
 
+# In two, which take equally long and can run side by side.
+COMPILED = FOLDER / "test_launches.py"
+PARTS = {"compiled": [COMPILED], "uncompiled": [path for path in FOLDER.glob("test_*.py") if path != COMPILED]}
+
+
 # Many tests in one: its own limit comes first and tells which.
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(guard.why_none() is not None, reason=guard.why_none() or "")
-def test_steps_on_a_device_that_does_nothing() -> None:
+@pytest.mark.parametrize("part", PARTS)
+def test_steps_on_a_device_that_does_nothing(part) -> None:
     done = subprocess.run(
         [
             sys.executable,
@@ -25,7 +31,7 @@ def test_steps_on_a_device_that_does_nothing() -> None:
             "no:cacheprovider",
             "--tb=short",
             "--show-capture=no",
-            str(FOLDER),
+            *map(str, PARTS[part]),
         ],
         env=guard.environment(),
         cwd=FOLDER.parent.parent,
