@@ -6,6 +6,7 @@
 Here they are told from where the agent is: else they give away where it is, and no model would have to look.
 """
 
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -57,10 +58,7 @@ def learn(folder: Path, steps: int, channels: int = 16, stride: int = 4) -> Targ
     model = replace(usual, channels=channels, stride=stride)
     # Where the block lies is easy to predict; actions cannot be read off latents that do not know the agent.
     aim, data = DynamicsConfig(variance=5.0, inverse=20.0), train.DataArguments(folder / "data", batch_size=16)
-    arguments = train.Arguments(
-        preset="generic", model=model, objective=aim, out=folder / "run", steps=steps, data=data
-    )
-    run, _ = train.start(arguments)
+    run, _ = train.start(train.Arguments("generic", folder / "run", steps=steps, data=data, model=model, objective=aim))
     found = jf.evaluate_targets(jf.load(run), folder / "data")
     found.save(run / TARGETS)
     print(found.table())
@@ -76,4 +74,6 @@ def main(folder: Path = Path("runs/gym_pusht"), count: int = 500, steps: int = 1
 
 
 if __name__ == "__main__":
+    # Of this name there is a package, which lies elsewhere.
+    sys.path = [place for place in sys.path if Path(place).resolve() != Path(__file__).resolve().parent]
     main()
