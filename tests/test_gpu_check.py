@@ -14,6 +14,7 @@ import torch
 from scripts import gpu_check
 
 ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.posix
 SCRIPT = ROOT / "scripts" / "gpu_check.sh"
 
 
