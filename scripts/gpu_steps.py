@@ -127,7 +127,7 @@ def profile_steps(trainer: Any, batches: Iterator[Any], out: Path) -> None:
         ("uncaptured", 1, trainer.advance),
     )
     for kind, count, step in steps:
-        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], acc_events=True) as profiler:
             for _ in range(count):
                 step()
             torch.cuda.synchronize()

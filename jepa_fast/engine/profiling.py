@@ -57,7 +57,8 @@ class Profiler:
         activities = [ProfilerActivity.CPU]
         if torch.cuda.is_available():
             activities.append(ProfilerActivity.CUDA)
-        self._torch = profile(activities=activities)
+        # There is one cycle. Without the flag torch 2.11 warns that another would begin anew.
+        self._torch = profile(activities=activities, acc_events=True)
         self._torch.start()
 
     def close(self) -> None:
