@@ -61,7 +61,7 @@ class ArrayWriter:
         """Append raw bytes, or the rows of a C-contiguous array."""
         if isinstance(data, np.ndarray):
             # Of arrays of no bytes there is no view as bytes.
-            view = memoryview(data).cast("B") if data.size else memoryview(b"")
+            view = data.data.cast("B") if data.size else memoryview(b"")
         else:
             view = memoryview(data)
         hashed = self._hashing.submit(self._digest.update, view) if view.nbytes >= LARGE else None
