@@ -25,8 +25,9 @@ from jepa_fast.data.batches import Batch, GroupBases, expand_group, to_values
 from jepa_fast.data.manifest import FrameSpec
 from jepa_fast.errors import InputError
 from jepa_fast.models.convnext import Encoder
-from jepa_fast.models.model import BatchEncoder, Model
+from jepa_fast.models.model import BatchEncoder
 from jepa_fast.models.sparse_encoder import SparseEncoder
+from jepa_fast.models.stepwise import StepwiseModel
 from jepa_fast.objectives.objective import Objective
 
 # Of the reference point at first, in half frames: near the middle, different for different latents.
@@ -45,10 +46,6 @@ class Scene(NamedTuple):
 
     latents: Tensor  # [B, T, D]
     context: Tensor  # [B, L, c, H, W]: the finest image first
-
-    def frames(self, which: slice) -> "Scene":
-        """The same trajectories with some of their frames alone."""
-        return self._replace(latents=self.latents[:, which])
 
 
 class GlimpsePredictor(nn.Module):
@@ -112,11 +109,10 @@ class GlimpsePredictor(nn.Module):
         return torch.addcmul(latents, gate, self.action(actions))
 
 
-class GlimpseJEPA(Model):
+class GlimpseJEPA(StepwiseModel):
     """A JEPA whose predictor looks at the first frame; encodings are `Scene`. Everything is float32."""
 
     config: GlimpseConfig
-    can_advance = True
     encoder: Encoder
     predictor: GlimpsePredictor
 
@@ -160,22 +156,6 @@ class GlimpseJEPA(Model):
         with torch.autocast(actions.device.type, enabled=False):
             actions = actions.to(encoded.latents)
             return encoded._replace(latents=self.predictor(encoded.latents, encoded.context, actions))
-
-    def predict(self, first: Scene, actions: Tensor) -> Tensor:
-        """Latents [B, S, D] after each of the actions [B, S, A], from one encoded frame [B, 1]."""
-        moving, latents = first, []
-        for time in range(actions.shape[1]):
-            moving = self.advance(moving, actions[:, time : time + 1])
-            latents.append(moving.latents)
-        return torch.cat(latents, dim=1)
-
-    def latents(self, encoded: Scene) -> Tensor:
-        """The latents [B, T, D], without the context."""
-        return encoded.latents
-
-    def frame(self, encoded: Scene, number: int) -> Scene:
-        """One frame [B, 1] of the same trajectories, in the same context."""
-        return encoded.frames(slice(number, number + 1))
 
     def batch_encoder(
         self,
