@@ -30,6 +30,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "planning.md"
 RESULTS = "<!-- results: python -m research.planning_table -->\n", "<!-- end of results -->\n"
 ERRORS = "<!-- errors: python -m research.planning_table -->\n", "<!-- end of errors -->\n"
 HELD_OUT = "held-out"  # folder of a run, and end of a record's name
+PEER = "peer"  # another end: the peer's planner
 PRESET = "planner"
 MODEL = "model"
 
@@ -51,7 +52,8 @@ def main() -> None:
     for run in parser.parse_args().add:
         add(run)
     text = between(PAGE.read_text(encoding="utf-8"), *RESULTS, table(sorted(PLANS.glob("*.json"))))
-    write_text(PAGE, between(text, *ERRORS, errors([RunRecord.parse(line, str(PROBES)) for line in jsonl.read(PROBES)])))
+    records = [RunRecord.parse(fields, str(PROBES)) for fields in jsonl.read(PROBES)]
+    write_text(PAGE, between(text, *ERRORS, errors(records)))
 
 
 def add(run: Path) -> None:

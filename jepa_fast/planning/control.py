@@ -33,7 +33,7 @@ from jepa_fast.planning.protocol import (
     stream,
 )
 from jepa_fast.planning.protocol import Protocol as EpisodeProtocol
-from jepa_fast.planning.tasks import LatentTask, SimulatorTask, Task
+from jepa_fast.planning.tasks import LatentTask, Points, SimulatorTask, Task, themselves
 
 Floor = Literal["random", "straight"]
 # Distances in full steps: nearer than this the agent stands still; a plan that ends farther than the other has failed.
@@ -74,12 +74,13 @@ class ModelWorld:
 
     model: Model
     device: torch.device
+    distance: Points = themselves
 
     def tasks(self, episodes: Episodes, locations: Float32) -> LatentTask:
         """See `World`."""
         where = (episodes.wall_x, episodes.door_y)
         now, goals = (torch.from_numpy(frames_of(at, *where)).to(self.device) for at in (locations, episodes.goals))
-        return latent_task(self.model, now, goals, action_size=2, longest=LONGEST_ACTION_PX)
+        return latent_task(self.model, now, goals, 2, LONGEST_ACTION_PX, self.distance)
 
 
 class SimulatorWorld:
@@ -91,10 +92,12 @@ class SimulatorWorld:
 
 
 @torch.no_grad()
-def latent_task(model: Model, frames: Tensor, goals: Tensor, action_size: int, longest: float) -> LatentTask:
-    """Problems from frames [N, C, H, W] to goals [N, C, H, W] in the latents of a model."""
-    states = model.encode(frames[:, None])
-    return LatentTask(model, states, model.latents(model.encode(goals[:, None]))[:, 0], action_size, longest)
+def latent_task(
+    model: Model, frames: Tensor, goals: Tensor, action_size: int, longest: float, distance: Points = themselves
+) -> LatentTask:
+    """Problems from frames [N, C, H, W] to goals [N, C, H, W] in the latents of a model; `distance` as in the task."""
+    states, ends = model.encode(frames[:, None]), model.latents(model.encode(goals[:, None]))[:, 0]
+    return LatentTask(model, states, ends, action_size, longest, distance)
 
 
 def walk(
@@ -244,6 +247,7 @@ def plan(
     planner: PlannerConfig | str = "icem",
     action_size: int | None = None,
     seed: int = 0,
+    distance: Points = themselves,
 ) -> Tensor:
     """Actions that lead from one frame to another, as the model sees it.
 
@@ -254,6 +258,7 @@ def plan(
         planner: settings, or the name of some: "icem", "cem", "mppi", "gradient" or "peer".
         action_size: A, where the model does not say it.
         seed: of the planner's random streams.
+        distance: maps latents to points whose distance counts: one of `fit_distance`, say.
 
     Returns:
         Actions [H, A] or [N, H, A], in the data's unit: zero after the arrival.
@@ -270,7 +275,7 @@ def plan(
     size = action_size or model.action_size
     require(size is not None, "action_size", size, "the number of an action's numbers: the model does not say it")
     frames, goals = (frame if frame.dim() == 4 else frame[None] for frame in (first_frame, goal_frame))
-    task = latent_task(model, frames, goals, size or 0, planner.longest)
+    task = latent_task(model, frames, goals, size or 0, planner.longest, distance)
     streams = [stream(seed, PLANNER_STREAM, number) for number in range(len(frames))]
     actions = improve(task, planner, streams, planner.horizon).actions
     return actions if first_frame.dim() == 4 else actions[0]

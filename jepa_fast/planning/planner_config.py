@@ -8,6 +8,7 @@ from jepa_fast.planning.protocol import LONGEST_ACTION_PX
 
 Method = Literal["cem", "icem", "mppi", "gradient"]
 Cost = Literal["last", "summed", "arrival"]
+Distance = Literal["latent", "learned"]
 
 
 @dataclass(frozen=True)

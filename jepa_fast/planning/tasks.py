@@ -1,7 +1,7 @@
 """What planners ask of a world model: how far from the goal it would be after each action of many sequences.
 
-Distances are those of latents, in units of a full step: of how far the longest action moves a latent where nothing is
-in its way. So costs mean the same whatever a model's latents are scaled by.
+Distances are those of latents, or of what a learned distance makes of them, in units of a full step: of how far the
+longest action moves a latent where nothing is in its way. So costs mean the same whatever latents are scaled by.
 """
 
 from abc import ABC, abstractmethod
@@ -15,8 +15,15 @@ from jepa_fast.data.two_rooms.world import step
 from jepa_fast.models.model import Model
 from jepa_fast.planning.protocol import LONGEST_ACTION_PX, Episodes
 
+Points = Callable[[Tensor], Tensor]
+
 # Numbers of latents that rollouts keep at once, where a model can only be rolled out as a whole.
 NUMBERS_TOGETHER = 2**24
+
+
+def themselves(latents: Tensor) -> Tensor:
+    """Latents as they are: distances are their own."""
+    return latents
 
 
 class Task(ABC):
@@ -42,16 +49,28 @@ class Task(ABC):
 class LatentTask(Task):
     """Problems in the latents of a model."""
 
-    def __init__(self, model: Model, states: Any, goals: Tensor, action_size: int, longest: float) -> None:
-        """Encodings [N, 1] of frames, latents [N, D] of goals, the size of actions and the length of the longest."""
-        self.model, self.states, self.goals = model, states, goals
+    def __init__(
+        self, model: Model, states: Any, goals: Tensor, action_size: int, longest: float, distance: Points = themselves
+    ) -> None:
+        """Problems of a model.
+
+        Args:
+            model: what predicts.
+            states: encodings [N, 1] of frames.
+            goals: latents [N, D].
+            action_size: A.
+            longest: length of the longest action.
+            distance: maps latents [..., D] to points whose distance counts.
+        """
+        self.model, self.states, self.points = model, states, distance
+        self.goals = distance(goals)
         self.count, self.action_size = len(goals), action_size
         self.unit = self._full_step(longest)
 
     def distances(self, actions: Tensor) -> Tensor:
         """See `Task`."""
         self.steps += actions.shape[1] * actions.shape[2]
-        found = self._rollout(actions, lambda latents: (latents - self.goals[:, None]).square().sum(dim=-1))
+        found = self._rollout(actions, lambda latents: self._squared(latents, self.goals))
         # A root has no gradient at zero.
         return (torch.stack(found, dim=-1) + 1e-12).sqrt() / self.unit[:, None, None]
 
@@ -62,8 +81,11 @@ class LatentTask(Task):
 
     def now(self) -> Tensor:
         """See `Task`."""
-        gap = self.model.latents(self.states)[:, 0] - self.goals
-        return gap.square().sum(dim=-1).sqrt() / self.unit
+        return self._squared(self.model.latents(self.states), self.goals)[:, 0].sqrt() / self.unit
+
+    def _squared(self, latents: Tensor, points: Tensor) -> Tensor:
+        """Squared distances [N, S] of latents [N, S, D] from points [N, .]."""
+        return (self.points(latents) - points[:, None]).square().sum(dim=-1)
 
     def _full_step(self, longest: float) -> Tensor:
         """How far the longest action moves the latents: the most over many directions, [N]."""
@@ -74,8 +96,8 @@ class LatentTask(Task):
         ways = longest * ways / torch.linalg.vector_norm(ways, dim=1, keepdim=True)
         actions = ways[None, :, None].expand(self.count, -1, -1, -1)
         with torch.no_grad():
-            first = self.model.latents(self.states)
-            moves = self._rollout(actions, lambda latents: (latents - first).square().sum(dim=-1))
+            first = self.points(self.model.latents(self.states))[:, 0]
+            moves = self._rollout(actions, lambda latents: self._squared(latents, first))
         return moves[0].amax(dim=1).sqrt()
 
     def _rollout(self, actions: Tensor, read: Callable[[Tensor], Tensor]) -> list[Tensor]:
