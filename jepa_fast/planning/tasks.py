@@ -6,14 +6,18 @@ longest action moves a latent where nothing is in its way. So costs mean the sam
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from jepa_fast.data.two_rooms.world import step
 from jepa_fast.models.model import Model
 from jepa_fast.planning.protocol import LONGEST_ACTION_PX, Episodes
+
+# Of two moves that are one: latents less than so many full steps apart, actions less than 45 degrees.
+NEARBY, ALIKE = 0.5, 0.7
 
 Points = Callable[[Tensor], Tensor]
 
@@ -24,6 +28,30 @@ NUMBERS_TOGETHER = 2**24
 def themselves(latents: Tensor) -> Tensor:
     """Latents as they are: distances are their own."""
     return latents
+
+
+class Surprises(NamedTuple):
+    """Actions of N episodes that did something else than the model said, M of each; latents of nan stand for none."""
+
+    latents: Tensor  # [N, M, D] before the action
+    actions: Tensor  # [N, M, A]
+    moves: Tensor  # [N, M, D] what it added to the latent
+
+    def corrected(self, before: Tensor, actions: Tensor, after: Tensor, unit: Tensor) -> Tensor:
+        """Predicted latents [N, S, D], those of actions [N, S, A] that surprised nearby replaced by what was seen.
+
+        Args:
+            before: [N, S, D].
+            actions: [N, S, A].
+            after: [N, S, D] as the model says.
+            unit: [N] how far a full step moves a latent.
+        """
+        gap = torch.cdist(before, self.latents) / unit[:, None, None]  # [N, S, M]
+        ways = F.normalize(actions, dim=-1) @ F.normalize(self.actions, dim=-1).transpose(1, 2)
+        gap = torch.where((gap < NEARBY) & (ways > ALIKE), gap, torch.inf)
+        least = gap.min(dim=2)
+        seen = before + self.moves.gather(1, least.indices[..., None].expand_as(before))
+        return torch.where(least.values[..., None] < torch.inf, seen, after)
 
 
 class Task(ABC):
@@ -45,6 +73,14 @@ class Task(ABC):
     def now(self) -> Tensor:
         """Distance of the states to the goals, [N], in full steps."""
 
+    @abstractmethod
+    def here(self) -> Tensor:
+        """The states' latents [N, D]."""
+
+    @abstractmethod
+    def full_step(self) -> Tensor:
+        """How far the longest action moves a latent, [N]."""
+
 
 class LatentTask(Task):
     """Problems in the latents of a model."""
@@ -65,6 +101,7 @@ class LatentTask(Task):
         self.model, self.states, self.points = model, states, distance
         self.goals = distance(goals)
         self.count, self.action_size = len(goals), action_size
+        self.surprises: Surprises | None = None
         self.unit = self._full_step(longest)
 
     def distances(self, actions: Tensor) -> Tensor:
@@ -77,7 +114,15 @@ class LatentTask(Task):
     def path(self, actions: Tensor) -> Tensor:
         """See `Task`."""
         found = self._rollout(actions[:, None], lambda latents: latents[:, 0])
-        return torch.stack([self.model.latents(self.states)[:, 0], *found], dim=1)
+        return torch.stack([self.here(), *found], dim=1)
+
+    def here(self) -> Tensor:
+        """See `Task`."""
+        return self.model.latents(self.states)[:, 0]
+
+    def full_step(self) -> Tensor:
+        """See `Task`."""
+        return self.unit
 
     def now(self) -> Tensor:
         """See `Task`."""
@@ -108,7 +153,11 @@ class LatentTask(Task):
             moving = _each(self.states, lambda part, is_latent: part.expand(-1, samples, -1) if is_latent else part)
             found = []
             for time in range(horizon):
-                moving = self.model.advance(moving, actions[:, :, time])
+                before, action = self.model.latents(moving), actions[:, :, time]
+                moving = self.model.advance(moving, action)
+                if self.surprises is not None:
+                    after = self.surprises.corrected(before, action, self.model.latents(moving), self.unit)
+                    moving = _each(moving, lambda part, is_latent, latents=after: latents if is_latent else part)
                 found.append(read(self.model.latents(moving)))
             return found
         dim = self.model.latents(self.states).shape[-1]
@@ -157,6 +206,14 @@ class SimulatorTask(Task):
         """See `Task`."""
         gap = self.locations.double() - torch.from_numpy(self.episodes.goals).double()
         return (gap.square().sum(dim=-1).sqrt() / LONGEST_ACTION_PX).float()
+
+    def here(self) -> Tensor:
+        """Locations in place of latents."""
+        return self.locations
+
+    def full_step(self) -> Tensor:
+        """See `Task`."""
+        return torch.full((self.count,), LONGEST_ACTION_PX)
 
     def _path(self, actions: Tensor) -> Tensor:
         """Locations [N, S, H + 1, 2]."""
