@@ -99,7 +99,8 @@ class GlimpsePredictor(nn.Module):
         # A is learned by what it adds alone: where it is looked at would pull it about.
         action = self.action.weight.detach()
         moves = latents @ (action / action.square().sum(dim=0))  # [B, T, A]
-        places = F.linear(moves, self.places.flatten(0, 1)).unflatten(2, (-1, 2)) + self.ahead(actions)[:, :, None]
+        places = F.linear(moves, self.places.flatten(0, 1)).view(*moves.shape[:2], -1, 2)
+        places = places + self.ahead(actions)[:, :, None]
         centre = places * pixel + self.shifts
         seen = []
         for level in range(self.levels):

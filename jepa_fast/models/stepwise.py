@@ -19,7 +19,7 @@ class Encodings(Protocol):
     def latents(self) -> Tensor:
         """Of every frame, [B, T, D]."""
 
-    def _replace(self, **fields: Any) -> Self: ...
+    def _replace(self, *, latents: Tensor) -> Self: ...
 
 
 E = TypeVar("E", bound=Encodings)

@@ -85,7 +85,7 @@ def fit_distance(
             points = distance(latents[rows.to(latents.device)])
             loss = distance_loss(points, *(each.to(points.device) for each in (first, second, others)))
             optimiser.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimiser.step()
             schedule.step()
     return distance.eval().requires_grad_(False)

@@ -157,7 +157,7 @@ class LatentTask(Task):
                 moving = self.model.advance(moving, action)
                 if self.surprises is not None:
                     after = self.surprises.corrected(before, action, self.model.latents(moving), self.unit)
-                    moving = _each(moving, lambda part, is_latent, latents=after: latents if is_latent else part)
+                    moving = after if isinstance(moving, Tensor) else moving._replace(latents=after)
                 found.append(read(self.model.latents(moving)))
             return found
         dim = self.model.latents(self.states).shape[-1]
