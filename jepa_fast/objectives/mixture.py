@@ -56,7 +56,7 @@ class BoundMixture:
     ) -> tuple[Loss, Tensor]:
         """The loss, and the expected next latents; arguments as in `Bound`; `weights` has sigma in pixels too."""
         with self.span("rollout"):
-            predicted = self.transition(encoded.frames(slice(-1)), actions)
+            predicted = self.transition(self.model.frames(encoded, slice(-1)), actions)
         following = encoded.latents[:, 1:]
         with self.span("loss"):
             nll = mixture_nll(predicted, following, weights["sigma"] * self.model.pixel).mean()
