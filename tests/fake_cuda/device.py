@@ -253,7 +253,7 @@ def pretend(monkeypatch) -> None:
     monkeypatch.setattr(torch, "_fused_adam_", _fused_adam)
     monkeypatch.setattr(torch.optim, "Adam", _Adam)
     monkeypatch.setattr(step_module, "CapturedStep", lambda step, warm_ups: step)
-    for cached in (dispatch.why_no_triton, dispatch._why_no_compiled_blocks, launch._find_reason):
+    for cached in (dispatch.why_no_triton, dispatch._why_no_compiled_blocks):
         cached.cache_clear()
     # What is found out from the values of base images, once, when a trainer is made.
     for module, name in ((sparse_encoder, "_find_nesting"), (flips, "_with_mirror_images")):
