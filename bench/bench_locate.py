@@ -33,7 +33,9 @@ def bench_locate(benchmark, device: str, candidate: str) -> None:
     look, spread = (torch.rand(shape, generator=generator).to(device).requires_grad_() for _ in range(2))
     leaves = look, spread, torch.zeros((), device=device, requires_grad=True)
     function = {"jepa_fast": ours, "eager": layers, "compiled": torch.compile(layers, dynamic=False)}[candidate]
-    torch.testing.assert_close(function(images, corners, *leaves), layers(images, corners, *leaves), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(
+        function(images, corners, *leaves), layers(images, corners, *leaves), rtol=1e-4, atol=1e-3
+    )
 
     def step() -> None:
         torch.autograd.grad(function(images, corners, *leaves).sum(), leaves)

@@ -1,4 +1,4 @@
-"""Layouts of a batch of 32 and centres in its windows, read by the compiled ops and by plain PyTorch, eager and compiled."""
+"""Layouts of a batch of 32 and centres in its windows: the compiled ops against plain PyTorch, eager and compiled."""
 
 import pytest
 import torch
@@ -30,6 +30,8 @@ def bench_scene(benchmark, device: str, candidate: str) -> None:
     def read() -> tuple[Tensor, Tensor]:
         return read_centres(agents, corners), read_layout(walls)
 
-    for one, other in zip(read(), (scene.read_centres_reference(agents, corners), scene.read_layout_reference(walls)), strict=True):
+    for one, other in zip(
+        read(), (scene.read_centres_reference(agents, corners), scene.read_layout_reference(walls)), strict=True
+    ):
         torch.testing.assert_close(one, other)
     benchmark.pedantic(read, rounds=20, warmup_rounds=3)

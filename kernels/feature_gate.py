@@ -3,18 +3,18 @@
     g = sigmoid(l_1) ... sigmoid(l_4)      log_move = log g      log_stay = log(1 - g)
     l = f / (1 + |f| / surest), f of two borders relu(W1 x) w2, of two pieces of wall relu(V2 relu(V1 x)) v3
 
-positions [B, T, 2], what lies where in layout [B, 2, 2, 2] (borders and wall, x and y, low and high), actions [B, T, 2],
-all in one unit. The gates' inputs x are distances ahead and behind along the motion, in units of its length and cut off
-at `reach` of them, and its direction: border (ahead, behind, |direction|), wall (both faces, depth past the door's edge,
-motion across and along). border_expand [Hb, 3], border_project [1, Hb], wall_expand [Hw, 5], wall_middle [Hw, Hw],
-wall_project [1, Hw]. log_stay and log_move [B, T]. float32 or float64, not under autocast. Gradients of positions and
-weights; no second derivative.
+positions [B, T, 2], what lies where in layout [B, 2, 2, 2] (borders and wall, x and y, low and high), actions [B, T,
+2], all in one unit. The gates' inputs x are distances ahead and behind along the motion, in units of its length and cut
+off at `reach` of them, and its direction: border (ahead, behind, |direction|), wall (both faces, depth past the door's
+edge, motion across and along). border_expand [Hb, 3], border_project [1, Hb], wall_expand [Hw, 5], wall_middle [Hw,
+Hw], wall_project [1, Hw]. log_stay and log_move [B, T]. float32 or float64, not under autocast. Gradients of positions
+and weights; no second derivative.
 
 Saved for the backward pass: nothing but the arguments.
 
 CPU: compiled for hidden layers of multiples of 16 (csrc/cpu/convnext/feature_gate_kernels.h), 32 steps at a time in the
-first cache; deterministic, sums beyond those in float64. Elsewhere, and where layout or actions ask for a gradient, plain
-PyTorch.
+first cache; deterministic, sums beyond those in float64. Elsewhere, and where layout or actions ask for a gradient,
+plain PyTorch.
 
 FLOPs per step: 4 (Hw^2 + 6 Hw + 4 Hb) forward, three times that backward with the forward pass made again.
 """

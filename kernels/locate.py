@@ -13,8 +13,8 @@ Saved for the backward pass: nothing but the arguments.
 CPU: compiled for C a multiple of 8 (csrc/cpu/convnext/locate_kernels.h), a window stays in the first cache;
 deterministic, sums beyond a window in float64. Elsewhere, and where images ask for a gradient, plain PyTorch.
 
-Bytes moved: images once forward and once backward. FLOPs per window: 4 C k^2 (h + k - 1)(w + k - 1) forward, three times
-that backward.
+Bytes moved: images once forward and once backward. FLOPs per window: 4 C k^2 (h + k - 1)(w + k - 1) forward, three
+times that backward.
 Source: Levine et al., End-to-End Training of Deep Visuomotor Policies, arXiv:1504.00702 (the softmax).
 """
 
@@ -78,8 +78,8 @@ def _locate_fake(
 
 
 def _locate_backward_fake(
-    gradient: Tensor, images: Tensor, corners: Tensor, look: Tensor, spread: Tensor, log_temperature: Tensor, height: int,
-    width: int,
+    gradient: Tensor, images: Tensor, corners: Tensor, look: Tensor, spread: Tensor, log_temperature: Tensor,
+    height: int, width: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     return tuple(images.new_empty(own.shape) for own in (look, spread, log_temperature))  # type: ignore[return-value]
 

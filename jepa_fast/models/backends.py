@@ -58,7 +58,7 @@ def compiled_rollout_or_plain(history: int) -> str:
 
 
 def compiled_or_plain(kernels: Kernels, missing: str | None) -> str:
-    """A compiled op of a CPU and its instruction set, or plain PyTorch and why, where the kernels are not the reference."""
+    """A compiled op of a CPU and its instruction set, or plain PyTorch and why; the latter for kernels "reference"."""
     if kernels == "reference":
         return PLAIN
     return f"{PLAIN}: {missing}" if missing is not None else f"compiled cpu kernel ({extension.instruction_set()})"

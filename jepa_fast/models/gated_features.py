@@ -40,7 +40,9 @@ class FeaturePredictor(nn.Module):
 
     def gate_weights(self) -> GateWeights:
         """Of both gates' layers."""
-        border, wall = ([layer.weight for layer in gate if isinstance(layer, nn.Linear)] for gate in (self.border, self.wall))
+        border, wall = (
+            [layer.weight for layer in gate if isinstance(layer, nn.Linear)] for gate in (self.border, self.wall)
+        )
         return GateWeights(*border, *wall)
 
     def ops(self, kernels: Kernels, device: Literal["cpu", "cuda"]) -> dict[str, str]:
@@ -92,7 +94,7 @@ class GatedFeatures(PositionModel):
         """With kernels other than "reference" features and gate are ops."""
         config = config or GatedFeaturesConfig()
         super().__init__(config, objective, kernels)
-        self.encoder = Lift(config.dim, config.spread)
+        self.encoder = Lift(config.dim, config.spread, kernels)
         self.predictor = FeaturePredictor(config, kernels)
 
     @property

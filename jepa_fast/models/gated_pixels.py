@@ -42,7 +42,7 @@ class DotEncoder(nn.Module):
         with torch.no_grad():
             self.spread.weight.abs_()
         self.log_temperature = nn.Parameter(torch.tensor(FIRST_TEMPERATURE).log())
-        self.lift = Lift(config.dim, config.spread)
+        self.lift = Lift(config.dim, config.spread, kernels)
 
     def locate(self, agents: Tensor, corners: Tensor, size: tuple[int, int]) -> Tensor:
         """Positions [N, 2] (x, y) of windows [N, h, w] at corners [N, 2] (row, column) in frames of `size`.

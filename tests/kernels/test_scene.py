@@ -32,7 +32,9 @@ def test_centres_of_whole_frames_are_exact_to_rounding():
     agents = images(3, 65, 65)
     places = torch.arange(65, dtype=torch.float64)
     light = agents.double()
-    truth = torch.stack([(light.sum(1) * places).sum(1), (light.sum(2) * places).sum(1)], 1) / light.sum((1, 2))[:, None]
+    truth = (
+        torch.stack([(light.sum(1) * places).sum(1), (light.sum(2) * places).sum(1)], 1) / light.sum((1, 2))[:, None]
+    )
     torch.testing.assert_close(read_centres(agents).double(), truth, rtol=1e-6, atol=0)
 
 
