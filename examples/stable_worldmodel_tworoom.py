@@ -1,6 +1,7 @@
 """Two rooms of stable-worldmodel, learned and probed: `python examples/stable_worldmodel_tworoom.py`.
 
-    pip install stable-worldmodel==0.1.1 gymnasium==1.4.0 h5py==3.16.0 hdf5plugin==7.1.0 imageio==2.38.1
+    pip install stable-worldmodel==0.1.1 gymnasium==1.4.0 h5py==3.16.0 hdf5plugin==7.1.0 imageio==2.38.1 \
+        opencv-python-headless==5.0.0.93
 
 500 episodes of a random policy are collected by its own HDF5 writer, 224 x 224 RGB. Floor and walls never change: the
 packer finds that every frame equals one image outside a window around the agent.
@@ -32,7 +33,7 @@ def collect(path: Path, count: int, length: int = 32) -> None:
     world.collect(path, episodes=count, seed=0, format="hdf5")
 
 
-def learn(path: Path, folder: Path, steps: int, channels: int = 16, stride: int = 8) -> TargetEvaluation:
+def learn(path: Path, folder: Path, steps: int, channels: int = 16, stride: int = 2) -> TargetEvaluation:
     """Convert, train, probe the agent's position in pixels on the held-out episodes, and print the table."""
     data = folder / "data"
     convert(source=path, frames="pixels", actions="action", targets=("agent=proprio",), out=data, validation=HELD_OUT)

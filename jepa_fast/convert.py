@@ -4,11 +4,14 @@
         --validation 0.1
     python -m jepa_fast.convert --states states.npy --actions actions.npy --out data/mine/train
 
-Run again after an interruption, it keeps what is finished. Afterwards every frame on disk is compared with its source.
+Run again after an interruption, it keeps what is finished. Everything is compared: windows with the frames they are of,
+files with what was to be written, and what lay there before with the source.
 """
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import tyro
 
@@ -18,7 +21,7 @@ from jepa_fast.data.columns import ChannelOrder, Selection
 from jepa_fast.data.conversion import convert_columns
 from jepa_fast.data.manifest import Encoding, Manifest, check_name
 from jepa_fast.data.readers import Reader, open_reader
-from jepa_fast.data.readers.arrays import ArrayFiles
+from jepa_fast.data.readers.arrays import ArrayFiles, ZippedArrays
 from jepa_fast.data.sources import SourceGroup
 from jepa_fast.errors import InputError
 from jepa_fast.platforms import available_cores
@@ -85,7 +88,7 @@ def convert(
     frames: str | None = None,
     validation: float | None = None,
 ) -> Manifest:
-    """Pack the episodes as the split `out`, and compare it with them; arguments as in `ConvertArguments`.
+    """Pack the episodes as the split `out`, every value compared; arguments as in `ConvertArguments`.
 
     Raises:
         InputError: a file is not of the layout, a value is not finite or beyond the scale, or the disk lacks space.
@@ -103,21 +106,33 @@ def convert(
         require(bool(equals), "--targets", target, "NAME=FILE, or NAME=COLUMN of a source")
         named.append((name, column))
     require(len(dict(named)) == len(named), "--targets", [name for name, _ in named], "names that differ")
-    reader: Reader
-    if source is None:
-        states = Path(frames) if states is None and frames is not None else states
-        require(states is not None, "SOURCE, --states", None, "a file or folder of episodes, or frames as a .npy file")
-        require(actions is not None, "--actions", None, "a .npy file")
-        files = {f"target.{name}": Path(path) for name, path in named}
-        reader = ArrayFiles({"states": Path(str(states)), "actions": Path(str(actions))} | files)
-        frames, actions, named = "states", "actions", [(name, f"target.{name}") for name, _ in named]
-    else:
-        for flag, given in (("--states", states), ("--locations", locations)):
-            require(given is None, flag, given, f"a column of {source}: --frames or --targets")
-        reader = open_reader(source)
-        frames, actions = frames or _frames(reader, source), str(actions or _actions(reader, source))
-    selection = Selection(frames, actions, tuple(named), parse_groups(groups), channels, action_classes)
-    return convert_columns(reader, selection, out, scale, encoding, workers or available_cores(), validation)
+    with ExitStack() as stack:
+        reader: Reader
+        if source is None:
+            states = Path(frames) if states is None and frames is not None else states
+            expected = "a file or folder of episodes, or frames as a .npy file"
+            require(states is not None, "SOURCE, --states", None, expected)
+            require(actions is not None, "--actions", None, "a .npy file")
+            files = {f"target.{name}": Path(path) for name, path in named}
+            reader = ArrayFiles({"states": Path(str(states)), "actions": Path(str(actions))} | files)
+            frames, actions, named = "states", "actions", [(name, f"target.{name}") for name, _ in named]
+        else:
+            for flag, given in (("--states", states), ("--locations", locations)):
+                require(given is None, flag, given, f"a column of {source}: --frames or --targets")
+            reader = _open(source, out, stack)
+            frames, actions = frames or _frames(reader, source), str(actions or _actions(reader, source))
+        selection = Selection(frames, actions, tuple(named), parse_groups(groups), channels, action_classes)
+        return convert_columns(reader, selection, out, scale, encoding, workers or available_cores(), validation)
+
+
+def _open(source: Path, out: Path, stack: ExitStack) -> Reader:
+    """The reader of a source; what is compressed as a whole lies unpacked beside `out` until the stack is left."""
+    reader = open_reader(source)
+    if isinstance(reader, ZippedArrays) and reader.is_compressed:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = stack.enter_context(TemporaryDirectory(prefix=f".{out.name}-unpacked-", dir=out.parent))
+        return reader.unpacked(Path(folder))
+    return reader
 
 
 def _frames(reader: Reader, source: Path) -> str:

@@ -66,6 +66,14 @@ def lock_file(descriptor: int) -> None:
         _msvcrt.locking(descriptor, _msvcrt.LK_LOCK, 1)
 
 
+def flush_file(descriptor: int) -> None:
+    """Make what was written to an open file durable, its times apart where the system tells them apart."""
+    if hasattr(os, "fdatasync"):
+        os.fdatasync(descriptor)
+    else:
+        os.fsync(descriptor)
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable, where a folder can be opened: Windows does so by itself."""
     try:

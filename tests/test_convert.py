@@ -1,6 +1,7 @@
 """Converting the course layout: what comes out is what went in, and what is wrong is told by file, trajectory, step."""
 
 import io
+import logging
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from jepa_fast.data.decoding import decoded_frames, stored_rows
 from jepa_fast.data.shards import open_split
 from jepa_fast.data.two_rooms import WORLD
 from jepa_fast.data.two_rooms.source import TwoRoomsSource
+from jepa_fast.data.writing import write_text
 from jepa_fast.errors import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -255,6 +257,39 @@ def test_other_content_under_the_same_names_is_not_taken_for_the_same_set(tmp_pa
     files = save(tmp_path / "course", states, actions + 1)
     with pytest.raises(InputError, match=r"holds another finished split: source\.sha256: found"):
         convert(**files, out=tmp_path / "split", workers=1)
+
+
+def test_frames_that_changed_where_the_source_was_not_sampled_are_found_by_comparing(tmp_path, monkeypatch, caplog):
+    """The hash of a source is of some of its frames; what an earlier run left is compared with all of them."""
+    monkeypatch.setattr(conversion, "MOST_SAMPLE", 3)
+    monkeypatch.setattr("jepa_fast.data.packing.SHARD_BYTES", 1_500_000)
+    monkeypatch.setattr("jepa_fast.data.packing.CHUNK_ROWS", 4)
+    states, actions, _ = course_arrays(40)
+    files, written = save(tmp_path / "course", states, actions), []
+
+    def interrupted(*arguments):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(write_text(*arguments))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("jepa_fast.data.packing.write_text", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            convert(**files, out=tmp_path / "parts", encoding="dense", workers=1)
+    # Shard 0 is of trajectories 0 to 3 or more; the sample is of the first, the middle and the last.
+    states[2, 5, 0, 30, 7] ^= 1
+    save(tmp_path / "course", states, actions)
+    with caplog.at_level(logging.INFO):
+        convert(**files, out=tmp_path / "parts", encoding="dense", workers=1)
+    assert "written again" in caplog.text
+    assert "kept 1 finished shards of an earlier run" in caplog.text
+    convert(**files, out=tmp_path / "whole", encoding="dense", workers=1)
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "parts").iterdir()} == whole
+    states[9, 1, 1, 2, 2] ^= 1
+    save(tmp_path / "course", states, actions)
+    with pytest.raises(InputError, match=r"whole: trajectory 9: its frames pixels are not those of .*choose another"):
+        convert(**files, out=tmp_path / "whole", encoding="dense", workers=1)
 
 
 CONVERT_LIMITED = """

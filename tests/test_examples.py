@@ -1,6 +1,8 @@
 """The examples run as they stand, made small, and do what they say."""
 
 import importlib.util
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -115,6 +117,16 @@ def test_pusht_is_learned_and_probed_from_what_its_environment_gives(tmp_path, m
     found = module.main(tmp_path, steps=20)
     assert [one.name for one in found.targets] == ["agent", "block"]
     assert found.targets[0].untrained_mlp is not None
+
+
+def test_pusht_started_as_it_says_finds_the_package_of_its_own_name(tmp_path):
+    (tmp_path / "gym_pusht").mkdir()
+    (tmp_path / "gym_pusht" / "__init__.py").write_text("raise SystemExit('the package')")
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "gym_pusht.py"],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": f"{tmp_path}:{EXAMPLES.parent}"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stderr.splitlines()[-1] == "the package"
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)

@@ -68,7 +68,7 @@ class ColumnSource:
         scale: value of one uint8 step.
         offset: value of byte 0.
         error: farthest that rounding moves a pixel.
-        digest: hash of all columns.
+        digest: hash of actions and targets, and of frames: of all floats, of bytes in some episodes.
         part: which part of the episodes this is, where it is not all of them.
     """
 
@@ -152,7 +152,7 @@ class ColumnSource:
 
     def _images(self, frames: NDArray[Any], lengths: Indices) -> list[NDArray[np.uint8]]:
         """Frames end to end as bytes, each group's channels by themselves: [F, c, H, W]."""
-        if self.mapped:
+        if self.has_bytes and len(self.groups) == 1 and self.order == "first":
             return [channels_first(quantise(frames, self.scale), self.order)]
         images = [np.empty((len(frames), group.channels, self.height, self.width), np.uint8) for group in self.groups]
         # Trajectory by trajectory, so that what floats take up in between stays small.
@@ -164,10 +164,14 @@ class ColumnSource:
         return images
 
     @property
-    def mapped(self) -> bool:
-        """Whether frames are given as they lie in a mapped file: one group of bytes, channels first."""
-        as_bytes = self.dtype in ("uint8", "bool")
-        return self.reader.mapped and as_bytes and len(self.groups) == 1 and self.order == "first"
+    def has_bytes(self) -> bool:
+        """Whether frames come as bytes, which are kept as they are."""
+        return self.dtype in ("uint8", "bool")
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether frames lie in the file as bytes: at most their channels are moved."""
+        return self.has_bytes and self.reader.columns[self.selection.frames].is_plain
 
     def _numbers(self, values: NDArray[np.float32], fewer: int) -> NDArray[np.float32]:
         """Rows end to end, [...] or [..., A]: as [n, T - fewer, A] where trajectories are of one length."""

@@ -1,8 +1,8 @@
-"""Converting files: columns are checked and looked at, packed, and compared with what is on disk then.
+"""Converting files: columns are checked, looked at and packed; what lay in the folder before is compared with them.
 
-Files are read in chunks, so they may be larger than memory. Floats become bytes by one scale, and where values are
-negative one offset, for the whole set; the worst error that this makes is measured beforehand and goes into the
-manifest.
+Files are read in chunks, so they may be larger than memory, and frames of bytes once, while they are packed. Floats
+become bytes by one scale, and where values are negative one offset, for the whole set; the worst error that this makes
+is measured beforehand and goes into the manifest.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ from jepa_fast.data.manifest import Encoding, Manifest, check_name
 from jepa_fast.data.packing import pack
 from jepa_fast.data.parallel import cut_by_bytes, ordered_map
 from jepa_fast.data.readers import Column, Reader
-from jepa_fast.data.shards import Split, open_split
+from jepa_fast.data.shards import Split
 from jepa_fast.data.sources import Chunk, SourceGroup
 from jepa_fast.errors import InputError, require
 from jepa_fast.progress import Progress
@@ -42,6 +42,8 @@ from jepa_fast.progress import Progress
 # Looked at in one go: bytes of frames, and trajectories at most.
 CHUNK_BYTES = 16_000_000
 CHUNK_ROWS = 512
+# Frames of bytes that go into the digest of a source: so many bytes, in so many episodes.
+SAMPLE_BYTES, LEAST_SAMPLE, MOST_SAMPLE = 64_000_000, 3, 512
 LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 # Of frames, in pixels.
 LEAST_SIDE, MOST_SIDE = 8, 512
@@ -191,7 +193,7 @@ def convert_columns(
     workers: int,
     validation: float | None = None,
 ) -> Manifest:
-    """Pack some columns as the split `out`, or as the splits `out`/train and `out`/val, and compare with the source.
+    """Pack some columns as the split `out`, or as the splits `out`/train and `out`/val, every value compared.
 
     Args:
         reader: of the files.
@@ -213,8 +215,7 @@ def convert_columns(
     parts = {out: source} if validation is None else {out / name: part for name, part in divided(source, validation)}
     manifests = []
     for folder, part in parts.items():
-        manifests.append(pack(part, folder, encoding, workers))
-        check_round_trip(part, open_split(folder))
+        manifests.append(pack(part, folder, encoding, workers, check=partial(check_round_trip, part)))
         log.info(
             "%s: every frame, action and target on disk compared with its source: equal after rounding to steps of %g, "
             "which moves a pixel by at most %g", folder, part.scale, part.error,
@@ -251,11 +252,14 @@ class _Seen(NamedTuple):
 
 def _survey(source: ColumnSource, measured: bool, workers: int) -> ColumnSource:
     """`source` with its digest, error, offset and, if it is to be `measured`, scale."""
-    step_bytes = prod(source.size) * np.dtype(source.dtype).itemsize
+    columns, chosen = source.reader.columns, source.selection
+    # Any byte will do for a frame.
+    looked_at = tuple(name for name in chosen.columns if not (name == chosen.frames and source.has_bytes))
+    step_bytes = sum(prod(columns[name].shape) * columns[name].dtype.itemsize for name in looked_at)
     cuts = cut_by_bytes(source.all_lengths * step_bytes, CHUNK_BYTES, CHUNK_ROWS)
     tasks = list(pairwise(cuts))
     digest, least, largest, action = hashlib.sha256(), 0.0, 0.0, 0.0
-    with ordered_map(partial(_look, source), tasks, workers) as results:
+    with ordered_map(partial(_look, source, looked_at), tasks, workers) as results:
         for seen in _watched(results, tasks, "looking"):
             least, largest = min(least, seen.least), max(largest, seen.largest)
             action = max(action, seen.largest_action)
@@ -265,8 +269,10 @@ def _survey(source: ColumnSource, measured: bool, workers: int) -> ColumnSource:
             "%s: actions of up to %.3g: a predictor takes them as they are, and learns from numbers around 1; scale "
             "them before packing", source.reader.where(source.selection.actions), action,
         )  # fmt: skip
+    if source.has_bytes:
+        digest.update(np.ascontiguousarray(_sample(source)).data)
     source = replace(source, digest=digest.hexdigest())
-    if source.dtype in ("uint8", "bool"):
+    if source.has_bytes:
         return source
     # Frames of one value alone have no range; any scale is right for them.
     scale = ((largest - least) / 255 or 1.0) if measured else source.scale
@@ -280,14 +286,24 @@ def _survey(source: ColumnSource, measured: bool, workers: int) -> ColumnSource:
         return replace(source, error=max(_watched(errors, tasks, "rounding")))
 
 
-def _look(source: ColumnSource, task: tuple[int, int]) -> _Seen:
-    """The range of a chunk of trajectories and the digest of all its columns, every value being checked."""
+def _sample(source: ColumnSource) -> NDArray[Any]:
+    """Frames of episodes that are evenly spread: what tells a source from another of the same sizes."""
+    frame_bytes = prod(source.size)
+    count = int(np.clip(SAMPLE_BYTES / (source.all_lengths.mean() * frame_bytes), LEAST_SAMPLE, MOST_SAMPLE))
+    spread = np.unique(np.linspace(0, source.count - 1, min(count, source.count)).astype(np.int64))
+    return source.reader.read((source.selection.frames,), source.numbers[spread])[source.selection.frames]
+
+
+def _look(source: ColumnSource, looked_at: tuple[str, ...], task: tuple[int, int]) -> _Seen:
+    """The ranges and the digest of some columns of a chunk of trajectories, every value being checked."""
     chosen, reader = source.selection, source.reader
     numbers, lengths = source.numbers[slice(*task)], source.all_lengths[slice(*task)]
     digest, least, largest, action = hashlib.sha256(), 0.0, 0.0, 0.0
-    columns = reader.read(chosen.columns, numbers)
+    columns = reader.read(looked_at, numbers)
     # Each as often as it is named.
     for column in (chosen.frames, chosen.actions, *(column for _, column in chosen.targets)):
+        if column not in looked_at:
+            continue
         values = np.ascontiguousarray(columns[column])
         digest.update(values.data)
         rows = lengths
@@ -296,8 +312,6 @@ def _look(source: ColumnSource, task: tuple[int, int]) -> _Seen:
                 # What follows no frame may be anything.
                 values = values[leading(lengths)]
             rows = lengths - 1
-        if column == chosen.frames and values.dtype.kind != "f":
-            continue
         low, high = float(values.min()), float(values.max())
         place = _Place(reader.where(column), values, numbers, rows)
         if values.dtype.kind == "f":
@@ -344,21 +358,21 @@ def _worst_error(source: ColumnSource, task: tuple[int, int]) -> float:
     return float(abs(restored - values).max())
 
 
-def check_round_trip(source: ColumnSource, split: Split) -> None:
-    """Compare every frame, action and target of `split`, as it is on disk, with the source's.
+def check_round_trip(source: ColumnSource, split: Split, first: int = 0) -> None:
+    """Compare every frame, action and target of `split`, as it is on disk, with the source's from `first` on.
 
     Raises:
         InputError: naming the first trajectory that differs.
     """
-    cuts = cut_by_bytes(source.all_lengths * prod(source.size), CHUNK_BYTES, CHUNK_ROWS)
-    tasks = list(pairwise(cuts))
+    lengths = source.all_lengths[first : first + split.count]
+    tasks = list(pairwise(cut_by_bytes(lengths * prod(source.size), CHUNK_BYTES, CHUNK_ROWS)))
     for start, stop in _watched(iter(tasks), tasks, "comparing"):
-        for first, block in source.chunk(start, stop).blocks():
-            _compare(source, split, block, np.arange(start + first, start + first + len(block.actions)))
+        for row, block in source.chunk(first + start, first + stop).blocks():
+            _compare(source, split, block, np.arange(start + row, start + row + len(block.actions)), first)
 
 
-def _compare(source: ColumnSource, split: Split, chunk: Chunk, indices: Indices) -> None:
-    """Compare trajectories of one length."""
+def _compare(source: ColumnSource, split: Split, chunk: Chunk, indices: Indices, first: int) -> None:
+    """Compare trajectories of one length; those of the split count from `first`."""
     pairs: list[tuple[str, NDArray[Any], NDArray[Any]]] = [
         (group.name, decoded_group(split, number, indices), chunk.groups[number])
         for number, group in enumerate(source.groups)
@@ -368,10 +382,11 @@ def _compare(source: ColumnSource, split: Split, chunk: Chunk, indices: Indices)
         pairs.append((name, stored_rows(split, f"target.{name}", indices), values))
     for name, ours, theirs in pairs:
         if not np.array_equal(ours, theirs):
-            row = indices[int(np.argwhere(ours != theirs)[0, 0])]
+            row = first + indices[int(np.argwhere(ours != theirs)[0, 0])]
             what = name if name == "actions" or (name, theirs.shape[-1]) in source.targets else f"{name} pixels"
             where = source.reader.where(source.selection.frames)
-            raise InputError(f"{split.folder}: trajectory {row}: its {what} are not those of {where}")
+            remedy = "choose another folder or delete this one"
+            raise InputError(f"{split.folder}: trajectory {row}: its {what} are not those of {where}; {remedy}")
 
 
 def _watched(results: Any, tasks: list[tuple[int, int]], label: str) -> Any:

@@ -9,7 +9,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -47,7 +47,8 @@ from jepa_fast.data.manifest import (
     check_name,
     first_difference,
 )
-from jepa_fast.data.parallel import cut_by_bytes, ordered_map
+from jepa_fast.data.parallel import cut_by_bytes, one_ahead, ordered_map
+from jepa_fast.data.shards import Split, open_shard, open_split
 from jepa_fast.data.sources import Chunk, Source, check_chunk
 from jepa_fast.data.two_rooms import version1
 from jepa_fast.data.windows import size_text
@@ -78,8 +79,11 @@ def pack(
     workers: int = 1,
     shard_rows: int | None = None,
     label: str | None = None,
+    check: Callable[[Split, int], None] | None = None,
 ) -> Manifest:
     """Write all trajectories of `source` as a split in `folder`; a split that is there already is kept.
+
+    Windows are pasted back and compared with their frames before they are written, files with what was to be written.
 
     Args:
         source: picklable for more than one worker.
@@ -89,6 +93,8 @@ def pack(
         workers: processes that compute and encode; 1 works in this one.
         shard_rows: trajectories per shard; by default about 0.25 GB.
         label: name for the progress bar and the log; by default the folder's.
+        check: is given what an earlier run left, a split and the source's trajectory that it begins with, where the
+            source's description does not tell all that is in it; raises InputError where the two differ.
 
     Raises:
         InputError: bad source data, a finished split of another description, too little disk space, another process at
@@ -96,7 +102,7 @@ def pack(
         OSError: what the system refused, with the file's name.
         RunError: another process took the folder over while this one stood still.
     """
-    packing = _Packing(source, folder, encoding, workers, shard_rows, label or folder.name)
+    packing = _Packing(source, folder, encoding, workers, shard_rows, label or folder.name, check)
     # It may lie on a disk that cannot be written.
     finished = packing.finished()
     if finished is not None:
@@ -110,7 +116,14 @@ class _Packing:
     """One run of `pack`."""
 
     def __init__(
-        self, source: Source, folder: Path, encoding: Encoding, workers: int, shard_rows: int | None, label: str
+        self,
+        source: Source,
+        folder: Path,
+        encoding: Encoding,
+        workers: int,
+        shard_rows: int | None,
+        label: str,
+        check: Callable[[Split, int], None] | None,
     ):
         if source.count < 1 or source.frames < 2:
             found = f"{source.count} trajectories of {source.frames} frames"
@@ -125,6 +138,7 @@ class _Packing:
         self.workers = workers
         self.shard_rows = shard_rows
         self.label = label
+        self.check = check
         channels = sum(group.channels for group in source.groups)
         self.frame_bytes = channels * source.height * source.width
         fitting = CHUNK_BYTES // (source.frames * self.frame_bytes)
@@ -139,6 +153,8 @@ class _Packing:
         finished = self._finished()
         if finished is not None:
             log.info("%s: already there, %d trajectories", self.label, finished.trajectories)
+            if self.check is not None:
+                self.check(open_split(self.folder), 0)
             # A run that was killed right after writing the manifest left its records.
             self._discard(_names(finished))
         return finished
@@ -295,10 +311,10 @@ class _Packing:
         require_space(self.folder, int(rows * trajectory_bytes(layout.spec, 0) + frames * per_frame))
         tasks = [part for first in missing for part in pairwise(self._cuts(first, stops[first]))]
         work = partial(_encode_task, self.source, layout)
-        is_copy = self.source.mapped and all(group.codec == "dense" for group in layout.spec.groups)
+        is_copy = self.source.is_plain and all(group.codec == "dense" for group in layout.spec.groups)
         done = self.source.count - rows
         with (
-            ordered_map(work, tasks, 1 if is_copy else self.workers) as chunks,
+            one_ahead(work, tasks) if is_copy else ordered_map(work, tasks, self.workers) as chunks,
             Progress(f"packing {self.label}", self.source.count, "trajectories", done) as progress,
         ):
             for first in missing:
@@ -359,6 +375,8 @@ class _Packing:
                 continue
             try:
                 verify_shard(self.folder, shard)
+                if self.check is not None:
+                    self.check(open_shard(self.folder, record), shard.first)
             except (InputError, FileNotFoundError) as error:
                 log.info("%s: written again: %s", self.label, error)
             else:

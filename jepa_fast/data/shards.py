@@ -238,6 +238,22 @@ def open_split(folder: Path, verify: bool = False) -> Split:
     rows = sum(shard.rows for shard in manifest.shards)
     if rows != manifest.trajectories or manifest.shards[0].first != 0:
         raise InputError(f"{path}: shards: found {rows} rows, expected {manifest.trajectories} from trajectory 0 on")
+    return _opened(folder, manifest, hashlib.sha256(text).hexdigest(), verify)
+
+
+def open_shard(folder: Path, record: Manifest) -> Split:
+    """The one shard of a record as a split of its own, whose first trajectory is 0, before its base images are shared.
+
+    Raises:
+        InputError: as `open_split`.
+    """
+    (shard,) = record.shards
+    alone = replace(record, trajectories=shard.rows, shards=(replace(shard, first=0),))
+    return _opened(folder, alone, hashlib.sha256(alone.to_json().encode()).hexdigest(), verify=False)
+
+
+def _opened(folder: Path, manifest: Manifest, fingerprint: str, verify: bool) -> Split:
+    """The split that a manifest describes, once its files are as it says."""
     fields = manifest.spec.fields()
     allow_open_files(len(manifest.shards) * len(fields))
     arrays = {
@@ -248,7 +264,7 @@ def open_split(folder: Path, verify: bool = False) -> Split:
         for name, field in fields.items()
     }
     if verify:
-        with Progress(f"hashing {folder}", rows, "trajectories") as progress:
+        with Progress(f"hashing {folder}", manifest.trajectories, "trajectories") as progress:
             for shard in manifest.shards:
                 verify_shard(folder, shard)
                 progress.update(shard.rows)
@@ -262,7 +278,6 @@ def open_split(folder: Path, verify: bool = False) -> Split:
         bases.append(merged)
     starts = np.cumsum([0, *(shard.rows for shard in manifest.shards)], dtype=np.int64)
     lengths = None if manifest.spec.shortest is None else read_lengths(folder, manifest, arrays.pop("length"))
-    fingerprint = hashlib.sha256(text).hexdigest()
     return Split(folder, manifest, fingerprint, starts, arrays, tuple(bases), manifest.spec, lengths)
 
 

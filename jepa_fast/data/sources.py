@@ -99,8 +99,8 @@ class Source(Protocol):
         """Names and sizes of the targets."""
 
     @property
-    def mapped(self) -> bool:
-        """Whether chunks are views of mapped files, which no other process could make any faster."""
+    def is_plain(self) -> bool:
+        """Whether a chunk is read as it lies: handed over by another process it would take longer."""
 
     @property
     def description(self) -> dict[str, Any]:

@@ -155,14 +155,27 @@ def _validation(data: Path, fitted_on: Split, name: str | None) -> tuple[Split, 
 
 def _rows(fitted_on: Split, scored_on: Split) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Trajectories that probes are fitted on and scored on; of one split a fifth for the score."""
+    least = 3 if fitted_on is scored_on else 2
+    if fitted_on.count < least:
+        raise InputError(
+            f"{fitted_on.folder}: found {_counted(fitted_on)}, expected {least} or more to fit and score probes: more "
+            "episodes, or clips of fewer frames"
+        )
     if fitted_on is not scored_on:
-        require(fitted_on.count >= 2, f"{fitted_on.folder}", f"{fitted_on.count} trajectory", "two or more to probe")
         return _spread(fitted_on.count, MOST_FITTED), _spread(scored_on.count, MOST_SCORED)
-    count = fitted_on.count
-    require(count >= 3, f"{fitted_on.folder}", f"{count} trajectories", "three or more to fit and score probes")
-    rows = _spread(count, MOST_FITTED)
+    rows = _spread(fitted_on.count, MOST_FITTED)
     is_scored = np.arange(len(rows)) % 5 == 2
     return rows[~is_scored], rows[is_scored]
+
+
+def _counted(split: Split) -> str:
+    """What there is to draw from, for people."""
+    total = split.manifest.trajectories
+    whole = f"{total} {'trajectory' if total == 1 else 'trajectories'}"
+    if split.drawn is None:
+        return whole
+    clips = "clip" if split.count == 1 else "clips that share no frame"
+    return f"{split.count} {clips}, {split.spec.frames} frames each, in {whole}"
 
 
 def _spread(count: int, most: int) -> NDArray[np.int64]:

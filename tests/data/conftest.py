@@ -26,7 +26,7 @@ class ArraySource:
 
     offset = 0.0
     lengths = None
-    mapped = False
+    is_plain = False
     groups = (SourceGroup("agent", 1), SourceGroup("wall", 1))
     action_size = 2
 
@@ -89,7 +89,7 @@ class GroupSource:
     description: dict[str, Any] = field(default_factory=lambda: {"made": "in memory"})
 
     lengths = None
-    mapped = False
+    is_plain = False
 
     @property
     def groups(self) -> tuple[SourceGroup, ...]:
@@ -177,7 +177,7 @@ class EpisodeSource:
     targets: tuple[tuple[str, int], ...] = (("place", 2),)
     description: dict[str, Any] = field(default_factory=lambda: {"made": "in memory"})
 
-    mapped = False
+    is_plain = False
 
     @property
     def groups(self) -> tuple[SourceGroup, ...]:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -80,6 +81,8 @@ def test_an_hdf5_file_of_stable_worldmodel_converts_to_what_it_holds(tmp_path, c
     if compression == "blosc":
         compression = dict(pytest.importorskip("hdf5plugin").Blosc(cname="lz4"))
     write_hdf5(tmp_path / "mine.h5", **compression)
+    # What is not compressed is copied by this process, not handed over from others.
+    assert open_reader(tmp_path / "mine.h5").columns["pixels"].is_plain == (not compression)
     manifest = hdf5(tmp_path)
     assert manifest.source["states"] == "pixels"
     assert (manifest.source["format"], manifest.source["file"]) == ("hdf5", "mine.h5")
@@ -115,14 +118,41 @@ def test_an_npz_file_may_hold_episodes_of_any_length(tmp_path):
     np.savez(tmp_path / "equal.npz", frames=equal[0], actions=equal[1], state=equal[2])
     convert(source=tmp_path / "equal.npz", targets=("agent=state",), out=tmp_path / "equal", workers=1)
     assert_holds(tmp_path / "equal", draw(lengths=(7, 7)))
-    np.savez_compressed(tmp_path / "small.npz", frames=equal[0], actions=equal[1])
-    with pytest.raises(InputError, match=r"small\.npz: compressed, expected np\.savez, whose arrays can be mapped"):
-        convert(source=tmp_path / "small.npz", out=tmp_path / "small", workers=1)
     ragged = np.empty(2, object)
     ragged[:] = [frames[:3], frames[3:]]
     np.savez(tmp_path / "objects.npz", frames=ragged, actions=equal[1])
     with pytest.raises(InputError, match=r"objects\.npz: frames: found objects, .* stored end to end, with ep_len"):
         convert(source=tmp_path / "objects.npz", out=tmp_path / "small", workers=1)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_compressed_npz_file_gives_the_bits_of_one_that_is_not_and_leaves_nothing_behind(tmp_path, workers):
+    frames, actions, states = (np.concatenate(each) for each in zip(*draw(), strict=True))
+    arrays = {"frames": frames, "actions": actions, "state": states, "ep_len": np.array(LENGTHS)}
+    splits = {}
+    for name, save in (("plain", np.savez), ("small", np.savez_compressed)):
+        (tmp_path / name).mkdir()
+        save(tmp_path / name / "mine.npz", **arrays)
+        out = tmp_path / name / "split"
+        convert(source=tmp_path / name / "mine.npz", targets=("agent=state",), out=out, workers=workers)
+        assert sorted(path.name for path in (tmp_path / name).iterdir()) == ["mine.npz", "split"]
+        splits[name] = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert splits["small"] == splits["plain"]
+
+
+def test_a_compressed_npz_file_that_is_damaged_or_too_large_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
+    frames, actions, _ = (np.concatenate(each) for each in zip(*draw(), strict=True))
+    path = tmp_path / "mine.npz"
+    np.savez_compressed(path, frames=frames, actions=actions, ep_len=np.array(LENGTHS))
+    whole = path.read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10))
+        with pytest.raises(InputError, match=r"found 0\.00 GB free"):
+            convert(source=path, out=tmp_path / "split", workers=1)
+    path.write_bytes(whole[:200] + bytes(200) + whole[400:])
+    with pytest.raises(InputError, match=r"mine\.npz: not a whole \.npz file"):
+        convert(source=path, out=tmp_path / "split", workers=1)
+    assert [one.name for one in tmp_path.iterdir()] == ["mine.npz"]
 
 
 class Walk:

@@ -35,7 +35,7 @@ class Fixed:
     action_size: int = 2
     targets: tuple[tuple[str, int], ...] = ()
     lengths: None = None
-    mapped: bool = False
+    is_plain: bool = False
 
     @property
     def description(self) -> dict[str, Any]:

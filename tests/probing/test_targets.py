@@ -167,7 +167,7 @@ def test_other_targets_than_the_training_split_s_are_refused(data, tmp_path):
     with pytest.raises(InputError, match=r"val: found targets \(\), expected .*'place'"):
         evaluate_targets(jf.JEPA(Location(), Adds()), tmp_path)
     jf.pack(episodes(1, 0), tmp_path / "one", workers=1)
-    with pytest.raises(InputError, match=r"one: got '1 trajectories', expected three or more"):
+    with pytest.raises(InputError, match=r"one: found 1 trajectory, expected 3 or more"):
         evaluate_targets(jf.JEPA(Location(), Adds()), tmp_path / "one")
 
 

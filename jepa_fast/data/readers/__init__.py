@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,18 +14,19 @@ Rows = Mapping[str, NDArray[Any]]
 
 
 class Column(NamedTuple):
-    """What a column holds: the type and shape of a row, and how many rows each of N episodes has."""
+    """What a column holds: the type and shape of a row, and how many rows each of N episodes has.
+
+    It is plain where rows lie in the file as they are, neither compressed nor encoded.
+    """
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     rows: NDArray[np.int64]
+    is_plain: bool = False
 
 
 class Reader(Protocol):
     """N episodes of some files. Pickled into worker processes: holds paths, not arrays or open files."""
-
-    # Whether rows are views of mapped files where that can be.
-    mapped: ClassVar[bool]
 
     @property
     def columns(self) -> Mapping[str, Column]:

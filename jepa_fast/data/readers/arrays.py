@@ -1,21 +1,30 @@
 """NumPy files as episodes: .npy files of one column each, or one .npz file of all, mapped and not read into memory."""
 
+import logging
 import struct
 import zipfile
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jepa_fast.data.readers import Column, Rows, in_a_row
+from jepa_fast.data.writing import require_space
 from jepa_fast.errors import InputError
+from jepa_fast.progress import Progress
 
 # Of an .npz file: frames of each episode, and its first row where episodes do not follow each other.
 LENGTHS, OFFSETS = "ep_len", "ep_offset"
+# Unpacked at a time.
+PIECE_BYTES = 1 << 20
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -24,7 +33,6 @@ class ArrayFiles:
 
     files: Mapping[str, Path]
     lengths: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
-    mapped: ClassVar[bool] = True
 
     @property
     def columns(self) -> Mapping[str, Column]:
@@ -64,10 +72,45 @@ class ArrayFiles:
 
 @dataclass(frozen=True)
 class ZippedArrays:
-    """One .npz file, as np.savez writes it: columns [N, T, ...], or end to end with `ep_len` int [N]."""
+    """One .npz file, as np.savez writes it: columns [N, T, ...], or end to end with `ep_len` int [N].
+
+    One of np.savez_compressed has to be `unpacked` first.
+
+    Attributes:
+        path: the file.
+        unpacked_path: the same, with arrays that can be mapped.
+    """
 
     path: Path
-    mapped: ClassVar[bool] = True
+    unpacked_path: Path | None = None
+
+    @cached_property
+    def is_compressed(self) -> bool:
+        """Whether there is an array that cannot be mapped."""
+        with self._zip() as archive:
+            return any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist())
+
+    def unpacked(self, folder: Path) -> "ZippedArrays":
+        """The same arrays, mapped from a file in `folder` that is not compressed; memory does not grow with them.
+
+        Raises:
+            InputError: a file that is damaged, or too little disk space.
+        """
+        unpacked_path = folder / self.path.name
+        with self._zip() as archive, zipfile.ZipFile(unpacked_path, "w", zipfile.ZIP_STORED) as copy:
+            total = sum(member.file_size for member in archive.infolist())
+            log.info("%s: compressed: unpacked into %s first, %.2f GB", self.path, folder, total / 1e9)
+            require_space(folder, total)
+            with Progress(f"unpacking {self.path.name}", total // PIECE_BYTES, "MiB") as progress:
+                for member in archive.infolist():
+                    with (
+                        archive.open(member) as stream,
+                        copy.open(member.filename, "w", force_zip64=True) as target,
+                    ):
+                        while piece := stream.read(PIECE_BYTES):
+                            target.write(piece)
+                            progress.update(len(piece) // PIECE_BYTES)
+        return ZippedArrays(self.path, unpacked_path)
 
     @cached_property
     def columns(self) -> Mapping[str, Column]:
@@ -96,17 +139,25 @@ class ZippedArrays:
     @cached_property
     def _members(self) -> dict[str, int]:
         """Where each array's .npy file begins in this one."""
+        members = {}
+        with self._zip() as archive, self._mapped_path.open("rb") as stream:
+            for member in archive.infolist():
+                stream.seek(member.header_offset)
+                name_bytes, extra_bytes = struct.unpack("<26xHH", stream.read(30))
+                members[member.filename.removesuffix(".npy")] = stream.tell() + name_bytes + extra_bytes
+        return members
+
+    @property
+    def _mapped_path(self) -> Path:
+        return self.unpacked_path or self.path
+
+    @contextmanager
+    def _zip(self) -> Iterator[zipfile.ZipFile]:
+        """The file, open; what is wrong with it is said in one line."""
         try:
-            with zipfile.ZipFile(self.path) as archive, self.path.open("rb") as stream:
-                members = {}
-                for member in archive.infolist():
-                    if member.compress_type != zipfile.ZIP_STORED:
-                        raise InputError(f"{self.path}: compressed, expected np.savez, whose arrays can be mapped")
-                    stream.seek(member.header_offset)
-                    name_bytes, extra_bytes = struct.unpack("<26xHH", stream.read(30))
-                    members[member.filename.removesuffix(".npy")] = stream.tell() + name_bytes + extra_bytes
-                return members
-        except (zipfile.BadZipFile, struct.error) as error:
+            with zipfile.ZipFile(self._mapped_path) as archive:
+                yield archive
+        except (zipfile.BadZipFile, struct.error, zlib.error, EOFError, RuntimeError) as error:
             raise InputError(f"{self.path}: not a whole .npz file ({error})") from None
 
     @cached_property
@@ -119,7 +170,7 @@ class ZippedArrays:
         return lengths
 
     def _array(self, name: str) -> NDArray[Any]:
-        with self.path.open("rb") as stream:
+        with self._mapped_path.open("rb") as stream:
             stream.seek(self._members[name])
             version = np.lib.format.read_magic(stream)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -130,7 +181,7 @@ class ZippedArrays:
                     f"stored end to end, with {LENGTHS}"
                 )
             order = "F" if fortran else "C"
-            return np.memmap(self.path, dtype, "r", stream.tell(), shape, order).view(np.ndarray)  # type: ignore[call-overload,no-any-return]
+            return np.memmap(self._mapped_path, dtype, "r", stream.tell(), shape, order).view(np.ndarray)  # type: ignore[call-overload,no-any-return]
 
 
 def _column(array: NDArray[Any], where: str, lengths: NDArray[np.int64] | None) -> Column:
@@ -139,10 +190,10 @@ def _column(array: NDArray[Any], where: str, lengths: NDArray[np.int64] | None) 
             raise InputError(
                 f"{where}: found {list(array.shape)}, expected {lengths.sum()} rows in {len(lengths)} episodes"
             )
-        return Column(array.dtype, array.shape[1:], lengths)
+        return Column(array.dtype, array.shape[1:], lengths, is_plain=True)
     if array.ndim < 2:
         raise InputError(f"{where}: found {array.dtype} {list(array.shape)}, expected [N, T, ...]")
-    return Column(array.dtype, array.shape[2:], np.full(len(array), array.shape[1]))
+    return Column(array.dtype, array.shape[2:], np.full(len(array), array.shape[1]), is_plain=True)
 
 
 def _rows(array: NDArray[Any], episodes: NDArray[np.int64], lengths: NDArray[np.int64] | None) -> NDArray[Any]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,6 @@ class HDF5Episodes:
     """
 
     path: Path
-    mapped: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         with self._open() as file:
@@ -55,7 +54,8 @@ class HDF5Episodes:
                         f"{self.where(name)}: found {len(dataset)} rows, expected {(offsets + lengths).max()} as "
                         f"{OFFSETS} and {LENGTHS} say"
                     )
-                found[name] = Column(dataset.dtype, dataset.shape[1:], lengths)
+                is_plain = dataset.id.get_create_plist().get_nfilters() == 0
+                found[name] = Column(dataset.dtype, dataset.shape[1:], lengths, is_plain)
         return found
 
     @property

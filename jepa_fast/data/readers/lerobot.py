@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +38,6 @@ class LeRobotEpisodes:
     """
 
     path: Path
-    mapped: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         version = str(self._info.get("codebase_version"))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,6 @@ class MinariEpisodes:
     """
 
     path: Path
-    mapped: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _ = self.columns

@@ -28,7 +28,7 @@ class TwoRoomsSource:
         """All trajectories of a split have the same length."""
 
     @property
-    def mapped(self) -> bool:
+    def is_plain(self) -> bool:
         """Frames are drawn."""
         return False
 
