@@ -61,10 +61,12 @@ class BoundMixture:
         with self.span("loss"):
             sigma = weights["sigma"] * self.model.pixel
             with torch.autocast(actions.device.type, enabled=False):
+                stayed, step, log_stay, log_move = predicted
                 if self.is_fused:
-                    parts, latents = gated_likelihood(encoded.latents, *predicted[1:], sigma)
+                    parts, latents = gated_likelihood(encoded.latents, step, log_stay, log_move, sigma)
                 else:
-                    parts, latents = gated_likelihood_reference(*predicted, encoded.latents[:, 1:], sigma)
+                    following = encoded.latents[:, 1:]
+                    parts, latents = gated_likelihood_reference(stayed, step, log_stay, log_move, following, sigma)
             if self.group is not None:
                 parts = mean_over_processes(parts, self.group)
             total = weights["nll"] * parts[0]
