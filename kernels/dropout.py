@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from jepa_fast.kernels import extension
+from jepa_fast.kernels.dispatch import constant_when_compiled
 
 OPERATOR = "jepa_fast::dropout_mask"
 
@@ -66,8 +67,7 @@ def _dropout_mask_fake(shape: list[int], rate: float, clock: Tensor, site: int) 
     return clock.new_empty(shape, dtype=torch.float32)
 
 
-# torch.compile does not look inside.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_when_compiled
 def _is_compiled() -> bool:
     return extension.has_kernel("dropout_mask", "cpu")
 

@@ -170,7 +170,8 @@ def _convnext_block() -> Iterator[Build]:
 
 
 def _crop() -> Iterator[Build]:
-    from jepa_fast.kernels.triton.crop import AHEAD, SUM_BLOCK, TILE, WARPS, WINDOW, columns
+    from jepa_fast.kernels.triton.crop import AHEAD, SUM_BLOCK, TILE, WARPS, columns
+    from jepa_fast.kernels.triton.windows import WINDOW
 
     placed = {"corners_ptr": "*i64", "groups_ptr": "*i64"}
     for kind, channels in CASES:
@@ -219,7 +220,8 @@ def _crop() -> Iterator[Build]:
 def _pooling() -> Iterator[Build]:
     import torch
 
-    from jepa_fast.kernels.triton.pooling import PIECE, SIZES, TILE, WARPS, block_channels
+    from jepa_fast.kernels.triton.pooling import PIECE, TILE, WARPS, block_channels
+    from jepa_fast.kernels.triton.windows import WINDOW
 
     for kind, channels in CASES:
         padded = 1 << (channels - 1).bit_length()
@@ -228,7 +230,7 @@ def _pooling() -> Iterator[Build]:
             f"window_pool forward {kind} C={channels}",
             "pooling",
             "_window_pool_forward_kernel",
-            _pointers(x=kind, pooled="fp32") | {"corners_ptr": "*i64"} | _integers(SIZES),
+            _pointers(x=kind, pooled="fp32") | {"corners_ptr": "*i64"} | _integers(WINDOW),
             shapes | {"BLOCK_C": block_channels(torch.float32 if kind == "fp32" else torch.bfloat16), "PIECE": PIECE},
             warps=WARPS,
             registers=128,
@@ -238,7 +240,7 @@ def _pooling() -> Iterator[Build]:
             f"window_pool backward {kind} C={channels}",
             "pooling",
             "_window_pool_backward_kernel",
-            _pointers(gradient="fp32", out=kind) | {"corners_ptr": "*i64"} | _integers(("pixels", *SIZES)),
+            _pointers(gradient="fp32", out=kind) | {"corners_ptr": "*i64"} | _integers(("pixels", *WINDOW)),
             shapes | {"PADDED_C": padded, "PIXELS": TILE // padded},
             warps=WARPS,
             registers=64,

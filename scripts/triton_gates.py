@@ -10,6 +10,7 @@ are not compiled again.
 
 import argparse
 import ast
+import functools
 import hashlib
 import importlib
 import json
@@ -63,6 +64,7 @@ def source_hash(build: Build) -> str:
     return hashlib.sha256("\n".join([*parts, repr(settings)]).encode()).hexdigest()[:16]
 
 
+@functools.cache
 def _jitted(text: str) -> str:
     """The source of the functions that Triton compiles; not that of launches and tables beside them."""
     functions = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)]

@@ -1,8 +1,8 @@
-"""Commands of ours as they run where the system has no fcntl, no resource, no affinity, no signal masks and no fork.
+"""Python as it is where the system has no fcntl, no resource, no affinity, no signal masks and no fork.
 
-    python tests/anywhere.py SYSTEM COMMAND ... [--then COMMAND ...]
+    python tests/anywhere.py SYSTEM (-m MODULE | -c CODE | FILE) ... [--then (-m MODULE | -c CODE | FILE) ...]
 
-SYSTEM "windows" has a msvcrt with locks of this process's own making; "bare" has neither.
+SYSTEM "windows" has the locks of msvcrt, made of those that are hidden; "bare" has none.
 """
 
 import errno
@@ -30,20 +30,17 @@ class Hider(importlib.abc.MetaPathFinder):
 
 
 def fake_msvcrt():
-    """What Windows has for locking, here between the descriptors of one process."""
-    module, held = types.ModuleType("msvcrt"), {}
+    """What Windows has for locking, made of what this system has: of open files, between processes too."""
+    import fcntl
+
+    module = types.ModuleType("msvcrt")
     module.LK_NBLCK, module.LK_LOCK = 2, 1
 
     def locking(descriptor, mode, count):
-        file = os.fstat(descriptor)
-        if (holder := held.get(file.st_ino, descriptor)) != descriptor:
-            try:
-                is_open = os.path.samestat(os.fstat(holder), file)
-            except OSError:
-                is_open = False
-            if is_open:
-                raise OSError(errno.EACCES, "Permission denied")
-        held[file.st_ino] = descriptor
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (fcntl.LOCK_NB if mode == module.LK_NBLCK else 0))
+        except BlockingIOError:
+            raise OSError(errno.EACCES, "Permission denied") from None
 
     module.locking = locking
     return module
@@ -55,6 +52,8 @@ def hide(system):
     import subprocess  # noqa: F401
     from multiprocessing import popen_spawn_posix  # noqa: F401
 
+    if system == "windows":
+        sys.modules["msvcrt"] = fake_msvcrt()
     for name in HIDDEN:
         sys.modules.pop(name, None)
     sys.meta_path.insert(0, Hider())
@@ -62,12 +61,25 @@ def hide(system):
         for name in names:
             if hasattr(module, name):
                 delattr(module, name)
-    if system == "windows":
-        sys.modules["msvcrt"] = fake_msvcrt()
+    # As Windows has it: the name is looked for there before it is looked up in a file of users.
+    os.environ.setdefault("USERNAME", "user")
+
+
+def run(words):
+    """What `python WORDS` would do."""
+    kind, *rest = words
+    if kind == "-m":
+        sys.argv = rest
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    elif kind == "-c":
+        sys.argv = ["-c", *rest[1:]]
+        exec(compile(rest[0], "<block>", "exec"), {"__name__": "__main__"})
+    else:
+        sys.argv = words
+        runpy.run_path(kind, run_name="__main__")
 
 
 if __name__ == "__main__":
     hide(sys.argv[1])
     for _, words in (words for words in itertools.groupby(sys.argv[2:], lambda word: word != "--then") if words[0]):
-        sys.argv = list(words)
-        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+        run(list(words))

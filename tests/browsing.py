@@ -2,9 +2,12 @@
 
 import os
 import shutil
+import time
 
 import pytest
 
+# Others may hold the processors.
+PATIENCE_MS = 240_000
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -19,9 +22,17 @@ def browser():
     if file is None:
         pytest.skip("no browser: install chromium (apt install chromium), or name one in JEPA_FAST_BROWSER")
     with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=file, args=["--no-sandbox"])
+        opened = started.chromium.launch(executable_path=file, args=["--no-sandbox"], timeout=PATIENCE_MS)
         yield opened
         opened.close()
+
+
+def wait_until(page, condition):
+    """Wait for a JavaScript expression to hold. Playwright's own way needs eval, which the pages' policy forbids."""
+    deadline = time.monotonic() + PATIENCE_MS / 1000
+    while not page.evaluate(condition):
+        assert time.monotonic() < deadline, f"never came: {condition}"
+        page.wait_for_timeout(10)
 
 
 @pytest.fixture
@@ -32,6 +43,7 @@ def visit(browser):
     def opened(address, width=1280, scheme="light"):
         context = browser.new_context(viewport={"width": width, "height": 850}, color_scheme=scheme)
         contexts.append(context)
+        context.set_default_timeout(PATIENCE_MS)
         page = context.new_page()
         page.on("console", lambda message: troubles.append(f"console: {message.text}"))
         page.on("pageerror", lambda error: troubles.append(f"error: {error}"))

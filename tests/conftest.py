@@ -1,9 +1,14 @@
 import os
-import re
 import sys
 import threading
 import time
 import traceback
+
+from tests.anywhere import hide
+
+# `make test-elsewhere`: before anything is imported that looks what there is.
+if "JEPA_FAST_SYSTEM" in os.environ:
+    hide(os.environ["JEPA_FAST_SYSTEM"])
 
 import pytest
 import torch
@@ -16,10 +21,10 @@ from jepa_fast.kernels import extension
 from tests.browsing import browser as browser
 from tests.browsing import visit as visit
 
-# Words of a test file, and whether this system has what they are about: elsewhere the file is left out.
-NEEDS = {
-    r"^import (resource|fcntl)$|SIGKILL|killpg|forkserver|symlink_to|is_symlink|setrlimit": platforms.is_posix(),
-    r"/proc/|setrlimit": sys.platform == "linux",
+# Marks of tests that need a system of one kind.
+SYSTEMS = {
+    "posix": (platforms.is_posix(), "only POSIX systems have what it tries: signals, locks, links, fork"),
+    "linux": (platforms.is_posix() and sys.platform == "linux", "only Linux has what it tries: /proc, its limits"),
 }
 
 # Before any test pretends that it is missing: ops registered without the extension cannot be registered by it later.
@@ -31,18 +36,15 @@ settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
-def pytest_ignore_collect(collection_path):
-    """Leaves out files that try what this system does not have."""
-    if collection_path.suffix == ".py" and collection_path.name.startswith("test_"):
-        text = collection_path.read_text(encoding="utf-8")
-        if any(re.search(pattern, text, re.MULTILINE) for pattern, is_here in NEEDS.items() if not is_here):
-            return True
-    return None
-
-
 def pytest_collection_modifyitems(items):
-    """Tests of a device are marked `gpu`, by hand or by a parameter "device", and left out where there is none."""
+    """Tests of a device are marked `gpu`, by hand or by a parameter "device", and left out where there is none.
+
+    So are tests of what this system does not have.
+    """
     for item in items:
+        for name, (is_here, reason) in SYSTEMS.items():
+            if item.get_closest_marker(name) and not is_here:
+                item.add_marker(pytest.mark.skip(reason=reason))
         if hasattr(item, "callspec") and item.callspec.params.get("device") == "cuda":
             item.add_marker(pytest.mark.gpu)
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
@@ -53,7 +55,7 @@ def pytest_collection_modifyitems(items):
 THREADS_OF_OTHERS = {
     "tqdm._monitor": "one for all bars, from the first bar that is shown to the end of the process",
 }
-GRACE_S = 10.0
+GRACE_S = 60.0
 
 
 def compiler_threads():
@@ -96,6 +98,16 @@ def two_rooms(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two_rooms")
     generate(folder, trajectories=48, splits=("train",), workers=1)
     generate(folder, trajectories=80, splits=tuple(name for name in SPLITS if name != "train"), workers=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def least_two_rooms(tmp_path_factory):
+    """All seven splits again, the smallest sets that probes can be trained and scored on."""
+    folder = tmp_path_factory.mktemp("least")
+    generate(folder, trajectories=48, splits=("train",), workers=1)
+    generate(folder, trajectories=72, splits=("probe_normal/train", "probe_expert/train"), workers=1)
+    generate(folder, trajectories=8, splits=tuple(name for name in SPLITS if name.endswith("/val")), workers=1)
     return folder
 
 

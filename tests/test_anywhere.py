@@ -55,7 +55,7 @@ def elsewhere(system: str, *words: object, cwd: Path, ends_with: tuple[int, ...]
 
 @pytest.mark.parametrize("system", ["windows", "bare"])
 def test_splits_are_packed_on_several_processes(tmp_path: Path, system: str) -> None:
-    words = ("jepa_fast.generate", "--out", tmp_path / "data", "--trajectories", 1024, "--workers", 2)
+    words = ("-m", "jepa_fast.generate", "--out", tmp_path / "data", "--trajectories", 1024, "--workers", 2)
     elsewhere(system, *words, "--splits", "train", cwd=tmp_path)
     assert "already there, 1024 trajectories" in elsewhere(system, *words, "--splits", "train", cwd=tmp_path)
 
@@ -64,11 +64,11 @@ def test_a_run_is_trained_resumed_probed_and_reported(tmp_path: Path, two_rooms:
     run = tmp_path / "run"
     words = ("--data", two_rooms, "--steps", 6, "--data.batch-size", 8, "--checkpoint-minutes", 0)
     commands = (
-        ("jepa_fast.train", "--preset", "gated_features", *words, "--out", run),
-        ("jepa_fast.train", "--resume", run),
-        ("jepa_fast.evaluate", run, "--no-floor"),
-        ("jepa_fast.report", run),
-        ("jepa_fast.doctor", "--data", two_rooms),
+        ("-m", "jepa_fast.train", "--preset", "gated_features", *words, "--out", run),
+        ("-m", "jepa_fast.train", "--resume", run),
+        ("-m", "jepa_fast.evaluate", run, "--no-floor"),
+        ("-m", "jepa_fast.report", run),
+        ("-m", "jepa_fast.doctor", "--data", two_rooms),
     )
     chain = (word for command in commands for word in (*command, "--then"))
     # The last of them, doctor, ends with 1 where the extension is not built.

@@ -17,11 +17,12 @@ from jepa_fast.models.registry import build_model
 def machine(monkeypatch):
     """Pretend to be a machine with or without the extension's kernels, triton, a compiler, a new enough device."""
 
-    def pretend(fused=True, triton=True, compiler=True, capability=(9, 0)):
+    def pretend(fused=True, triton=True, compiler=True, capability=(9, 0), cuda_kernels=True):
         dispatch.why_no_triton.cache_clear()
         monkeypatch.delenv("CC", raising=False)
         monkeypatch.setattr(extension, "load", lambda: None if fused else "no library here")
-        monkeypatch.setattr(extension, "has_kernel", lambda operator, device: fused)
+        devices = {"cpu", "cuda"} if cuda_kernels else {"cpu"}
+        monkeypatch.setattr(extension, "has_kernel", lambda operator, device: fused and device in devices)
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if triton else None)
         monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}" if compiler else None)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
@@ -98,6 +99,16 @@ def test_every_op_is_described(machine):
     assert set(build_model(JEPAConfig()).ops("reference", "cuda").values()) == {"plain PyTorch"}
     assert build_model(GatedFeaturesConfig()).ops("fused", "cuda") == {"mixture": "plain PyTorch"}
     assert set(build_model(GatedConvNeXtConfig()).ops("fused", "cuda")) == {"mixture", "convnext_block"}
+
+
+@pytest.mark.parametrize("kernels", ["triton", "fused"])
+@pytest.mark.parametrize(
+    ("has", "reason"),
+    [({"cuda_kernels": False}, "jepa_fast was compiled without cuda kernels"), ({"fused": False}, "no library here")],
+)
+def test_the_log_says_why_a_loss_has_no_compiled_kernel(machine, kernels, has, reason):
+    machine(**has)
+    assert build_model(JEPAConfig()).ops(kernels, "cuda")["vicreg"] == f"plain PyTorch: {reason}"
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from jepa_fast.data.two_rooms import WORLD
 from jepa_fast.data.two_rooms.source import TwoRoomsSource
 from jepa_fast.data.writing import write_text
 from jepa_fast.errors import InputError
+from tests.forked import Command, finished
 
 ROOT = Path(__file__).parents[1]
 TWO_ROOMS = ("agent:1", "wall:1")
@@ -314,6 +315,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.linux
 def test_memory_does_not_grow_with_the_set(tmp_path):
     """A set of 460 MB passes through a part of that, which does not depend on its size: files are mapped, not read."""
     states, actions, _ = course_arrays(200)
@@ -329,6 +331,7 @@ def test_memory_does_not_grow_with_the_set(tmp_path):
     assert int(done.stdout) < 250
 
 
+@pytest.mark.posix
 def test_a_killed_conversion_is_continued_to_the_same_bits(tmp_path, monkeypatch):
     monkeypatch.setattr("jepa_fast.data.packing.SHARD_BYTES", 1_500_000)
     states, actions, locations = course_arrays(1500)
@@ -342,10 +345,8 @@ def test_a_killed_conversion_is_continued_to_the_same_bits(tmp_path, monkeypatch
         "workers=1)"
     )
     parts = tmp_path / "parts"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path / "course"), str(parts)], cwd=ROOT, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 30
+    process = Command("-c", code, tmp_path / "course", parts)
+    deadline = time.monotonic() + 300
     while not (parts / "shard-00000.json").exists() and time.monotonic() < deadline:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
@@ -360,12 +361,12 @@ def test_the_command_says_what_it_did_and_what_is_wrong(tmp_path):
     states, actions, locations = course_arrays(10)
     files = save(tmp_path / "course", (states * WORLD.scale).astype(np.float32), actions, locations)
     words = [word for name, path in files.items() for word in (f"--{name}", str(path))]
-    command = [sys.executable, "-m", "jepa_fast.convert", *words, "--out", str(tmp_path / "split"), "--workers", "1"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    command = ["-m", "jepa_fast.convert", *words, "--out", tmp_path / "split", "--workers", 1]
+    done = finished(*command)
     assert done.returncode == 0, done.stderr
     assert "every frame, action and target on disk compared with its source: equal after rounding" in done.stderr
     files["actions"].unlink()
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = finished(*command)
     assert done.returncode == 2
     assert done.stderr == f"error: {files['actions']}: not found, expected a .npy file\n"
 

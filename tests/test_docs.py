@@ -4,7 +4,7 @@ Commands and blocks run in a copy of the project, on a data set of 80 trajectori
 (tests/shown_commands.py tells how each is made small). They are forked off a process that has imported torch already.
 """
 
-import multiprocessing
+import itertools
 import os
 import re
 import shlex
@@ -15,12 +15,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.forked import PRELOADED, SETTINGS, run_here
+from tests.forked import Command
 from tests.shown_commands import PAGES, ROOT, SOURCES, Rule, blocks, commands, commands_in, small
 
 LINKED = [*PAGES, ROOT / "CHANGELOG.md"]
 COPIED = ("bench", "docs", "examples", "jepa_fast", "kernels", "research", "scripts", "tests")
 TRAJECTORIES, STEPS = 80, 4
+# Of commands, for folders of their own.
+NUMBERS = itertools.count()
+# One thread, nothing compiled at run time.
+SETTINGS = {"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1", "MPLBACKEND": "Agg"}
 
 
 @pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(ROOT)))
@@ -111,6 +115,7 @@ def done():
     return {}
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("shown", commands(), ids=lambda shown: shown.text)
 def test_command_runs(shown, place, done):
     command = small(shown.text)
@@ -126,6 +131,7 @@ def test_command_runs(shown, place, done):
     assert done[command] is None, f"{', '.join(shown.places)}: {done[command]}"
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("shown", blocks(), ids=lambda shown: shown.places[0])
 def test_block_runs(shown, place):
     for folder in ("data/mine", "runs/mine"):  # one block's are in the way of the next one's
@@ -135,14 +141,14 @@ def test_block_runs(shown, place):
 
 def finish(command: str, place: Path, more: str = "") -> None:
     """Run a command to its end; fail with its output where it fails."""
-    number = len(list(place.glob("out-*.log")))
+    number = next(NUMBERS)
     words = shlex.split(f"{command} {more}".replace("OUT", f"outs/{number}"))
     environment = dict(word.split("=") for word in words[:1] if re.match(r"[A-Z_]+=", word))
     words = words[len(environment) :]
     if words[0] == "pytest":
         words = ["python", "-m", *words]
     if words[0] == "python":
-        fork(words[1:], place)
+        fork(words[1:], place, **environment)
         return
     if words[0] == "torchrun":
         words = [sys.executable, "-m", "torch.distributed.run", *words[1:]]
@@ -150,7 +156,6 @@ def finish(command: str, place: Path, more: str = "") -> None:
     ended = subprocess.run(
         words, cwd=place, env=os.environ | SETTINGS | environment, capture_output=True, text=True, check=False
     )
-    (place / f"out-{number}.log").write_text(ended.stdout + ended.stderr)
     assert ended.returncode == 0, f"{command}: exit status {ended.returncode}\n{(ended.stdout + ended.stderr)[-3000:]}"
 
 
@@ -159,16 +164,13 @@ def finish_block(code: str, place: Path) -> None:
     fork(["-c", code], place)
 
 
-def fork(words: list[str], place: Path) -> None:
+def fork(words: list[str], place: Path, **environment: str) -> None:
     """Run what would follow `python` on a command line, in a fork of a process that has imported torch."""
-    number = len(list(place.glob("out-*.log")))
-    log = place / f"out-{number}.log"
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    process = context.Process(target=run_here, args=(words, place, log))
-    process.start()
-    process.join(120)
-    if process.is_alive():
-        process.kill()
-        raise AssertionError(f"{shlex.join(words)}: not done after two minutes\n{log.read_text()[-3000:]}")
-    assert process.exitcode == 0, f"{shlex.join(words)}: exit status {process.exitcode}\n{log.read_text()[-3000:]}"
+    command = Command(*words, cwd=place, **(SETTINGS | environment))
+    try:
+        command.wait(120)
+    except subprocess.TimeoutExpired as error:
+        command.kill()
+        raise AssertionError(f"{shlex.join(words)}: not done after two minutes\n{command.stderr[-3000:]}") from error
+    said = command.stdout + command.stderr
+    assert command.returncode == 0, f"{shlex.join(words)}: exit status {command.returncode}\n{said[-3000:]}"

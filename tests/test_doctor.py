@@ -2,10 +2,7 @@
 
 import importlib.metadata
 import json
-import resource
 import shutil
-import subprocess
-import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -13,13 +10,12 @@ import pytest
 import torch
 from packaging.specifiers import SpecifierSet
 
-import jepa_fast
 from jepa_fast import diagnosis, doctor
 from jepa_fast.data.checks import OTHER_FILES
 from jepa_fast.diagnosis import Finding
 from jepa_fast.kernels import dispatch, extension
+from tests.forked import finished
 
-ROOT = Path(jepa_fast.__file__).parents[1]
 GB = 10**9
 Usage = namedtuple("Usage", "total used free")
 
@@ -32,9 +28,8 @@ def only(findings, topic) -> Finding:
 def test_command_ends_with_status_1_where_a_split_is_damaged(tmp_path, two_rooms):
     data = tmp_path / "data"
     shutil.copytree(two_rooms / "train", data / "train")
-    command = [sys.executable, "-m", "jepa_fast.doctor", "--data", data]
     next((data / "train").glob("wall*.npy")).write_bytes(b"")
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = finished("-m", "jepa_fast.doctor", "--data", data)
     assert done.returncode == 1, done.stderr
     assert "! train" in done.stdout
     assert "found 0 bytes, expected" in done.stdout
@@ -49,12 +44,13 @@ def test_a_sound_machine_has_nothing_wrong(monkeypatch, capsys):
     assert capsys.readouterr().out == "  torch  2.13.0\n  disk   fast\nNothing is wrong.\n"
 
 
+@pytest.mark.linux
 def test_every_problem_has_a_remedy(tmp_path, monkeypatch):
     """All that can be broken from here at once."""
     monkeypatch.setattr(extension, "load", lambda: "installed without it")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(GB, GB, GB))
     monkeypatch.setattr(diagnosis, "write_mb_s", lambda folder: 3.0)
-    monkeypatch.setattr(resource, "getrlimit", lambda kind: (20, 20))
+    monkeypatch.setattr("resource.getrlimit", lambda kind: (20, 20))
     (tmp_path / "train").mkdir()
     problems = [finding for finding in diagnosis.diagnose(tmp_path) if finding.problem is not None]
     assert {finding.topic for finding in problems} >= {"extension", "free space", "write speed", "train", "open files"}
@@ -123,6 +119,7 @@ def test_a_driver_without_a_device_is_a_problem(monkeypatch, cuda, problem):
     assert problem in only(diagnosis.devices(), "CUDA device").problem
 
 
+@pytest.mark.linux
 def test_a_folder_that_cannot_be_written_is_a_problem(tmp_path):
     assert "cannot be written" in diagnosis.disk(Path("/proc/data"))[1].problem
     sound = diagnosis.disk(tmp_path / "not" / "yet")
@@ -130,13 +127,15 @@ def test_a_folder_that_cannot_be_written_is_a_problem(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.linux
 def test_open_files_are_counted_from_the_largest_split(two_rooms, monkeypatch):
     manifests = [json.loads(path.read_text()) for path in two_rooms.rglob("manifest.json")]
     files = [sum(len(shard["files"]) for shard in manifest["shards"]) for manifest in manifests]
     assert len(set(files)) > 1
     needed = max(files) + OTHER_FILES
-    for limit, wrong in ((needed, False), (needed - 1, True), (resource.RLIM_INFINITY, False)):
-        monkeypatch.setattr(resource, "getrlimit", lambda kind, limit=limit: (limit, limit))
+    # The last one is no limit.
+    for limit, wrong in ((needed, False), (needed - 1, True), (-1, False)):
+        monkeypatch.setattr("resource.getrlimit", lambda kind, limit=limit: (limit, limit))
         assert (diagnosis.open_files(two_rooms).problem is not None) is wrong
 
 

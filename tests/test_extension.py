@@ -1,12 +1,12 @@
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from jepa_fast.kernels import extension
+from tests.forked import finished
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -34,7 +34,7 @@ def test_unknown_operator_has_no_kernel() -> None:
 @pytest.mark.skipif(not extension.LIBRARY.exists(), reason="jepa_fast is installed without its compiled extension")
 @pytest.mark.parametrize("left", [64, 0.5, -200])
 def test_a_library_that_was_cut_short_is_not_loaded_and_the_doctor_says_so(tmp_path: Path, left: float) -> None:
-    """Loaded, it ends the process by SIGBUS: so in a process of its own."""
+    """Loaded, it ends the process by SIGBUS: so in a process of its own, which forgets what it has loaded."""
     content = extension.LIBRARY.read_bytes()
     size = int(left * len(content)) if isinstance(left, float) else left
     (tmp_path / "_C.abi3.so").write_bytes(content[:size])
@@ -42,12 +42,13 @@ def test_a_library_that_was_cut_short_is_not_loaded_and_the_doctor_says_so(tmp_p
 from pathlib import Path
 from jepa_fast.kernels import extension
 extension.LIBRARY = Path({str(tmp_path / "_C.abi3.so")!r})
+extension.load.cache_clear()
 from jepa_fast import diagnosis
 print(extension.load())
 (found,) = [finding for finding in diagnosis.operators() if finding.topic == "extension"]
 print(found.problem, found.remedy)
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = finished("-c", program)
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.splitlines()
     assert first.startswith("_C.abi3.so is cut short: found ")

@@ -1,30 +1,26 @@
 """Runs the tests of tests/fake_cuda, each on guard.cpp, a device that does nothing and has to be there before torch."""
 
-import importlib.util
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
+
+from tests.fake_cuda import guard
 
 FOLDER = Path(__file__).parent / "fake_cuda"
-COMPILER = shutil.which("c++") or shutil.which("g++")
+
+
+# In two, which take equally long and can run side by side.
+COMPILED = FOLDER / "test_launches.py"
+PARTS = {"compiled": [COMPILED], "uncompiled": [path for path in FOLDER.glob("test_*.py") if path != COMPILED]}
 
 
 # Many tests in one: its own limit comes first and tells which.
 @pytest.mark.timeout(900)
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-@pytest.mark.skipif(COMPILER is None or sys.platform != "linux", reason="no C++ compiler, or no LD_PRELOAD")
-@pytest.mark.skipif(torch.version.cuda is not None, reason="torch has a device of its own")
-def test_steps_on_a_device_that_does_nothing(tmp_path) -> None:
-    place = Path(torch.__file__).parent
-    guard = tmp_path / "guard.so"
-    command = [COMPILER, "-std=c++20", "-O0", "-w", "-shared", "-fPIC", f"-I{place / 'include'}"]
-    libraries = [f"-L{place / 'lib'}", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{place / 'lib'}"]
-    subprocess.run([*command, str(FOLDER / "guard.cpp"), *libraries, "-o", str(guard)], check=True)
+@pytest.mark.skipif(guard.why_none() is not None, reason=guard.why_none() or "")
+@pytest.mark.parametrize("part", PARTS)
+def test_steps_on_a_device_that_does_nothing(part) -> None:
     done = subprocess.run(
         [
             sys.executable,
@@ -35,9 +31,9 @@ def test_steps_on_a_device_that_does_nothing(tmp_path) -> None:
             "no:cacheprovider",
             "--tb=short",
             "--show-capture=no",
-            str(FOLDER),
+            *map(str, PARTS[part]),
         ],
-        env=os.environ | {"LD_PRELOAD": str(guard), "JEPA_FAST_FAKE_CUDA": "1", "OMP_NUM_THREADS": "1"},
+        env=guard.environment(),
         cwd=FOLDER.parent.parent,
         capture_output=True,
         text=True,

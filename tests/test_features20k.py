@@ -1,12 +1,8 @@
 """The preset features20k through the commands that users type: it learns from pixels and actions alone."""
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,9 +19,8 @@ from jepa_fast.presets import preset
 from jepa_fast.probing.results import Evaluation
 from jepa_fast.probing.rollouts import rollout_split
 from jepa_fast.report import __main__ as report
+from tests.forked import Command
 from tests.one_step_runs import configuration, run
-
-ROOT = Path(jepa_fast.__file__).parents[1]
 
 
 def error_px2(model, split):
@@ -52,17 +47,17 @@ def test_seconds_of_training_make_the_error_fall_and_untrained_it_fails(tmp_path
         assert after < before / factor
 
 
+@pytest.mark.posix
 def test_a_killed_run_resumes_to_the_same_bits_and_goes_through_every_command(tmp_path, two_rooms, capsys):
     flags = ("--preset", "features20k", "--data", two_rooms, "--data.batch-size", 6, "--steps", 25, "--seed", 5)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
 
     def command(*arguments):
-        words = [sys.executable, "-m", "jepa_fast.train", "--checkpoint-minutes", "0", *map(str, arguments)]
-        return subprocess.Popen(words, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
+        return Command("-m", "jepa_fast.train", "--checkpoint-minutes", 0, *arguments)
 
     run(whole, configuration("features20k", two_rooms, batch_size=6, steps=25, seed=5))
     with command("--out", killed, *flags) as process:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not any(path.name >= "step-000000003.pt" for path in checkpoint_folder(killed).glob("step-*.pt")):
             assert time.monotonic() < deadline, "no checkpoint appeared"
             time.sleep(0.005)

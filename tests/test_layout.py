@@ -1,8 +1,8 @@
 import ast
+import os
 import re
 import subprocess
 import sys
-import time
 import tomllib
 from pathlib import Path
 
@@ -58,6 +58,7 @@ def test_top_level_is_complete(name: str) -> None:
     assert (ROOT / name).exists()
 
 
+@pytest.mark.posix
 def test_kernels_are_one_folder_under_two_names() -> None:
     link = ROOT / "jepa_fast" / "kernels"
     assert link.is_symlink()
@@ -107,22 +108,19 @@ def test_nothing_but_the_package_is_installed() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command_explains_itself_in_a_second_without_torch(command: str) -> None:
-    best_s = float("inf")
-    # The best of three: another process may hold the processor.
-    for _ in range(3):
-        start = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-X", "importtime", "-m", command, "--help"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        best_s = min(best_s, time.perf_counter() - start)
-        if best_s < 1:
-            break
+    # CPU time, that of user and system: others may hold the processors.
+    before = os.times()
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", command, "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    after = os.times()
+    took_s = after.children_user + after.children_system - before.children_user - before.children_system
     assert done.returncode == 0, done.stderr[-2000:]
     assert "usage:" in done.stdout.lower()
     imported = re.findall(r"^import time:.*\|\s+(\S+)$", done.stderr, flags=re.MULTILINE)
     assert "torch" not in imported
-    assert best_s < 1
+    assert took_s < 1

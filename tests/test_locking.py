@@ -1,6 +1,5 @@
 """One writer per folder: who is alive keeps others away, who is dead does not, here and on other machines."""
 
-import fcntl
 import json
 import logging
 import os
@@ -33,7 +32,8 @@ with Lock(Path(sys.argv[1])):
 def fast(monkeypatch):
     """Seconds become milliseconds."""
     monkeypatch.setattr(locking, "HEARTBEAT_S", 0.02)
-    monkeypatch.setattr(locking, "DEAD_AFTER_S", 0.4)
+    # Many signs of life fit in, also where others hold the processors.
+    monkeypatch.setattr(locking, "DEAD_AFTER_S", 2.0)
     monkeypatch.setattr(locking, "SETTLING_S", 0.05)
 
 
@@ -44,13 +44,14 @@ def elsewhere(folder, age_s, **changes):
     os.utime(folder / LOCK, (time.time() - age_s, time.time() - age_s))
 
 
+@pytest.mark.posix
 def test_a_second_process_is_told_who_is_there_and_a_killed_holder_is_taken_over_with_a_line(tmp_path, caplog):
     first = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert first.stdout.readline() == "held\n"
-    began = time.monotonic()
     with pytest.raises(InputError, match=rf"{tmp_path}: in use by process {first.pid} on \S+ since \d+-\d+-\d+ "):
         Lock(tmp_path).__enter__()
-    assert time.monotonic() - began < 5
+    # It did not wait until the holder was gone.
+    assert first.poll() is None
     first.send_signal(signal.SIGKILL)
     first.communicate()
     assert (tmp_path / LOCK).exists()
@@ -73,7 +74,7 @@ def test_on_another_machine_who_is_silent_is_dead_and_who_is_not_is_not(
     caplog.clear()
     elsewhere(tmp_path, age_s=0)
     with Lock(tmp_path):
-        assert "waiting up to 0 s for a sign of life" in caplog.text
+        assert "waiting up to 2 s for a sign of life" in caplog.text
         assert "taken over" in caplog.text
     elsewhere(tmp_path, age_s=0)
     alive = threading.Timer(0.15, os.utime, [tmp_path / LOCK])
@@ -87,7 +88,7 @@ def test_on_another_machine_who_is_silent_is_dead_and_who_is_not_is_not(
 def test_a_holder_gives_signs_of_life_that_keep_it_alive_where_there_are_no_locks(tmp_path, fast, monkeypatch):
     monkeypatch.setattr(locking, "try_lock_file", lambda descriptor: None)
     with Lock(tmp_path):
-        time.sleep(0.5)
+        time.sleep(2.5)
         with pytest.raises(InputError, match=f"in use by process {os.getpid()} on"):
             Lock(tmp_path).__enter__()
     with Lock(tmp_path):
@@ -107,14 +108,14 @@ def test_one_of_many_that_take_over_at_once_gets_it(tmp_path, fast, monkeypatch,
         try:
             with Lock(tmp_path):
                 held.append(1)
-                done.wait(20)
+                done.wait(300)
         except InputError:
             refused.append(1)
 
     threads = [threading.Thread(target=take) for _ in range(8)]
     for thread in threads:
         thread.start()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 300
     while len(held) + len(refused) < 8 and time.monotonic() < deadline:
         time.sleep(0.01)
     done.set()
@@ -165,6 +166,7 @@ def test_a_lock_file_that_says_nothing_is_taken_over(tmp_path, fast, caplog, con
         assert "taken over from another process, which is gone" in caplog.text
 
 
+@pytest.mark.posix
 def test_what_stands_in_the_place_of_a_lock_is_neither_followed_nor_changed(tmp_path):
     (tmp_path / "precious").write_text("mine")
     (tmp_path / LOCK).symlink_to(tmp_path / "precious")
@@ -189,8 +191,11 @@ def test_outputs_are_refused_before_the_work(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.posix
 def test_windows_locks_a_byte_that_nobody_reads(tmp_path, monkeypatch):
     """The calls that its C library gets, by a stand-in for it."""
+    import fcntl
+
     calls = []
 
     def locking_call(descriptor, mode, count):

@@ -26,8 +26,8 @@ def configuration(data, name):
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_trains_resumes_evaluates_and_exports(tmp_path, two_rooms, name):
-    config, whole, cut = configuration(two_rooms, name), tmp_path / "whole", tmp_path / "cut"
+def test_a_preset_trains_resumes_evaluates_and_exports(tmp_path, least_two_rooms, name):
+    config, whole, cut = configuration(least_two_rooms, name), tmp_path / "whole", tmp_path / "cut"
     create_run(whole, config)
     assert train(config, whole) == 10
     create_run(cut, config)

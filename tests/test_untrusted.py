@@ -31,6 +31,7 @@ from jepa_fast.report import probes, report, training
 from jepa_fast.report.run import read_run
 from jepa_fast.runs import create_run
 from research import jsonl
+from tests.forked import finished
 
 ROOT = Path(jepa_fast.__file__).parents[1]
 CHARTS = "FUZZ_CHARTS" in os.environ
@@ -239,33 +240,29 @@ def test_a_folder_in_the_place_of_a_file_is_named(whole, name):
         path.write_bytes(content)
 
 
-def run(module, *words, **changes):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | changes
-    return subprocess.run(
-        [sys.executable, "-m", module, *map(str, words)], env=environment, capture_output=True, check=False
-    )
-
-
 def test_names_with_escape_codes_do_not_reach_the_terminal(tmp_path):
-    done = run("jepa_fast.verify", tmp_path / "\x1b]0;title\x07\x1b[31mred")
+    done = finished("-m", "jepa_fast.verify", tmp_path / "\x1b]0;title\x07\x1b[31mred")
     assert done.returncode == 2
-    assert done.stderr.startswith(b"error: ")
-    assert rb"\x1b[31mred" in done.stderr
-    assert b"\x1b" not in done.stderr + done.stdout
-    assert b"\x07" not in done.stderr + done.stdout
+    assert done.stderr.startswith("error: ")
+    assert r"\x1b[31mred" in done.stderr
+    assert "\x1b" not in done.stderr + done.stdout
+    assert "\x07" not in done.stderr + done.stdout
 
 
+@pytest.mark.posix
 def test_a_terminal_of_ascii_and_a_name_that_is_no_text_are_no_problem(whole):
     out = os.fsencode(whole) + b"/\xff\xc3\xa9.html"
-    done = run(
-        "jepa_fast.report", whole, "--out", os.fsdecode(out), LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0"
-    )
+    words = [sys.executable, "-m", "jepa_fast.report", whole, "--out", os.fsdecode(out)]
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | ascii_only
+    done = subprocess.run(words, env=environment, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "px²" in Path(os.fsdecode(out)).read_text(encoding="utf-8")
     assert done.stdout.isascii()
     Path(os.fsdecode(out)).unlink()
 
 
+@pytest.mark.posix
 def test_a_reader_of_the_help_who_leaves_early_sees_no_error():
     command = f"{sys.executable} -m jepa_fast.train --help | head -1"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -274,6 +271,7 @@ def test_a_reader_of_the_help_who_leaves_early_sees_no_error():
     assert done.stderr == b""
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("after_s", [0.15, 0.6, 1.2, 2.5])
 def test_ctrl_c_in_the_first_seconds_leaves_no_traceback(tmp_path, two_rooms, after_s):
     words = [
@@ -298,7 +296,7 @@ def test_ctrl_c_in_the_first_seconds_leaves_no_traceback(tmp_path, two_rooms, af
     time.sleep(after_s)
     process.send_signal(signal.SIGINT)
     try:
-        _, error = process.communicate(timeout=120)
+        _, error = process.communicate(timeout=300)
     finally:
         process.kill()
         process.wait()

@@ -1,15 +1,10 @@
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.forked import finished
 
 
 def verify(folder):
-    command = [sys.executable, "-m", "jepa_fast.verify", str(folder)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return finished("-m", "jepa_fast.verify", folder)
 
 
 def test_every_split_below_a_folder_is_hashed(two_rooms):

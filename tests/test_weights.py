@@ -105,6 +105,7 @@ def test_files_without_named_tensors_are_refused(tmp_path):
         read_tensors(tmp_path / "absent.pt")
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
 def test_published_weights_are_evaluated_as_the_world_they_describe(tmp_path, two_rooms, capsys, suffix):
     published = draw()[0]

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
 import jepa_fast
 from jepa_fast import migrations
@@ -37,6 +36,9 @@ class Record:
     """Appends to the files in `folder` after `step`: lines of later steps, left by a killed run, are dropped."""
 
     def __init__(self, folder: Path, step: int) -> None:
+        # For those who write: reports read what is written here.
+        from torch.utils.tensorboard import SummaryWriter
+
         for name in (METRICS, SPECTRA):
             _truncate(folder / name, step)
         self._metrics = (folder / METRICS).open("a", encoding="utf-8")

@@ -75,6 +75,8 @@ class Trainer:
         torch.manual_seed(config.seed)
         # What is called float32 is: convolutions on tensor cores keep ten bits of a factor. torch allows it by default.
         torch.backends.cudnn.allow_tf32 = False
+        # Of cuDNN's ways to a gradient some add by atomics, and by default it may take one.
+        torch.backends.cudnn.deterministic = True
         if model is None:
             model = build_model(config.recipe.model, config.recipe.objective, config.kernels)
         # What a model in hand says of itself is what is run.

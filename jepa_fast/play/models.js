@@ -40,17 +40,28 @@ class Gated {
     return { ...state, latent };
   }
 
-  /** Positions after each of the actions [H * 2], written to `out` [H * 2]: the same rollout, in positions alone. */
-  walk(state, actions, out) {
+  /**
+   * Positions after each of the actions [H * 2], written to `out` [H * 2], and how far its latent is from that of a
+   * goal, written to `gaps` [H]: the same rollout, in sums of what was moved across and down. A latent is
+   * z + across a + down b, and the square of a distance a polynomial in a and b.
+   */
+  walk(state, actions, out, goal, gaps) {
     let [x, y] = this.position(state.latent);
-    const [[xx, xy], [yx, yy]] = this.pixels;
-    for (let t = 0; t < actions.length; t += 2) {
+    const [[xx, xy], [yx, yy]] = this.pixels, [across, down] = this.moves;
+    const from = state.latent.map((z, i) => z - goal[i]);
+    const [none, one, other] = [dot(from, from), 2 * dot(from, across), 2 * dot(from, down)];
+    const [squareOne, both, squareOther] = [dot(across, across), 2 * dot(across, down), dot(down, down)];
+    for (let t = 0, a = 0, b = 0; t < actions.length; t += 2) {
       const ax = actions[t], ay = actions[t + 1];
       const chance = this.chance(state.room, x, y, ax, ay);
       x += chance * (xx * ax + yx * ay);
       y += chance * (xy * ax + yy * ay);
+      a += (chance * ax) / this.half;
+      b += (chance * ay) / this.half;
       out[t] = x;
       out[t + 1] = y;
+      const square = none + a * (one + a * squareOne + b * both) + b * (other + b * squareOther);
+      gaps[t / 2] = Math.sqrt(Math.max(square, 0));
     }
   }
 }
@@ -285,10 +296,12 @@ class JEPA {
     return [0, 1].map((axis) => place[axis] * tensors["probe.location_std"].data[axis] + tensors["probe.location_mean"].data[axis]);
   }
 
-  walk(state, actions, out) {
+  /** Positions after each of the actions, and distances of their latents from that of a goal, as in `Gated`. */
+  walk(state, actions, out, goal, gaps) {
     for (let t = 0; t < actions.length; t += 2) {
       state = this.step(state, [actions[t], actions[t + 1]]);
       [out[t], out[t + 1]] = this.position(state.latent);
+      gaps[t / 2] = Math.sqrt(state.latent.reduce((sum, z, i) => sum + (z - goal[i]) ** 2, 0));
     }
   }
 }

@@ -74,10 +74,11 @@ function stopPlanning() {
 /** Seconds of imagining one sequence with this model here. */
 function secondsPerWalk() {
   if (game.secondsPerWalk === null) {
-    const actions = new Float64Array(2 * PLANNER.horizon), positions = actions.slice(), start = performance.now();
+    const actions = new Float64Array(2 * PLANNER.horizon), positions = actions.slice(), gaps = actions.slice();
+    const start = performance.now();
     let walks = 0;
     do {
-      game.model.walk(game.state, actions, positions);
+      game.model.walk(game.state, actions, positions, game.state.latent, gaps);
       walks += 1;
     } while (performance.now() - start < 40);
     game.secondsPerWalk = (performance.now() - start) / 1000 / walks;
@@ -95,6 +96,8 @@ async function walkTo(goal) {
   game.goal = goal;
   game.trail = [game.place];
   const run = game.run, random = randomNumbers(run), settings = { ...PLANNER };
+  // What the planner is after is a frame, with the agent at the goal, as the model sees it.
+  const wanted = game.model.encode(renderFrame(goal, game.room)).latent;
   imagineFromHere();
   const most = LONGEST_PLAN_MS / 1000 / secondsPerWalk() / settings.first_iterations;
   settings.first_samples = Math.round(Math.min(settings.first_samples, Math.max(most, 4 * settings.elites)));
@@ -105,7 +108,7 @@ async function walkTo(goal) {
     if (taken > 0) imagineFromHere();
     let since = performance.now();
     const isTimeUp = () => performance.now() - since > PATIENCE_MS;
-    for (const found of plan(game.model, game.state, goal, settings, random, isTimeUp, before)) {
+    for (const found of plan(game.model, game.state, wanted, settings, random, isTimeUp, before)) {
       if (found) {
         game.plan = found;
         say(`Planning: iteration ${found.iteration + 1} of ${found.iterations}, ${found.samples.length} imagined walks; `

@@ -1,7 +1,8 @@
 // Planning by sampling, iCEM: sequences around a mean, of coloured noise; the best of them make the next mean.
 //
 // A sequence costs min over t of d_t + haste t: its best moment to stop, and the sooner the better; d_t is the distance
-// to the goal that the model imagines after t actions, in full steps. What follows that moment is no part of the plan.
+// from the latent that the model imagines after t actions to that of the goal's frame, in full steps: of how far the
+// longest action moves a latent where nothing is in its way. What follows that moment is no part of the plan.
 
 /** Numbers in [0, 1) that repeat from a seed (mulberry32). */
 function randomNumbers(seed) {
@@ -45,20 +46,30 @@ function shortenAll(actions) {
   return actions;
 }
 
-/** What a sequence costs by the positions [H * 2] that it leads to, and after how many actions it arrives. */
-function judge(positions, goal, haste) {
+/** How far the longest action moves the latent of a state: the most over eight directions. */
+function fullStep(model, state) {
+  const ways = [[1, 0], [0, 1], [-1, 0], [0, -1], [1, 1], [1, -1], [-1, 1], [-1, -1]], gap = new Float64Array(1);
+  return Math.max(...ways.map(([x, y]) => {
+    const length = WORLD.length_range[1] / Math.hypot(x, y);
+    model.walk(state, [x * length, y * length], new Float64Array(2), state.latent, gap);
+    return gap[0];
+  }));
+}
+
+/** What a sequence costs by the distances [H] of its latents to the goal's, and after how many actions it arrives. */
+function judge(gaps, unit, haste) {
   let cost = Infinity, arrival = 0;
-  for (let t = 0; t < positions.length; t += 2) {
-    const full = WORLD.length_range[1];
-    const value = Math.hypot(positions[t] - goal[0], positions[t + 1] - goal[1]) / full + haste * (t / 2 + 1);
-    if (value < cost) [cost, arrival] = [value, t / 2 + 1];
+  for (let t = 0; t < gaps.length; t++) {
+    const value = gaps[t] / unit + haste * (t + 1);
+    if (value < cost) [cost, arrival] = [value, t + 1];
   }
   return { cost, arrival };
 }
 
 /**
- * One plan, an iteration at a time: yields {samples, best, ..} after each, sequences with actions, positions, cost and
- * arrival, and in between null wherever `isTimeUp()`. `before` are actions that are left of an earlier plan, or null.
+ * One plan to the latent `goal`, an iteration at a time: yields {samples, best, ..} after each, sequences with actions,
+ * positions, cost and arrival, and in between null wherever `isTimeUp()`. `before` are actions that are left of an
+ * earlier plan, or null.
  */
 function* plan(model, state, goal, settings, random, isTimeUp, before = null) {
   const { horizon, elites, keep, momentum, haste, least_sigma: least } = settings;
@@ -69,10 +80,11 @@ function* plan(model, state, goal, settings, random, isTimeUp, before = null) {
   if (!fresh) mean.set(before.subarray(0, 2 * horizon));
   const deviation = new Float64Array(2 * horizon).fill(fresh ? settings.sigma : settings.warm_sigma);
   const noise = colouredNoise(random, horizon, settings.colour);
+  const unit = fullStep(model, state), gaps = new Float64Array(horizon);
   const tried = (actions) => {
     const positions = new Float64Array(2 * horizon);
-    model.walk(state, shortenAll(actions), positions);
-    return { actions, positions, ...judge(positions, goal, haste) };
+    model.walk(state, shortenAll(actions), positions, goal, gaps);
+    return { actions, positions, ...judge(gaps, unit, haste) };
   };
   let best = null, kept = [];
   for (let iteration = 0; iteration < iterations; iteration++) {

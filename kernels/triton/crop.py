@@ -16,8 +16,8 @@ import triton.language as tl
 from torch import Tensor
 
 from jepa_fast.kernels.triton.launch import on_device
+from jepa_fast.kernels.triton.windows import WINDOW, locate
 
-WINDOW = ("height", "width", "window_height", "window_width", "margin_y", "margin_x")
 TILE = 1024  # elements that a program cuts out
 WARPS = 4
 WANTED_PROGRAMS = 3072
@@ -122,20 +122,19 @@ def _crop_kernel(
     p = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)[:, None]
     c = tl.arange(0, PADDED_C)[None, :]
     live = p < pixels
-    j = p % window_width
-    i = (p // window_width) % window_height
-    n = p // (window_width * window_height)
-    y = tl.load(corners_ptr + 2 * n, mask=live, other=0).to(tl.int32) - margin_y + i
-    x = tl.load(corners_ptr + 2 * n + 1, mask=live, other=0).to(tl.int32) - margin_x + j
-    shown = live & (c < C) & (y >= 0) & (y < height) & (x >= 0) & (x < width)
+    n, y, x, shown = locate(
+        p, live, corners_ptr, height, width, window_height, window_width, margin_y, margin_x
+    )  # fmt: skip
+    here = shown & (c < C)
     place = p.to(tl.int64) * C + c
     out = tl.zeros([PIXELS, PADDED_C], tl.float32)
     if HAS_BASE:
         group = tl.load(groups_ptr + n, mask=live, other=0)
-        base = tl.load(base_ptr + ((group * height + y) * width + x) * C + c, mask=shown, other=0.0).to(tl.float32)
+        under = ((group * height + y) * width + x) * C + c
+        base = tl.load(base_ptr + under, mask=here, other=0.0).to(tl.float32)
         out = -base if HAS_VALUES else base
     if HAS_VALUES:
-        out += tl.load(values_ptr + place, mask=shown, other=0.0).to(tl.float32)
+        out += tl.load(values_ptr + place, mask=here, other=0.0).to(tl.float32)
     tl.store(out_ptr + place, out.to(out_ptr.dtype.element_ty), mask=live & (c < C))
 
 

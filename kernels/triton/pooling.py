@@ -14,14 +14,14 @@ import triton.language as tl
 from torch import Tensor
 
 from jepa_fast.kernels.triton.launch import on_device
+from jepa_fast.kernels.triton.windows import WINDOW, locate
 
-SIZES = ("height", "width", "window_height", "window_width", "margin_y", "margin_x")
 PIECE = 16  # pixels, down and along, that a program of the forward pass adds at once
 TILE = 1024  # elements that a program of the backward writes
 WARPS = 4
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit(do_not_specialize=WINDOW)
 def _window_pool_forward_kernel(
     x_ptr,  # [N, h, w, C]
     corners_ptr,  # [N, 2] int64: row and column of a window's top left pixel, before its margin
@@ -73,7 +73,7 @@ def cell_weight(cell, pixel, length, SIDE: tl.constexpr):
     return tl.where(inside, 1.0 / (end - first).to(tl.float32), 0.0)
 
 
-@triton.jit(do_not_specialize=("pixels", *SIZES))
+@triton.jit(do_not_specialize=("pixels", *WINDOW))
 def _window_pool_backward_kernel(
     gradient_ptr,  # [N, SIDE, SIDE, C] float32
     corners_ptr,  # [N, 2] int64
@@ -94,12 +94,9 @@ def _window_pool_backward_kernel(
     p = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)[:, None]
     c = tl.arange(0, PADDED_C)[None, :]
     live = p < pixels
-    j = p % window_width
-    i = (p // window_width) % window_height
-    n = p // (window_width * window_height)
-    y = tl.load(corners_ptr + 2 * n, mask=live, other=0).to(tl.int32) - margin_y + i
-    x = tl.load(corners_ptr + 2 * n + 1, mask=live, other=0).to(tl.int32) - margin_x + j
-    shown = live & (y >= 0) & (y < height) & (x >= 0) & (x < width)
+    n, y, x, shown = locate(
+        p, live, corners_ptr, height, width, window_height, window_width, margin_y, margin_x
+    )  # fmt: skip
     r = tl.where(shown, y * SIDE // height, 0)
     s = tl.where(shown, x * SIDE // width, 0)
     out = tl.zeros([PIXELS, PADDED_C], tl.float32)

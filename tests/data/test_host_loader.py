@@ -25,7 +25,7 @@ def loader_threads():
 
 def ended():
     """Whether the threads of batches that were abandoned, not closed, end by themselves."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 300
     while loader_threads() and time.monotonic() < deadline:
         time.sleep(0.001)
     return loader_threads() == []
@@ -33,7 +33,7 @@ def ended():
 
 def settled(values, expected):
     """The length of a list that grows to `expected`, however busy the machine is, and a moment later."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 300
     while len(values) < expected and time.monotonic() < deadline:
         time.sleep(0.001)
     time.sleep(0.05)

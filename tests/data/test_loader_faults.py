@@ -3,6 +3,7 @@
 import gc
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from jepa_fast.data.resident import resident_bytes
 from jepa_fast.data.sampler import Sampler, evaluation_order
 from jepa_fast.data.shards import open_split
 from jepa_fast.errors import InputError
+from tests.forked import finished
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -44,12 +46,13 @@ def threads_and_files():
 
 def assert_back_at(before):
     """A thread that was joined is gone for the system an instant later."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 300
     while threads_and_files() != before:
         assert time.monotonic() < deadline, (threads_and_files(), before)
         time.sleep(0.001)
 
 
+@pytest.mark.linux
 @pytest.mark.parametrize("name", LOADERS)
 def test_an_abandoned_epoch_leaves_no_thread_process_or_file(split, name):
     loader = open_loader(name, split, CPU)
@@ -82,8 +85,7 @@ def test_an_abandoned_epoch_leaves_no_thread_process_or_file(split, name):
 def test_batches_that_the_collector_finds_wait_for_nothing(tmp_path, draw_source, name):
     """It runs in any thread and under any lock, one that the loader's thread waits for as well."""
     pack(draw_source(), tmp_path / "train")
-    command = [sys.executable, "-m", "tests.collecting", str(tmp_path), name, str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = finished("-m", "tests.collecting", tmp_path, name, tmp_path)
     assert done.returncode == 0, done.stderr
 
 
@@ -112,10 +114,10 @@ print(kilobytes() - before)
 """
 
 
+@pytest.mark.linux
 @pytest.mark.parametrize("name", LOADERS)
 def test_two_hundred_epochs_do_not_grow(split, name):
-    command = [sys.executable, "-c", EPOCHS, str(split.folder), name]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    done = finished("-c", EPOCHS, split.folder, name, check=True)
     # The last 150 of them; one ring's worth of memory leaked in each would be 50 MB.
     assert int(done.stdout) < 2_000
 
@@ -138,7 +140,7 @@ if sys.argv[3] == "raise":
 @pytest.mark.parametrize("ending", ["return", "raise"])
 def test_a_process_ends_although_nobody_closed_the_batches(split, name, ending):
     command = [sys.executable, "-c", UNCLOSED, str(split.folder), name, ending]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == (0 if ending == "return" else 1)
     assert done.stderr.count("Error") == (0 if ending == "return" else 1)
 
@@ -201,13 +203,8 @@ cli.run(main, Arguments, "")
 
 
 def test_without_dali_asking_for_it_is_one_line_before_anything_is_written(tmp_path, two_rooms):
-    flags = ["--data", str(two_rooms), "--data.loader", "dali", "--data.batch-size", "8"]
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_DALI, *flags, "--out", str(tmp_path / "run")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    flags = ["--data", two_rooms, "--data.loader", "dali", "--data.batch-size", 8]
+    done = finished("-c", WITHOUT_DALI, *flags, "--out", tmp_path / "run")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(
         "error: --data.loader: got 'dali', expected auto, resident or host: DALI does not load"
@@ -216,6 +213,7 @@ def test_without_dali_asking_for_it_is_one_line_before_anything_is_written(tmp_p
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.posix
 def test_reading_a_file_that_was_cut_while_it_was_open_is_not_survived_silently(tmp_path, draw_source):
     """Why a finished split is never written in place: the system ends the process."""
     pack(draw_source(), tmp_path)
@@ -226,8 +224,8 @@ def test_reading_a_file_that_was_cut_while_it_was_open_is_not_survived_silently(
         "os.truncate(Path(sys.argv[1]) / 'wall.pixels-00000.npy', 128)\n"
         "gather(split, np.arange(40))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True)
-    assert done.returncode == -7
+    done = finished("-c", code, tmp_path)
+    assert done.returncode == -signal.SIGBUS
 
 
 FULL_DISK = """
@@ -271,8 +269,9 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.linux
 def test_a_disk_that_runs_full_is_one_line_and_finished_shards_are_kept(small_disk):
-    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(small_disk)], cwd=ROOT, capture_output=True, text=True)
+    done = finished("-c", FULL_DISK, small_disk)
     assert done.returncode == 2, done.stderr
     assert done.stderr.splitlines()[-1].startswith(f"error: No space left on device: {small_disk}/train/")
     names = {path.name for path in (small_disk / "train").iterdir()}
@@ -285,7 +284,7 @@ def test_a_disk_that_runs_full_is_one_line_and_finished_shards_are_kept(small_di
     (small_disk / "neighbour").unlink()
     kept = {name: (small_disk / "train" / name).stat().st_mtime_ns for name in names if "0000.npy" in name}
     code = FULL_DISK.replace("start >= 1024", "False")
-    done = subprocess.run([sys.executable, "-c", code, str(small_disk)], cwd=ROOT, capture_output=True, text=True)
+    done = finished("-c", code, small_disk)
     assert done.returncode == 0, done.stderr
     assert {name: (small_disk / "train" / name).stat().st_mtime_ns for name in kept} == kept
     assert open_split(small_disk / "train", verify=True).count == 2048

@@ -145,11 +145,12 @@ def children(process: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
+@pytest.mark.linux
 def test_a_killed_packer_leaves_no_worker_and_its_finished_shards_are_kept(tmp_path, folder_bytes):
     source = TwoRoomsSource("train", 6_000, 5)
     parts, whole = tmp_path / "parts", tmp_path / "whole"
     packer = subprocess.Popen([sys.executable, "-c", PACK_TRAIN, str(parts)], cwd=ROOT)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while not (parts / "shard-00001.json").exists() and time.monotonic() < deadline:
         time.sleep(0.005)
     workers = children(packer.pid)
@@ -198,6 +199,7 @@ runpy.run_module("jepa_fast.generate", run_name="__main__")
 """
 
 
+@pytest.mark.linux
 def test_a_refused_write_is_one_line_and_leaves_nothing_half_done(tmp_path):
     # A limit on file sizes: the system refuses write() in the middle of a shard, as it does on a full disk.
     done = subprocess.run(

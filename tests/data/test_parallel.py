@@ -60,6 +60,7 @@ def test_an_error_takes_the_place_of_its_result():
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.posix
 def test_a_killed_worker_is_told():
     with ordered_map(time.sleep, [0, 0, 60, 60], 2) as results:
         next(results)

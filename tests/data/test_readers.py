@@ -2,7 +2,6 @@
 
 import json
 import logging
-import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -15,6 +14,7 @@ from jepa_fast.convert import convert
 from jepa_fast.data.dataset import TrajectoryDataset
 from jepa_fast.data.readers import open_reader
 from jepa_fast.errors import InputError
+from tests.forked import finished
 
 ROOT = Path(__file__).parents[2]
 LENGTHS = (5, 9, 3, 12)
@@ -366,22 +366,14 @@ def test_a_file_of_no_known_format_and_a_wrong_use_of_flags_are_refused(tmp_path
 def test_the_command_takes_a_file_and_columns_by_name(tmp_path):
     write_hdf5(tmp_path / "mine.h5")
     words = ["mine.h5", "--frames", "pixels", "--actions", "action", "--targets", "agent=proprio", "--out", "split"]
-    command = [sys.executable, "-m", "jepa_fast.convert", *words, "--workers", "1"]
-    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    done = finished("-m", "jepa_fast.convert", *words, "--workers", 1, cwd=tmp_path, PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stderr
     assert "mine.h5: action: as many actions as frames: the last of every episode leads to no frame" in done.stderr
     assert "channels last" in done.stderr
     assert "split: frames: windows of" in done.stderr
     assert_holds(tmp_path / "split", draw())
     words[2] = "rgb"
-    done = subprocess.run(
-        [sys.executable, "-m", "jepa_fast.convert", *words],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
+    done = finished("-m", "jepa_fast.convert", *words, cwd=tmp_path, PYTHONPATH=str(ROOT))
     assert done.returncode == 2
     assert done.stderr == "error: column: got 'rgb', expected one of action, pixels, proprio, reward, in mine.h5: rgb\n"
 

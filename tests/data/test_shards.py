@@ -2,7 +2,6 @@ import hashlib
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from jepa_fast.data.manifest import Manifest
 from jepa_fast.data.packing import pack
 from jepa_fast.data.shards import open_split
 from jepa_fast.errors import InputError
+from tests.forked import finished
 
 ROOT = Path(__file__).parents[2]
 
@@ -331,10 +331,10 @@ print(split.count, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
 
 def open_limited(folder: Path, soft: int, hard: int) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-c", OPEN_LIMITED, str(folder), str(soft), str(hard)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return finished("-c", OPEN_LIMITED, folder, soft, hard)
 
 
+@pytest.mark.linux
 def test_many_shards_raise_the_limit_on_open_files_or_explain_it(tmp_path, draw_source):
     pack(draw_source(), tmp_path, shard_rows=1)
     enough = 40 * 8 + 64

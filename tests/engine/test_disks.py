@@ -3,7 +3,6 @@
 import contextlib
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from jepa_fast.engine.loop import training
 from jepa_fast.errors import RunError
 from jepa_fast.runs import create_run
 
+pytestmark = pytest.mark.linux
 SMALL = JEPAConfig(channels=4, blocks=1, dim=16)
 
 
@@ -32,6 +32,8 @@ def config(two_rooms):
 @contextlib.contextmanager
 def full(folder):
     """No file may grow beyond 20 kB."""
+    import resource
+
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:

@@ -18,6 +18,7 @@ from jepa_fast.engine.checkpoint import checkpoint_folder, load_checkpoint
 from jepa_fast.engine.loop import train
 from jepa_fast.engine.record import read_metrics
 from jepa_fast.runs import create_run
+from tests.forked import Command
 
 ROOT = Path(jepa_fast.__file__).parents[1]
 SMALL = JEPAConfig(channels=4, blocks=1, dim=16, dropout=0.3)
@@ -66,13 +67,7 @@ def folders(two_rooms, tmp_path_factory):
     program = Path(__file__).with_name("train_rank.py")
     meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     processes = [
-        subprocess.Popen(
-            [sys.executable, str(program), str(EARLY), *(str(folder / name) for name in RUNS)],
-            cwd=ROOT,
-            env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **meeting),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        Command(program, EARLY, *(folder / name for name in RUNS), RANK=str(rank), LOCAL_RANK=str(rank), **meeting)
         for rank in range(2)
     ]
     logs = [process.communicate(timeout=300)[1] for process in processes]
@@ -110,20 +105,21 @@ def test_one_process_logs(folders):
     assert other == ""
 
 
+@pytest.mark.linux
 def test_a_process_that_dies_ends_the_run_with_a_clear_error_and_one_process_goes_on(tmp_path, two_rooms):
     folder = tmp_path / "run"
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     flags = ["jepa_fast.train", "--data", str(two_rooms), "--data.batch-size", "4", "--preset", "demo"]
     flags += ["--steps", "100000", "--out", str(folder), "--checkpoint-minutes", "0"]
     job = subprocess.Popen([*words, *flags], cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not list(checkpoint_folder(folder).glob("step-*.pt")):
         assert time.monotonic() < deadline, "no checkpoint appeared"
         assert job.poll() is None
         time.sleep(0.05)
     victims = [child for child in children(job.pid) if b"RANK=1\0" in Path(f"/proc/{child}/environ").read_bytes()]
     os.kill(victims[0], signal.SIGKILL)
-    _, error = job.communicate(timeout=120)
+    _, error = job.communicate(timeout=300)
     assert job.returncode != 0
     (line,) = [line for line in error.splitlines() if line.startswith("error: ")]
     assert "rank 0 of 2: another process of the run is gone" in line

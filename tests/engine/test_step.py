@@ -188,6 +188,13 @@ def test_float32_is_no_tf32(two_rooms, monkeypatch):
     assert not torch.backends.cuda.matmul.allow_tf32
 
 
+def test_convolutions_have_gradients_of_the_same_bits(two_rooms, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    trainer_for(configuration(two_rooms))
+    assert torch.backends.cudnn.deterministic
+    assert not torch.backends.cudnn.benchmark
+
+
 def test_a_batch_of_another_shape_is_refused_by_name(two_rooms):
     config = configuration(two_rooms)
     trainer, (first, *_) = trainer_for(config), batches(config)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -59,7 +60,7 @@ WAITS = {
 ATOMIC = {
     "index_add", "index_add_", "scatter_add", "scatter_add_", "scatter_reduce", "scatter_reduce_", "histc", "put_",
     "grid_sampler_2d_backward", "adaptive_avg_pool2d_backward", "_adaptive_avg_pool2d_backward",
-    "upsample_bilinear2d_backward",
+    "upsample_bilinear2d_backward", "reflection_pad2d_backward", "replication_pad2d_backward", "kthvalue", "median",
 }  # fmt: skip
 
 
@@ -166,11 +167,23 @@ class Watch(TorchDispatchMode):
         if "cuda" in devices and "cpu" in devices:
             (self.copies if short in ("_to_copy", "copy_") else self.mixes)[_place(name)] += 1
         if any(tensor.is_cuda for tensor in given + made) and self._is_work(function, short, given, made):
-            if short in ATOMIC or ("index_put" in short and len(arguments) > 3 and arguments[3]):
+            if self._is_atomic(short, arguments):
                 self.atomics[_place(name)] += 1
             if self.inside or not self.is_compiled or function.namespace == "jepa_fast":
                 self.launched(name, LAUNCHES.get(name, 1))
         return out
+
+    @staticmethod
+    def _is_atomic(short, arguments) -> bool:
+        if short == "convolution_backward":
+            return not torch.backends.cudnn.deterministic
+        if "index_put" in short:
+            return len(arguments) > 3 and bool(arguments[3])
+        if short == "cumsum":
+            # One row takes several blocks, and each what it finds of those before it.
+            x = arguments[0]
+            return x.is_floating_point() and x.numel() == x.shape[arguments[1]]
+        return short in ATOMIC
 
     def _is_work(self, function, short, given, made) -> bool:
         if short in NO_LAUNCH:
@@ -226,13 +239,51 @@ class _Adam(torch.optim.Adam):
     """Adam that does not look at the value of its learning rate when it is made."""
 
     def __init__(self, parameters, lr, **options):
-        fused = options.pop("fused")
+        fused = options.pop("fused", None)
         super().__init__(parameters, lr=0.0, **options)
         for group in self.param_groups:
             group["lr"], group["fused"] = lr, fused
 
     def _cuda_graph_capture_health_check(self) -> None:
         pass
+
+
+def ignored(*arguments, **keywords) -> None:
+    """What there is nothing to do for."""
+
+
+class Stream:
+    """All work on it is done as soon as it is asked for."""
+
+    def __init__(self, *arguments, **keywords):
+        pass
+
+    wait_stream = wait_event = synchronize = ignored
+
+
+class Event(Stream):
+    """It has happened."""
+
+    record = wait = ignored
+
+    def query(self) -> bool:
+        return True
+
+    def elapsed_time(self, other) -> float:
+        return 0.0
+
+
+class Graph:
+    """Of a step that has been run while it was recorded; nothing is left to do."""
+
+    replay = ignored
+
+
+def recording(graph, **options):
+    """In place of torch.cuda.graph."""
+    assert isinstance(graph, Graph)
+    assert options["capture_error_mode"] == "thread_local"
+    return contextlib.nullcontext()
 
 
 def pretend(monkeypatch) -> None:
@@ -243,6 +294,9 @@ def pretend(monkeypatch) -> None:
         "current_device": 0, "device_count": 1,
     }.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, lambda *_, _value=value, **__: _value)
+    # Numbers stay on the host, and no context is made where torch could make one.
+    monkeypatch.setattr(FakeTensorMode, "avoid_device_init", True)
+    monkeypatch.setattr(fake_tensor, "init_gpu_context", ignored)
     monkeypatch.setattr(extension, "has_kernel", lambda operator, device: operator.split("::")[-1] != "dropout_mask")
     monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
     monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: None)
@@ -252,7 +306,11 @@ def pretend(monkeypatch) -> None:
     monkeypatch.setattr(JITFunction, "run", _launch)
     monkeypatch.setattr(torch, "_fused_adam_", _fused_adam)
     monkeypatch.setattr(torch.optim, "Adam", _Adam)
-    monkeypatch.setattr(step_module, "CapturedStep", lambda step, warm_ups: step)
+    for name, value in {
+        "Stream": Stream, "Event": Event, "CUDAGraph": Graph, "current_stream": Stream, "set_stream": ignored,
+        "stream": contextlib.nullcontext, "graph": recording, "synchronize": ignored,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, value)
     for cached in (dispatch.why_no_triton, dispatch._why_no_compiled_blocks):
         cached.cache_clear()
     # What is found out from the values of base images, once, when a trainer is made.
@@ -269,12 +327,12 @@ def _of_values(function, images):
     return type(found)(*parts) if hasattr(found, "_fields") else tuple(parts)
 
 
-def fake(tensor, count: int | None = None):
-    """A tensor of the running mode on the device, like the one given, which it remembers; `count` rows of it."""
+def fake(tensor, count: int | None = None, device="cuda"):
+    """A tensor of the running mode, like the one given, which it remembers; `count` rows of it."""
     if not isinstance(tensor, torch.Tensor):
         return tensor
     shape = tensor.shape if count is None else (count, *tensor.shape[1:])
-    made = torch.empty(shape, dtype=tensor.dtype, device="cuda")
+    made = torch.empty(shape, dtype=tensor.dtype, device=device)
     made.values = tensor
     return made
 

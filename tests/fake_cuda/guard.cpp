@@ -1,7 +1,8 @@
 // A CUDA device that does nothing: what torch's autograd asks of a device before a kernel would run on it.
 //
 // With it tensors of a FakeTensorMode can be on "cuda" in a build of torch that has none: one device, one stream,
-// events that have always happened. No kernel is ever launched.
+// events that have always happened. No kernel is ever launched. A build of torch that has CUDA brings a guard of its own
+// when it is loaded, which asks the driver: `take_over` puts this one back.
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 
@@ -53,6 +54,9 @@ struct Hooks : at::CUDAHooksInterface {
 
 c10::impl::DeviceGuardImplRegistrar guard(DeviceType::CUDA, new Guard());
 at::RegistererCUDAHooksRegistry hooks(
-    "CUDAHooks", at::CUDAHooksRegistry(), at::RegistererCUDAHooksRegistry::DefaultCreator<Hooks>);
+    "CUDAHooks", c10::REGISTRY_PREFERRED, at::CUDAHooksRegistry(),
+    at::RegistererCUDAHooksRegistry::DefaultCreator<Hooks>);
 
 }  // namespace
+
+extern "C" void take_over() { c10::impl::DeviceGuardImplRegistrar(DeviceType::CUDA, new Guard()); }

@@ -6,6 +6,7 @@ from collections import Counter, namedtuple
 
 import torch
 import torch._dynamo.device_interface as device_interface
+import torch._inductor.fx_passes.joint_graph as joint_graph
 import torch._inductor.scheduler as scheduler
 import torch.utils._triton as triton_utilities
 from torch._dynamo.backends.common import aot_autograd
@@ -14,14 +15,12 @@ from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._inductor import config
 from torch._inductor.compile_fx import _recursive_post_grad_passes, select_decomp_table, view_to_reshape
 from torch._inductor.debug import DebugContext
-from torch._inductor.fx_passes.joint_graph import joint_graph_passes
 from torch._inductor.graph import GraphLowering
 from torch._inductor.virtualized import V
-from torch._subclasses.fake_tensor import FakeTensorMode
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from tests.fake_cuda.device import CAPABILITY, MULTIPROCESSORS, Watch
+from tests.fake_cuda.device import CAPABILITY, MULTIPROCESSORS, Watch, ignored
 
 Properties = namedtuple(
     "Properties",
@@ -96,7 +95,7 @@ class Compiler:
     def __call__(self, graph, inputs):
         def partition(joint, arguments, **options):
             with config.patch(OPTIONS):
-                joint_graph_passes(joint)
+                joint_graph.joint_graph_passes(joint)
                 return min_cut_rematerialization_partition(joint, arguments, compiler="inductor", **options)
 
         return aot_autograd(
@@ -147,8 +146,8 @@ def compiling(monkeypatch) -> Compiler:
     compiler = Compiler()
     compile_ = torch.compile
 
-    def compiled(function, dynamic, options):
-        assert options.items() <= OPTIONS.items()
+    def compiled(function, dynamic, options=None):
+        assert (options or {}).items() <= OPTIONS.items()
         return compile_(function, backend=compiler, dynamic=dynamic, fullgraph=True)
 
     torch._dynamo.reset()
@@ -160,6 +159,8 @@ def compiling(monkeypatch) -> Compiler:
     }.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, lambda *_, _value=value, **__: _value, raising=False)
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda *_: torch.empty(16, dtype=torch.uint8))
+    # Patterns of attention, which no model here has, are traced on the device.
+    monkeypatch.setattr(joint_graph, "lazy_init", ignored)
     for module in (triton_utilities, scheduler):
         monkeypatch.setattr(module, "has_triton", lambda *_, **__: True)
     interface = device_interface.CudaInterface
@@ -171,6 +172,5 @@ def compiling(monkeypatch) -> Compiler:
         (interface.Worker, "current_device", 0),
     ):
         monkeypatch.setattr(owner, name, staticmethod(lambda *_, _value=value: _value))
-    monkeypatch.setattr(FakeTensorMode, "avoid_device_init", True, raising=False)
     driver.set_active(Driver())
     return compiler

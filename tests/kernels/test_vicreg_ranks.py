@@ -1,15 +1,11 @@
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-import jepa_fast
 from jepa_fast.kernels.vicreg import vicreg
+from tests.forked import Command
 
-ROOT = Path(jepa_fast.__file__).parents[1]
 ROWS = 101
 CASES = [
     {"dtype": dtype, "target": target, "divisor": divisor}
@@ -42,18 +38,9 @@ def results(job, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     torch.save(job, folder / "job.pt")
     program = Path(__file__).with_name("vicreg_rank.py")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(program), str(folder), str(rank), "4"],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(4)
-    ]
+    processes = [Command(program, folder, rank, 4) for rank in range(4)]
     for process in processes:
-        _, error = process.communicate(timeout=120)
+        _, error = process.communicate(timeout=300)
         assert process.returncode == 0, error
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(4)]
 

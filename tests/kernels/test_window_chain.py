@@ -1,9 +1,5 @@
 """Chains of compiled blocks on windows, against the same in plain PyTorch."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -17,6 +13,7 @@ from jepa_fast.kernels.window_chain import (
     window_chain,
     window_chain_reference,
 )  # fmt: skip
+from tests.forked import finished
 
 needs_library = pytest.mark.skipif(
     not extension.LIBRARY.exists(), reason="jepa_fast is installed without its compiled extension"
@@ -316,13 +313,7 @@ print(*worst.values())
 @needs_library
 @pytest.mark.parametrize("name", ["avx512", "avx2", "baseline", "neon"])
 def test_every_instruction_set_that_the_processor_has_is_exact(name):
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        env=os.environ | {"JEPA_FAST_CPU_ISA": name},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = finished("-c", PROGRAM, check=True, JEPA_FAST_CPU_ISA=name)
     used, errors = done.stdout.splitlines()
     if used == "":
         pytest.skip(f"no {name} here")

@@ -1,8 +1,5 @@
 """The terms that make latents follow actions: their definitions, gradients, and one process against several."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +14,7 @@ from jepa_fast.errors import InputError
 from jepa_fast.models.registry import build_model
 from jepa_fast.objectives.dynamics import Dynamics
 from jepa_fast.objectives.sigreg import directions, sigreg
+from tests.forked import Command
 from tests.objectives.dynamics_terms import CONFIG, bound, compute
 
 ROOT = Path(jepa_fast.__file__).parents[1]
@@ -95,14 +93,9 @@ def test_directions_are_even_of_length_1_and_change_with_every_step():
 
 def test_two_and_four_processes_give_the_terms_and_the_gradients_of_one(tmp_path):
     torch.save(draw(), tmp_path / "job.pt")
-    program = [sys.executable, "-m", "tests.objectives.dynamics_rank", str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    running = [
-        subprocess.Popen([*program, str(rank)], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
-        for rank in range(4)
-    ]
+    running = [Command("-m", "tests.objectives.dynamics_rank", tmp_path, rank) for rank in range(4)]
     for process in running:
-        _, error = process.communicate(timeout=120)
+        _, error = process.communicate(timeout=300)
         assert process.returncode == 0, error
     terms, *sides, weights = compute(*draw())
     for count in (2, 4):

@@ -1,8 +1,5 @@
 """Two processes with half of the trajectories each have the energy and the gradients of one with all of them."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +9,7 @@ import jepa_fast
 from jepa_fast.config import GatedConvNeXtConfig, GatedFeaturesConfig, GatedPixelsConfig, InfoNCEConfig, VICRegConfig
 from jepa_fast.models.gated import Encoded
 from jepa_fast.models.registry import build_model
+from tests.forked import Command
 from tests.objective_terms import contrast, energy, mixture
 
 ROOT = Path(jepa_fast.__file__).parents[1]
@@ -60,19 +58,9 @@ def results(states, one_step, tmp_path_factory):
     job = {"states": states, "cases": CASES, "weights": WEIGHTS, "one_step": one_step}
     job["contrast"] = CONTRAST
     torch.save(job, folder / "job.pt")
-    program = Path(__file__).with_name("energy_rank.py")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(program), str(folder), str(rank)],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    processes = [Command("-m", "tests.objectives.energy_rank", folder, rank) for rank in range(2)]
     for process in processes:
-        _, error = process.communicate(timeout=120)
+        _, error = process.communicate(timeout=300)
         assert process.returncode == 0, error
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
 

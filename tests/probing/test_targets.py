@@ -161,6 +161,7 @@ def test_data_without_targets_are_looked_at_all_the_same(tmp_path):
     assert "Predicted latents against encodings" in found.table()
 
 
+@pytest.mark.posix
 def test_other_targets_than_the_training_split_s_are_refused(data, tmp_path):
     (tmp_path / "train").symlink_to(data / "train")
     jf.pack(episodes(4, 0, targets=False), tmp_path / "val", workers=1)

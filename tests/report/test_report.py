@@ -6,8 +6,6 @@ import io
 import json
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -29,6 +27,7 @@ from jepa_fast.probing.target_results import TARGETS, TargetEvaluation
 from jepa_fast.report import __main__ as report
 from jepa_fast.report.words import number
 from jepa_fast.runs import create_run
+from tests.forked import finished
 
 ROOT = Path(jepa_fast.__file__).parents[1]
 SETS = ["normal", "wall", "wall_other", "expert"]
@@ -296,6 +295,7 @@ def test_comparison_lists_what_differs_and_overlays_every_curve(runs, tmp_path, 
         assert float(text) == pytest.approx(metrics["variance"], rel=5e-3)
 
 
+@pytest.mark.posix
 def test_runs_of_one_name_are_told_apart_by_their_paths(runs, tmp_path):
     (tmp_path / "first").symlink_to(runs[1])
     copied = tmp_path / "copy" / "first"
@@ -312,10 +312,7 @@ def test_bad_input_is_one_line(tmp_path, runs):
         report.main(report.Arguments(()))
     with pytest.raises(InputError, match=r"--out: .* cannot be written"):
         report.main(report.Arguments((runs[0],), out=tmp_path / "no" / "where.html"))
-    done = subprocess.run(
-        [sys.executable, "-m", "jepa_fast.report", tmp_path / "absent"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = finished("-m", "jepa_fast.report", tmp_path / "absent")
     assert done.returncode == 2
     assert (
         done.stderr == f"error: {tmp_path}/absent/config.json: no such file; expected a run folder with config.json\n"

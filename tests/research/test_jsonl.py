@@ -56,6 +56,7 @@ def test_threads_and_processes_append_at_the_same_time(tmp_path):
     assert found == {(who, i) for who in ("process", "thread") for i in range(50)}
 
 
+@pytest.mark.linux
 def test_a_write_that_the_system_refuses_leaves_the_file_as_it_was(tmp_path):
     """In a process that may not write files of more than 4096 bytes."""
     path = tmp_path / "records.jsonl"

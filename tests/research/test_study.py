@@ -19,13 +19,15 @@ import pytest
 
 from jepa_fast.engine.checkpoint import newest_step
 from jepa_fast.errors import InputError, RunError
-from jepa_fast.generate import generate
 from jepa_fast.locking import Lock
 from research import jsonl, studies, study
 from research.runner import Runner, load_records, missing_jobs
 from research.studies import Study
 from research.study_page import insert, spread, tables
+from tests.forked import finished
 
+# Studies run where processes have signals and costs.
+pytestmark = pytest.mark.posix
 ROOT = Path(study.__file__).parents[1]
 SETS = ["probe_normal/val", "probe_wall/val", "probe_wall_other/val", "probe_expert/val"]
 # Models that train and are probed in seconds, on steps enough for an interruption to come in between.
@@ -41,25 +43,13 @@ cli.run(study.main, study.Arguments, "The study of these tests.")
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """The smallest sets that probes can be trained and scored on."""
-    folder = tmp_path_factory.mktemp("data")
-    generate(folder, trajectories=48, splits=("train",), workers=1)
-    generate(folder, trajectories=72, splits=("probe_normal/train", "probe_expert/train"), workers=1)
-    generate(folder, trajectories=8, splits=tuple(SETS), workers=1)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def whole(data, tmp_path_factory):
+def whole(least_two_rooms, tmp_path_factory):
     """The study SMALL, one seed, as a user starts it; nobody disturbs it."""
     place = tmp_path_factory.mktemp("whole")
-    flags = ["--data", data, "--seeds", 0, "--jobs", 1]
+    flags = ["--data", least_two_rooms, "--seeds", 0, "--jobs", 1]
     flags += ["--out", place / "runs", "--records", place / "records", "--page", place / "page.md"]
-    words = [sys.executable, "-c", AS_A_USER, "small", *map(str, flags)]
-    # The threads of the run it is compared with: with other numbers sums round otherwise.
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    # On one thread, as the run it is compared with: with another number of them sums round otherwise.
+    done = finished("-c", AS_A_USER, "small", *flags, PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stderr
     assert re.search(r"gated_features seed 0: .* px², trained in .*; \d of 2 runs, [\d:]+ left", done.stderr)
     return place
@@ -69,7 +59,7 @@ def interrupt_when(condition):
     """Ctrl-C to this process as soon as it holds."""
 
     def watch():
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not condition() and time.monotonic() < deadline:
             time.sleep(0.005)
         os.kill(os.getpid(), signal.SIGINT)
@@ -77,18 +67,21 @@ def interrupt_when(condition):
     threading.Thread(target=watch, daemon=True).start()
 
 
-def test_a_study_that_was_interrupted_ends_with_the_numbers_of_one_left_alone(whole, data, tmp_path, monkeypatch):
+def test_a_study_that_was_interrupted_ends_with_the_numbers_of_one_left_alone(
+    whole, least_two_rooms, tmp_path, monkeypatch
+):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     alone, records = replace(SMALL, presets=("gated_features",), seeds=(0,)), tmp_path / "records.jsonl"
     run = tmp_path / "runs" / "gated_features" / "seed-0"
-    interrupt_when((run / "metrics.jsonl").exists)
+    # Its file is there before training is ready for signals, a line not.
+    interrupt_when(lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_bytes())
     with pytest.raises(SystemExit) as stopped:
-        Runner(replace(alone, seeds=(0, 1)), data, tmp_path / "runs", records, 1).run()
+        Runner(replace(alone, seeds=(0, 1)), least_two_rooms, tmp_path / "runs", records, 1).run()
     assert stopped.value.code == 128 + signal.SIGINT
     assert not list(run.parent.glob("seed-1*"))  # what had not begun has cost nothing
     assert 1 <= newest_step(run) < SMALL.steps
     assert not records.exists()
-    Runner(alone, data, tmp_path / "runs", records, 1).run()
+    Runner(alone, least_two_rooms, tmp_path / "runs", records, 1).run()
     ours, theirs = (load_records(alone, path)[0] for path in (records, whole / "records" / "small.jsonl"))
     assert ours.probe_sets == theirs.probe_sets
     assert ours.collapse == theirs.collapse
@@ -98,7 +91,7 @@ def test_a_study_that_was_interrupted_ends_with_the_numbers_of_one_left_alone(wh
     assert ours.train_wall_s == pytest.approx(sum(wall_s for _, wall_s, _ in costs), rel=1e-3)
 
     before = records.read_bytes(), records.stat().st_mtime_ns
-    Runner(alone, data, tmp_path / "runs", records, 1).run()
+    Runner(alone, least_two_rooms, tmp_path / "runs", records, 1).run()
     assert (records.read_bytes(), records.stat().st_mtime_ns) == before
 
 
@@ -126,7 +119,7 @@ def test_a_run_left_behind_keeps_a_second_study_away(tmp_path):
     with pytest.raises(InputError, match=r"in use by process .* or by one that it started"):
         again.run()
     os.kill(int(killed.stdout), signal.SIGTERM)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 300
     while True:
         try:
             with Lock(runs):
@@ -211,10 +204,10 @@ def test_a_spread_has_two_digits_and_no_exponent():
     assert spread([]) == "-"
 
 
-def test_a_run_that_fails_is_a_row_that_says_so(data, tmp_path, monkeypatch):
+def test_a_run_that_fails_is_a_row_that_says_so(least_two_rooms, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     spoilt, records = tmp_path / "data", tmp_path / "records.jsonl"
-    shutil.copytree(data, spoilt)
+    shutil.copytree(least_two_rooms, spoilt)
     path = spoilt / "train" / "actions-00000.npy"
     np.save(path, np.load(path) * np.float32(1e30))
     Runner(TINY, spoilt, tmp_path / "runs", records, 1).run()

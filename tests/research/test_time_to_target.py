@@ -108,6 +108,7 @@ def test_seeds_that_never_meet_the_target_are_in_the_record(tmp_path, two_rooms,
     main(Arguments(check=tmp_path / "r1.jsonl"))
 
 
+@pytest.mark.posix
 def test_a_run_that_is_interrupted_leaves_nothing(tmp_path, two_rooms, monkeypatch):
     monkeypatch.setattr(time_to_target, "score", lambda *_: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(SystemExit) as stopped:
@@ -116,6 +117,7 @@ def test_a_run_that_is_interrupted_leaves_nothing(tmp_path, two_rooms, monkeypat
     assert list((tmp_path / "records").iterdir()) == []
 
 
+@pytest.mark.posix
 def test_signals_while_probing_end_it_and_afterwards_are_the_loops_again():
     noted = []
     before = signal.signal(signal.SIGTERM, lambda number, _: noted.append(number))
