@@ -12,7 +12,6 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa_fast.config import GatedConvNeXtConfig, GatedFeaturesConfig, GatedPixelsConfig, Kernels
@@ -21,6 +20,9 @@ from jepa_fast.data.manifest import FrameSpec
 from jepa_fast.data.two_rooms import CHANNEL_GROUPS
 from jepa_fast.data.two_rooms.rooms import solid_images
 from jepa_fast.errors import InputError
+from jepa_fast.kernels import gated as ops
+from jepa_fast.kernels.gated import gated_columns, gated_columns_reference
+from jepa_fast.models.backends import compiled_or_plain
 from jepa_fast.models.model import BatchEncoder
 from jepa_fast.models.stepwise import StepwiseModel
 
@@ -63,17 +65,16 @@ class Lift(nn.Module):
     Without that a latent loss alone would shrink it to nothing; with it there is nothing to collapse.
     """
 
-    def __init__(self, dim: int, spread: float) -> None:
+    def __init__(self, dim: int, spread: float, kernels: Kernels = "reference") -> None:
+        """With kernels other than "reference" the columns are an op."""
         super().__init__()
         self.weight = nn.Parameter(torch.randn(dim, 2) / dim**0.5)
         self.spread = spread
+        self._columns = gated_columns_reference if kernels == "reference" else gated_columns
 
     def columns(self) -> Tensor:
         """W, [D, 2]."""
-        x, y = self.weight.unbind(dim=1)
-        x = F.normalize(x, dim=0)
-        y = F.normalize(y - (x * y).sum() * x, dim=0)
-        return self.spread * torch.stack([x, y], dim=1)
+        return self._columns(self.weight, self.spread)
 
     def forward(self, positions: Tensor) -> Tensor:
         """Latents [..., D] of positions [..., 2]."""
@@ -142,6 +143,13 @@ class GatedModel(StepwiseModel):
     def advance(self, encoded: Encoded, actions: Tensor) -> Encoded:
         """The same rooms with the expected latents after one step from every encoded frame."""
         return encoded._replace(latents=self.transition(encoded, actions).mean)
+
+    def ops(self, kernels: Kernels, device: Literal["cpu", "cuda"]) -> dict[str, str]:
+        """What columns and likelihood run on; on CUDA there is no op."""
+        found = super().ops(kernels, device)
+        if device == "cpu":
+            found["gated"] = compiled_or_plain(kernels, ops.why_not_compiled(torch.empty(0)))
+        return found
 
     def check_size(self, spec: FrameSpec) -> None:
         """Raise InputError unless frames are of the size that the model is for."""

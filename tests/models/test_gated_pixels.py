@@ -13,9 +13,9 @@ from jepa_fast.data.host import gather
 from jepa_fast.data.shards import open_split
 from jepa_fast.data.two_rooms import render_walls
 from jepa_fast.errors import InputError
+from jepa_fast.kernels.gated import mixture_nll
 from jepa_fast.models.gated_pixels import GatedPixels
 from jepa_fast.models.softargmax import soft_argmax
-from jepa_fast.objectives.mixture import mixture_nll
 from jepa_fast.objectives.vicreg import regularisers
 from jepa_fast.presets import preset
 from tests.models.exactness import images_of, stored_dense
@@ -218,7 +218,8 @@ def test_its_terms_are_the_nll_and_the_regularisers_of_positions(model, batch_an
     weights = torch.tensor([2.0, 0.3, 5.0, 7.0])
     terms, latents = mixture(model)(encoded, batch.actions, weights)
     predicted = model.transition(model.frames(encoded, slice(-1)), batch.actions)
-    nll = mixture_nll(predicted, encoded.latents[:, 1:], torch.tensor(0.3 * 20 / 32)).mean()
+    following, sigma = encoded.latents[:, 1:], torch.tensor(0.3 * 20 / 32)
+    nll = mixture_nll(*predicted, following, sigma).mean()
     assert torch.equal(latents, predicted.mean)
     torch.testing.assert_close(terms.nll, nll)
     positions = (positions_of(model, encoded) - 32) / 32
