@@ -94,8 +94,10 @@ class GlimpsePredictor(nn.Module):
         """The context at the points of latents [B, T, D] and actions [B, T, A]: [B, T, L c heads K], black outside."""
         height, width = context.shape[-2:]
         # Of grid_sample's unit: -1 and 1 are the centres of the outermost pixels.
-        # Filled on the device: a tensor of both numbers would be a copy from the host in every step.
-        pixel = torch.stack([latents.new_full((), 2 / max(side - 1, 1)) for side in (width, height)])
+        pixel: Tensor | float = 2 / max(width - 1, 1)
+        if height != width:
+            # Filled on the device: a tensor of both numbers would be a copy from the host in every step.
+            pixel = torch.stack([latents.new_full((), 2 / max(side - 1, 1)) for side in (width, height)])
         # A is learned by what it adds alone: where it is looked at would pull it about.
         action = self.action.weight.detach()
         moves = latents @ (action / action.square().sum(dim=0))  # [B, T, A]

@@ -140,3 +140,16 @@ def test_a_glimpse_follows_what_an_action_moves_whatever_else_the_latent_holds()
     first_head = [row for row in range(54) if row // 9 % 2 == 0]
     torch.testing.assert_close(after[first_head], expected[first_head])
     assert not torch.allclose(after, before, atol=1e-3)
+
+
+def test_points_of_a_frame_that_is_no_square_are_in_pixels_too():
+    predictor = small().predictor
+    rows, columns = torch.arange(9.0).view(9, 1).expand(9, 13), torch.arange(13.0).expand(9, 13)
+    latents, actions = torch.randn(1, 3, 6), torch.zeros(1, 3, 2)
+    with torch.no_grad():
+        torch.nn.init.normal_(predictor.action.weight)
+        moves = latents[0] @ predictor.action.weight / predictor.action.weight.square().sum(dim=0)
+        found = [
+            predictor.glimpse(latents, image.expand(1, 3, 1, 9, 13), actions)[0, :, 4] for image in (columns, rows)
+        ]
+    torch.testing.assert_close(torch.stack(found, dim=1), moves + torch.tensor([6.0, 4.0]))
