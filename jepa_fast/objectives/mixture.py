@@ -57,7 +57,7 @@ class BoundMixture:
     ) -> tuple[Loss, Tensor]:
         """The loss, and the expected next latents; arguments as in `Bound`; `weights` has sigma in pixels too."""
         with self.span("rollout"):
-            predicted = self.transition(encoded.frames(slice(-1)), actions)
+            predicted = self.transition(self.model.frames(encoded, slice(-1)), actions)
         with self.span("loss"):
             sigma = weights["sigma"] * self.model.pixel
             with torch.autocast(actions.device.type, enabled=False):
