@@ -97,7 +97,7 @@ $(OLD_TRITON)/.installed:
 		$$($(OLD_TRITON)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/project.pth
 	@touch $@
 
-# The compiled blocks without torch, under AddressSanitizer and UndefinedBehaviorSanitizer: a minute.
+# The compiled CPU ops without torch, under AddressSanitizer and UndefinedBehaviorSanitizer: two minutes.
 sanitize:
 	scripts/test_csrc.sh sanitize
 

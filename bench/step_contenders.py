@@ -55,7 +55,9 @@ class Contender:
         """The energy and its three terms."""
         encoded = self.encode()
         predicted = self.model.predictor(encoded[:, 0], self.batch.actions, self.model.dropout_clock)
-        loss = VICReg(VICRegConfig()).loss(Execution(), DEVICE)(predicted, encoded[:, 1:], self.weights, None)
+        loss = VICReg(VICRegConfig()).loss(Execution(kernels=self.kernels), DEVICE)(
+            predicted, encoded[:, 1:], self.weights, None
+        )
         return loss.total, *loss.terms.values()
 
     def step(self) -> None:

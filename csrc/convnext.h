@@ -179,6 +179,8 @@ struct ConvNextKernels {
   double (*multiply_adds)(int64_t steps);
   const struct ProbeKernels* probe;  // the float build's
   const struct RolloutKernels* rollout;
+  const struct LocateKernels* locate;
+  const struct FeatureGateKernels* feature_gate;
 };
 
 // The best build for this processor, or the one that JEPA_FAST_CPU_ISA names (avx512, avx2, baseline or neon).

@@ -276,7 +276,7 @@ class GatedConvNeXtConfig(GatedTraits):
 
 @dataclass(frozen=True)
 class GlimpseConfig(ModelTraits):
-    """Shape of the model whose predictor looks at the first frame where the latent says. By default 76,742 parameters.
+    """Shape of the model whose predictor looks at the first frame where the latent says. By default 67,238 parameters.
 
     Attributes:
         kind: tells it from other models where it is stored.
@@ -301,7 +301,7 @@ class GlimpseConfig(ModelTraits):
     blocks: int = 2
     dim: int = 32
     hidden: int = 128
-    heads: int = 4
+    heads: int = 2
     lattice: int = 3
     levels: int = 4
     white: float = 0.0942

@@ -1,7 +1,7 @@
 """Encoder and predictor of a trained model as ONNX files, compared with the model before they are kept.
 
-    encoder.onnx    frames [N, C, H, W] -> latents [N, D], of gated models also room [N, ...]
-    predictor.onnx  latents [N, D], of gated models room [N, ...], actions [N, A] -> next latents [N, D]
+    encoder.onnx    frames [N, C, H, W] -> latents [N, D], of gated models also room [N, ...], of glimpse context
+    predictor.onnx  latents [N, D], room or context where there is one, actions [N, A] -> next latents [N, D]
 
 N is free. Frames are in the range of the data that the model was trained on.
 """
@@ -30,7 +30,7 @@ TOLERANCE = 1e-5
 
 
 class OneFrame(nn.Module):
-    """Frames [N, C, H, W] to latents [N, D], and the room where the model carries one."""
+    """Frames [N, C, H, W] to latents [N, D], and what the model carries beside them, if anything."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -40,25 +40,23 @@ class OneFrame(nn.Module):
         """The encodings of single frames."""
         encoded = self.model.encode(frames[:, None])
         latents = self.model.latents(encoded)[:, 0]
-        return latents if isinstance(encoded, Tensor) else (latents, encoded.room)
+        return latents if isinstance(encoded, Tensor) else (latents, encoded[1])
 
 
 class OneStep(nn.Module):
-    """Latents [N, D], the room where the model carries one, and actions [N, A] to the next latents [N, D]."""
+    """Latents [N, D], what the model carries beside them, and actions [N, A] to the next latents [N, D]."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, encodings: type) -> None:
+        """`encodings` are what the model's `encode` gives: a tensor, or a named tuple of two."""
         super().__init__()
-        self.model = model
+        self.model, self.encodings = model, encodings
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """One step of a rollout."""
-        latents, *room, actions = inputs
+        latents, *carried, actions = inputs
         first: Any = latents[:, None]
-        if room:
-            # What the gated family encodes to.
-            from jepa_fast.models.gated import Encoded
-
-            first = Encoded(first, room[0])
+        if carried:
+            first = self.encodings(first, *carried)
         return self.model.predict(first, actions[:, None])[:, 0]
 
 
@@ -87,12 +85,13 @@ def export_onnx(model: Model, folder: Path) -> None:
     frames = low + (high - low) * torch.rand(2, inputs.channels, inputs.height, inputs.width, generator=generator)
     actions = torch.rand(2, inputs.action_size, generator=generator) - 0.5
     with torch.no_grad():
-        encoded = OneFrame(model)(frames)
+        encoded, encodings = OneFrame(model)(frames), type(model.encode(frames[:, None]))
     carried = list(encoded) if isinstance(encoded, tuple) else [encoded]
-    names = ["latents", "room"][: len(carried)]
+    # Of a named tuple: latents, then room or context.
+    names = list(getattr(encodings, "_fields", ["latents"]))
     _write(OneFrame(model), folder / ENCODER, {"frames": frames}, names)
     step = dict(zip(names, carried, strict=True)) | {"actions": actions}
-    _write(OneStep(model), folder / PREDICTOR, step, ["next_latents"])
+    _write(OneStep(model, encodings), folder / PREDICTOR, step, ["next_latents"])
 
 
 @contextlib.contextmanager

@@ -14,9 +14,10 @@ from jepa_fast import cli
 from jepa_fast.config import require
 from jepa_fast.errors import InputError
 from jepa_fast.locking import output
-from jepa_fast.planning.planner_config import PLANNERS, PlannerConfig
+from jepa_fast.planning.planner_config import PLANNERS, Distance, PlannerConfig
 
 if TYPE_CHECKING:
+    from jepa_fast.data.shards import Split
     from jepa_fast.models.model import Model
     from jepa_fast.planning.control import Walk, World
     from jepa_fast.planning.protocol import Episodes
@@ -42,6 +43,10 @@ class Arguments:
     planner: Literal["icem", "cem", "mppi", "gradient", "peer"] = "icem"
     """Named settings, which the flags of --settings change; peer: as eb_jepa publishes them for its own two rooms."""
     settings: PlannerConfig = field(default_factory=PlannerConfig)
+    distance: Distance = "latent"
+    """latent: how far latents lie apart; learned: how many actions, by a network fitted to trajectories first."""
+    data: cli.Chosen[Path] = None
+    """Folder whose training trajectories teach the learned distance. Default: the one the run was trained on."""
     seed: int = 0
     """Of the episodes and of the planner's random streams."""
     batch: int = 200
@@ -90,10 +95,15 @@ def main(arguments: Arguments) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out: {folder} cannot be written ({error.strerror})") from error
+    world = ModelWorld(model, device)
+    if arguments.distance == "learned":
+        from jepa_fast.planning.learned import fit_distance
+
+        world.distance = fit_distance(model, training_split(arguments), arguments.seed)
     results, walks = [], []
     with output(folder / PLANNING):
         for name in names:
-            result, episodes, walked = measure(arguments, name, ModelWorld(model, device))
+            result, episodes, walked = measure(arguments, name, world)
             results.append(result)
             walks.append((result, episodes, walked))
             print(table(result), end="\n\n", flush=True)
@@ -130,8 +140,26 @@ def measure(arguments: Arguments, name: str, world: "World") -> "tuple[Planning,
         walks["straight at the goal"] = walk_floor("straight", episodes, protocol, seed)
         walks["random"] = walk_floor("random", episodes, protocol, seed)
     outcomes = tuple(outcome(label, walked, episodes, protocol) for label, walked in walks.items())
-    result = Planning(name, arguments.held_out, seed, arguments.settings, outcomes)
+    result = Planning(name, arguments.held_out, seed, arguments.settings, outcomes, arguments.distance)
     return result, episodes, walks["model"]
+
+
+def training_split(arguments: Arguments) -> "Split":
+    """The trajectories that teach a learned distance.
+
+    Raises:
+        InputError: neither the flag nor the run says where they are.
+    """
+    from jepa_fast.config import RunConfig
+    from jepa_fast.data.shards import open_split
+    from jepa_fast.runs import CONFIG
+
+    folder = arguments.data
+    if folder is None:
+        stored = arguments.run / CONFIG
+        require(stored.exists(), "--data", None, "a folder of trajectories: an export does not say where they are")
+        folder = Path(RunConfig.load(stored).data)
+    return open_split(folder / "train")
 
 
 def require_rooms(model: "Model") -> None:

@@ -102,7 +102,7 @@ def _convnext_block(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, z and, with `keep`, the update y - x, of which there is nothing otherwise."""
-    if runs_in_triton(OPERATOR, x, _otherwise(x)):
+    if runs_in_triton(OPERATOR, x, _otherwise):
         from jepa_fast.kernels.triton.convnext_block import block_forward
 
         shown = None if addend is None else addend.contiguous()
@@ -168,7 +168,7 @@ def _convnext_block_backward(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, z and the five parameters; `dz` and `dupdate` are those of what was kept, where anything was."""
-    if runs_in_triton(OPERATOR, x, _otherwise(x)):
+    if runs_in_triton(OPERATOR, x, _otherwise):
         from jepa_fast.kernels.triton.convnext_block_backward import block_backward
 
         dy, dz, dupdate = (None if one is None else one.contiguous() for one in (dy, dz, dupdate))

@@ -67,6 +67,18 @@ def why_no_compiled_rollout() -> str | None:
     return why_no_extension("rollout_cpu", "cpu") or why_no_instruction_set()
 
 
+# torch.compile does not look inside.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def why_no_compiled_op(operator: str) -> str | None:
+    """Why the compiled `jepa_fast::operator`, does not run on a CPU, or None."""
+    return _why_no_compiled_op(operator)
+
+
+@functools.cache
+def _why_no_compiled_op(operator: str) -> str | None:
+    return why_no_extension(operator, "cpu") or why_no_instruction_set()
+
+
 def why_no_instruction_set() -> str | None:
     """Why the compiled CPU kernels, which are there, have no instruction set to run on, or None."""
     if extension.instruction_set():

@@ -12,9 +12,11 @@ import torch
 LIBRARY = Path(__file__).parent.parent / "_C.abi3.so"
 # All that csrc/bindings defines: a library of older sources lacks some.
 OPERATORS = (
-    "convnext_block_cpu", "convnext_block_cpu_backward", "cpu_instruction_set", "dropout_mask", "multiply_adds",
-    "paste_windows", "paste_windows_backward", "probe_outputs", "probe_train", "rollout_cpu", "rollout_cpu_backward",
-    "vicreg", "vicreg_backward", "window_chain", "window_chain_backward",
+    "convnext_block_cpu", "convnext_block_cpu_backward", "cpu_instruction_set", "dropout_mask", "feature_gate",
+    "feature_gate_backward", "gated_columns", "gated_columns_backward", "gated_likelihood",
+    "gated_likelihood_backward", "locate", "locate_backward", "multiply_adds", "paste_windows",
+    "paste_windows_backward", "probe_outputs", "probe_train", "read_centres", "read_layout", "rollout_cpu",
+    "rollout_cpu_backward", "vicreg", "vicreg_backward", "window_chain", "window_chain_backward",
 )  # fmt: skip
 # What csrc/seal.cmake ends it with.
 _SEAL = re.compile(rb"jepa_fast ([0-9a-f]{64}) (\d+)\n\Z")

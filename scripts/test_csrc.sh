@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Build and run the torch-free tests of the compiled blocks and rollout (tests/csrc).
+# Build and run the torch-free tests of the compiled CPU ops (tests/csrc).
 #
 #   scripts/test_csrc.sh sanitize   every instruction set that runs here, with AddressSanitizer and UndefinedBehaviorSanitizer
 #   scripts/test_csrc.sh arm64      for arm64, by aarch64-linux-gnu-g++ (package g++-aarch64-linux-gnu) and qemu-aarch64
@@ -40,8 +40,8 @@ for build in "${builds[@]}"; do
   "$compiler" "${flags[@]}" $options -DJEPA_FAST_ISA="$name" -c csrc/cpu/convnext/kernels.cpp -o "$out/$name.o"
   objects+=("$out/$name.o")
 done
-for test in convnext_test rollout_test; do
-  "$compiler" "${flags[@]}" csrc/cpu/convnext/{dispatch,paste,plan}.cpp "tests/csrc/$test.cpp" "${objects[@]}" -o "$out/$test"
+for test in convnext_test rollout_test ops_test; do
+  "$compiler" "${flags[@]}" csrc/cpu/convnext/{dispatch,paste,plan}.cpp csrc/cpu/{gated,scene}.cpp "tests/csrc/$test.cpp" "${objects[@]}" -o "$out/$test"
   for build in "${builds[@]}"; do
     JEPA_FAST_CPU_ISA=${build%% *} "${run[@]}" "$out/$test"
   done

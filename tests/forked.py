@@ -6,6 +6,7 @@ torch. What the start of Python itself is about (its flags, its encoding, the fi
 Apart from the tests, so that a fork has little to import.
 """
 
+import ctypes
 import multiprocessing
 import os
 import runpy
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import weakref
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +25,8 @@ from types import TracebackType
 ROOT = Path(__file__).resolve().parent.parent
 # Other systems have no fork, or libraries that do not outlive one: there it is a new Python each time.
 CAN_FORK = sys.platform == "linux" and hasattr(os, "fork")
+# Of Linux's prctl.
+PR_SET_PDEATHSIG = 1
 # What many commands import, imported once.
 PRELOADED = [
     "tests.forked",
@@ -141,6 +145,10 @@ def finished(
 
 def _run(words: list[str], place: str, environment: dict[str, str], logs: list[str]) -> None:
     """`python WORDS` in this process."""
+    # Nothing is left at work where the tests are killed: this ends with its parent, which ends when nobody holds the
+    # tests' end of a pipe any more.
+    os.close(forkserver._forkserver._forkserver_alive_fd)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     for stream, log in enumerate(logs, start=1):
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), stream)
     # Whoever runs the tests may ignore it, and commands leave that so.

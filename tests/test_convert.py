@@ -1,11 +1,8 @@
 """Converting the course layout: what comes out is what went in, and what is wrong is told by file, trajectory, step."""
 
 import io
-import logging
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -19,35 +16,16 @@ from jepa_fast.data.columns import quantise
 from jepa_fast.data.decoding import decoded_frames, stored_rows
 from jepa_fast.data.shards import open_split
 from jepa_fast.data.two_rooms import WORLD
-from jepa_fast.data.two_rooms.source import TwoRoomsSource
-from jepa_fast.data.writing import write_text
 from jepa_fast.errors import InputError
-from tests.forked import Command, finished
+from tests.course_layout import course_arrays, save
+from tests.forked import finished
 
 ROOT = Path(__file__).parents[1]
 TWO_ROOMS = ("agent:1", "wall:1")
 
 
-def course_arrays(count=30, seed=0):
-    """Two-room trajectories as bytes in the course layout: states, actions, locations."""
-    chunk = TwoRoomsSource("train", count, seed).chunk(0, count)
-    agents, walls = chunk.groups
-    walls = np.broadcast_to(walls[:, None], agents.shape)
-    return np.concatenate([agents, walls], axis=2), chunk.actions, chunk.targets[0]
-
-
 # What a byte stands for: the brightest is 1.
 BYTE = 1 / 255
-
-
-def save(folder, states, actions, locations=None):
-    """The files as keyword arguments of `convert`."""
-    folder.mkdir(exist_ok=True)
-    files = {"states": states, "actions": actions, "locations": locations}
-    for name, array in files.items():
-        if array is not None:
-            np.save(folder / f"{name}.npy", array)
-    return {name: folder / f"{name}.npy" for name, array in files.items() if array is not None}
 
 
 def frames_of(folder):
@@ -235,64 +213,6 @@ def test_files_that_are_no_arrays_are_refused_by_name(tmp_path, break_it, messag
         convert(**files, out=tmp_path / "split", workers=1)
 
 
-def test_the_round_trip_finds_any_change_on_disk(tmp_path, monkeypatch):
-    states, actions, locations = course_arrays(12)
-    files = save(tmp_path / "course", states, actions, locations)
-    convert(**files, out=tmp_path / "split", groups=TWO_ROOMS, workers=1)
-    assert convert(**files, out=tmp_path / "split", groups=TWO_ROOMS, workers=1).trajectories == 12
-    for name in ("agent.pixels", "wall.pixels", "actions", "target.locations"):
-        path = tmp_path / "split" / f"{name}-00000.npy"
-        intact = path.read_bytes()
-        content = bytearray(intact)
-        content[128 + (len(intact) - 128) * 7 // 12 + 20] ^= 1
-        path.write_bytes(content)
-        what = {"agent.pixels": "agent pixels", "wall.pixels": "wall pixels"}.get(name, name.removeprefix("target."))
-        with pytest.raises(InputError, match=f"split: trajectory 7: its {what} are not those of .*states"):
-            convert(**files, out=tmp_path / "split", groups=TWO_ROOMS, workers=1)
-        path.write_bytes(intact)
-
-
-def test_other_content_under_the_same_names_is_not_taken_for_the_same_set(tmp_path):
-    states, actions, _ = course_arrays(5)
-    convert(**save(tmp_path / "course", states, actions), out=tmp_path / "split", workers=1)
-    files = save(tmp_path / "course", states, actions + 1)
-    with pytest.raises(InputError, match=r"holds another finished split: source\.sha256: found"):
-        convert(**files, out=tmp_path / "split", workers=1)
-
-
-def test_frames_that_changed_where_the_source_was_not_sampled_are_found_by_comparing(tmp_path, monkeypatch, caplog):
-    """The hash of a source is of some of its frames; what an earlier run left is compared with all of them."""
-    monkeypatch.setattr(conversion, "MOST_SAMPLE", 3)
-    monkeypatch.setattr("jepa_fast.data.packing.SHARD_BYTES", 1_500_000)
-    monkeypatch.setattr("jepa_fast.data.packing.CHUNK_ROWS", 4)
-    states, actions, _ = course_arrays(40)
-    files, written = save(tmp_path / "course", states, actions), []
-
-    def interrupted(*arguments):
-        if len(written) == 2:
-            raise KeyboardInterrupt
-        written.append(write_text(*arguments))
-
-    with monkeypatch.context() as patched:
-        patched.setattr("jepa_fast.data.packing.write_text", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            convert(**files, out=tmp_path / "parts", encoding="dense", workers=1)
-    # Shard 0 is of trajectories 0 to 3 or more; the sample is of the first, the middle and the last.
-    states[2, 5, 0, 30, 7] ^= 1
-    save(tmp_path / "course", states, actions)
-    with caplog.at_level(logging.INFO):
-        convert(**files, out=tmp_path / "parts", encoding="dense", workers=1)
-    assert "written again" in caplog.text
-    assert "kept 1 finished shards of an earlier run" in caplog.text
-    convert(**files, out=tmp_path / "whole", encoding="dense", workers=1)
-    whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
-    assert {path.name: path.read_bytes() for path in (tmp_path / "parts").iterdir()} == whole
-    states[9, 1, 1, 2, 2] ^= 1
-    save(tmp_path / "course", states, actions)
-    with pytest.raises(InputError, match=r"whole: trajectory 9: its frames pixels are not those of .*choose another"):
-        convert(**files, out=tmp_path / "whole", encoding="dense", workers=1)
-
-
 CONVERT_LIMITED = """
 import resource, sys
 from pathlib import Path
@@ -332,31 +252,6 @@ def test_memory_does_not_grow_with_the_set(tmp_path):
 
 
 @pytest.mark.posix
-def test_a_killed_conversion_is_continued_to_the_same_bits(tmp_path, monkeypatch):
-    monkeypatch.setattr("jepa_fast.data.packing.SHARD_BYTES", 1_500_000)
-    states, actions, locations = course_arrays(1500)
-    files = save(tmp_path / "course", states, actions, locations)
-    convert(**files, out=tmp_path / "whole", workers=1)
-    code = (
-        "import sys; from pathlib import Path; import jepa_fast.data.packing as p\n"
-        "from jepa_fast.convert import convert\n"
-        "p.SHARD_BYTES = 1_500_000\n"
-        "f = Path(sys.argv[1]); convert(f / 'states.npy', f / 'actions.npy', Path(sys.argv[2]), f / 'locations.npy', "
-        "workers=1)"
-    )
-    parts = tmp_path / "parts"
-    process = Command("-c", code, tmp_path / "course", parts)
-    deadline = time.monotonic() + 300
-    while not (parts / "shard-00000.json").exists() and time.monotonic() < deadline:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert not (parts / "manifest.json").exists(), "the conversion was done before it was killed"
-    convert(**files, out=parts, workers=1)
-    whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
-    assert {path.name: path.read_bytes() for path in parts.iterdir()} == whole
-
-
 def test_the_command_says_what_it_did_and_what_is_wrong(tmp_path):
     states, actions, locations = course_arrays(10)
     files = save(tmp_path / "course", (states * WORLD.scale).astype(np.float32), actions, locations)

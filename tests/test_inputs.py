@@ -10,7 +10,7 @@ import torch
 
 import jepa_fast as jf
 from jepa_fast import export, onnx_export, train
-from jepa_fast.config import InputSpec, JEPAConfig
+from jepa_fast.config import GatedFeaturesConfig, GlimpseConfig, InputSpec, JEPAConfig
 from jepa_fast.data.two_rooms.world import WORLD
 from jepa_fast.errors import InputError
 from jepa_fast.models.registry import build_model
@@ -89,6 +89,19 @@ def test_onnx_files_compute_what_the_model_does(tmp_path, model, caplog):
     for time in range(3):
         np.testing.assert_allclose(latents, expected[:, time], atol=1e-5 * float(expected.abs().max()))
         (latents,) = step.run(None, {"latents": latents, "actions": actions[:, time]})
+
+
+@pytest.mark.parametrize("config", [GatedFeaturesConfig(dim=4), GlimpseConfig(channels=2, blocks=1, dim=4, hidden=4)])
+def test_onnx_modules_carry_what_a_model_carries_beside_its_latents(config):
+    torch.manual_seed(0)
+    model = build_model(config).eval()
+    frames, actions = 0.1 * torch.rand(3, 2, 65, 65), torch.randn(3, 1, 2)
+    with torch.no_grad():
+        latents, carried = onnx_export.OneFrame(model)(frames)
+        step = onnx_export.OneStep(model, type(model.encode(frames[:, None])))
+        following = step(latents, carried, actions[:, 0])
+        expected = model.rollout(frames, actions)
+    torch.testing.assert_close(torch.stack([latents, following], dim=1), expected, rtol=0, atol=0)
 
 
 def test_onnx_says_what_it_lacks(tmp_path, model, monkeypatch):

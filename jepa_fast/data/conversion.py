@@ -256,8 +256,9 @@ def _survey(source: ColumnSource, measured: bool, workers: int) -> ColumnSource:
     # Any byte will do for a frame.
     looked_at = tuple(name for name in chosen.columns if not (name == chosen.frames and source.has_bytes))
     step_bytes = sum(prod(columns[name].shape) * columns[name].dtype.itemsize for name in looked_at)
-    cuts = cut_by_bytes(source.all_lengths * step_bytes, CHUNK_BYTES, CHUNK_ROWS)
-    tasks = list(pairwise(cuts))
+    # Numbers alone are few: starting a worker would take longer than looking at them.
+    most_rows = source.count if source.has_bytes else CHUNK_ROWS
+    tasks = list(pairwise(cut_by_bytes(source.all_lengths * step_bytes, CHUNK_BYTES, most_rows)))
     digest, least, largest, action = hashlib.sha256(), 0.0, 0.0, 0.0
     with ordered_map(partial(_look, source, looked_at), tasks, workers) as results:
         for seen in _watched(results, tasks, "looking"):

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from jepa_fast.data.manifest import Base, ChannelGroup, Encoding, FrameSpec
 from jepa_fast.data.sources import Chunk, Source
-from jepa_fast.data.windows import any_channel, bounding_boxes, common_window, upper_median
+from jepa_fast.data.windows import any_channel, bounding_boxes, common_window, size_text, upper_median
 
 # What work is counted for: blocks of an encoder, and pixels that a window grows by on every side in each of them.
 BLOCKS, REACH = 2, 3
@@ -192,6 +192,26 @@ def _field_bytes(spec: FrameSpec, frames: float) -> Iterator[tuple[str, float]]:
         size = np.dtype(field.dtype).itemsize * int(np.prod(field.shape))
         if name != "length" or spec.shortest is not None:
             yield name, rows[spec.unit(name)] * size
+
+
+def explain(layout: Layout, index: int, group: ChannelGroup, sample: Chunk, bases: int) -> str:
+    """How a group has come to be stored, over so many base images, why, and what that saves, for people."""
+    images = f"{bases} base image{'s' * (bases > 1)}"
+    over = {None: "", "black": "black", "images": images, "own": "each trajectory's background"}
+    if group.codec == "static":
+        what = "one image per trajectory"
+        if group.window is not None:
+            what += f", a window of {size_text(group.window)} pixels over {over[group.base]}"
+    elif group.window is not None:
+        what = f"windows of {size_text(group.window)} pixels over {over[group.base]}"
+    else:
+        what = "every frame"
+        if layout.encoding != "dense":
+            what += f", as {100 * changed_share(sample, index):.0f}% of the pixels change from one frame to the next"
+    dense = ChannelGroup(group.name, group.channels, "dense")
+    share = 100 * stored_bytes(layout, group) / stored_bytes(layout, dense)
+    work = 100 * counted_work(layout, group) / counted_work(layout, dense)
+    return f"{what}, {share:.1f}% of the bytes of whole frames, {work:.1f}% of an encoder's work on them"
 
 
 def changed_share(chunk: Chunk, index: int) -> float:

@@ -25,19 +25,16 @@ from jepa_fast.data.encoding import Encoded, Misfit, encode, encode_chunk
 from jepa_fast.data.layouts import (
     Layout,
     Needs,
-    changed_share,
-    counted_work,
     dense_spec,
+    explain,
     first_layout,
     fitted,
     merged_needs,
     needs_of,
-    stored_bytes,
     trajectory_bytes,
 )
 from jepa_fast.data.manifest import (
     MANIFEST_NAME,
-    ChannelGroup,
     Encoding,
     Field,
     FrameSpec,
@@ -185,35 +182,9 @@ class _Packing:
         speed = self.source.count / seconds
         log.info("%s: %d trajectories in %.1f s (%.0f/s)", self.label, self.source.count, seconds, speed)
         for index, group in enumerate(spec.groups):
-            self._tell(manifest, layout, group, first, index)
+            held = [shard.files[f"{group.name}.base"].rows for shard in shards if group.base == "images"]
+            log.info("%s: %s: %s", self.label, group.name, explain(layout, index, group, first, max(held, default=0)))
         return manifest
-
-    def _tell(self, manifest: Manifest, layout: Layout, group: ChannelGroup, sample: Chunk, index: int) -> None:
-        """One line for the log: how a group is stored, why, and what that saves."""
-        bases = ""
-        if group.base == "images":
-            held = max(shard.files[f"{group.name}.base"].rows for shard in manifest.shards)
-            bases = f"{held} base image{'s' * (held > 1)}"
-        over = {None: "", "black": "black", "images": bases, "own": "each trajectory's background"}
-        if group.codec == "static":
-            what = "one image per trajectory"
-            if group.window is not None:
-                what += f", a window of {size_text(group.window)} pixels over {over[group.base]}"
-        elif group.window is not None:
-            what = f"windows of {size_text(group.window)} pixels over {over[group.base]}"
-        else:
-            what = "every frame"
-            if self.encoding != "dense":
-                what += (
-                    f", as {100 * changed_share(sample, index):.0f}% of the pixels change from one frame to the next"
-                )
-        dense = ChannelGroup(group.name, group.channels, "dense")
-        share = 100 * stored_bytes(layout, group) / stored_bytes(layout, dense)
-        work = 100 * counted_work(layout, group) / counted_work(layout, dense)
-        log.info(
-            "%s: %s: %s, %.1f%% of the bytes of whole frames, %.1f%% of an encoder's work on them",
-            self.label, group.name, what, share, work,
-        )  # fmt: skip
 
     def _header(self, spec: FrameSpec) -> Manifest:
         return Manifest(self.description, self.encoding, self.source.count, spec, ())

@@ -52,6 +52,7 @@ class ArrayWriter:
         self._hashing = ThreadPoolExecutor(1, "hashing")
         self._flushing = ThreadPoolExecutor(1, "flushing")
         self._flushed: Future[None] | None = None
+        self._piece = bytearray()
         self._flushed_bytes = 0
         self._file = self._temporary.open("w+b", buffering=0)
         header = {"descr": field.dtype, "fortran_order": False, "shape": (rows, *field.shape)}
@@ -89,14 +90,16 @@ class ArrayWriter:
         self._file.seek(self.bytes)
         for first in range(0, view.nbytes, READ_BACK):
             expected = view[first : first + READ_BACK]
-            found = bytearray(expected.nbytes)
+            # Of one size mostly; a new one would be cleared first.
+            if len(self._piece) != expected.nbytes:
+                self._piece = bytearray(expected.nbytes)
             filled = 0
-            while filled < len(found):
-                count = self._file.readinto(memoryview(found)[filled:])
+            while filled < expected.nbytes:
+                count = self._file.readinto(memoryview(self._piece)[filled:])
                 if not count:
                     break
                 filled += count
-            if found != expected:
+            if filled < expected.nbytes or self._piece != expected:
                 raise OSError(errno.EIO, "reads otherwise than it was written")
 
     def _flush_ahead(self) -> None:

@@ -55,3 +55,10 @@ def compiled_rollout_or_plain(history: int) -> str:
     if missing is None and history != 0:
         missing = f"model.history is {history}, the kernel takes 0"
     return f"{PLAIN}: {missing}" if missing is not None else f"compiled cpu kernel ({extension.instruction_set()})"
+
+
+def compiled_or_plain(kernels: Kernels, missing: str | None) -> str:
+    """A compiled op of a CPU and its instruction set, or plain PyTorch and why; the latter for kernels "reference"."""
+    if kernels == "reference":
+        return PLAIN
+    return f"{PLAIN}: {missing}" if missing is not None else f"compiled cpu kernel ({extension.instruction_set()})"

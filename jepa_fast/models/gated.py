@@ -12,7 +12,6 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa_fast.config import GatedConvNeXtConfig, GatedFeaturesConfig, GatedPixelsConfig, Kernels
@@ -21,7 +20,11 @@ from jepa_fast.data.manifest import FrameSpec
 from jepa_fast.data.two_rooms import CHANNEL_GROUPS
 from jepa_fast.data.two_rooms.rooms import solid_images
 from jepa_fast.errors import InputError
-from jepa_fast.models.model import BatchEncoder, Model
+from jepa_fast.kernels import gated as ops
+from jepa_fast.kernels.gated import gated_columns, gated_columns_reference
+from jepa_fast.models.backends import compiled_or_plain
+from jepa_fast.models.model import BatchEncoder
+from jepa_fast.models.stepwise import StepwiseModel
 
 if TYPE_CHECKING:
     from jepa_fast.objectives.objective import Objective
@@ -35,10 +38,6 @@ class Encoded(NamedTuple):
 
     latents: Tensor  # [B, T, D]
     room: Tensor  # [B, ...], neither predicted nor probed
-
-    def frames(self, which: slice) -> "Encoded":
-        """The same trajectories with some of their frames alone."""
-        return self._replace(latents=self.latents[:, which])
 
 
 class BlockedFreeMixture(NamedTuple):
@@ -66,17 +65,16 @@ class Lift(nn.Module):
     Without that a latent loss alone would shrink it to nothing; with it there is nothing to collapse.
     """
 
-    def __init__(self, dim: int, spread: float) -> None:
+    def __init__(self, dim: int, spread: float, kernels: Kernels = "reference") -> None:
+        """With kernels other than "reference" the columns are an op."""
         super().__init__()
         self.weight = nn.Parameter(torch.randn(dim, 2) / dim**0.5)
         self.spread = spread
+        self._columns = gated_columns_reference if kernels == "reference" else gated_columns
 
     def columns(self) -> Tensor:
         """W, [D, 2]."""
-        x, y = self.weight.unbind(dim=1)
-        x = F.normalize(x, dim=0)
-        y = F.normalize(y - (x * y).sum() * x, dim=0)
-        return self.spread * torch.stack([x, y], dim=1)
+        return self._columns(self.weight, self.spread)
 
     def forward(self, positions: Tensor) -> Tensor:
         """Latents [..., D] of positions [..., 2]."""
@@ -96,7 +94,7 @@ class ActionStep(nn.Linear):
         nn.init.normal_(self.weight, std=0.1 / dim**0.5)
 
 
-class GatedModel(Model):
+class GatedModel(StepwiseModel):
     """A model whose agent is blocked or free.
 
     Frames are float [.., 2, H, W], channel 0 the agent and channel 1 the walls; actions (x, y) in pixels per step.
@@ -105,7 +103,6 @@ class GatedModel(Model):
 
     channels = 2
     action_size = 2
-    can_advance = True
     # Weight of the squared mean of a batch's positions in the loss, for a model whose latents have no fixed place.
     centring: float = 0.0
 
@@ -147,21 +144,12 @@ class GatedModel(Model):
         """The same rooms with the expected latents after one step from every encoded frame."""
         return encoded._replace(latents=self.transition(encoded, actions).mean)
 
-    def predict(self, first: Encoded, actions: Tensor) -> Tensor:
-        """Expected latents [B, S, D] after each of the actions [B, S, 2], from one encoded frame [B, 1]."""
-        encoded, latents = first, []
-        for t in range(actions.shape[1]):
-            encoded = self.advance(encoded, actions[:, t : t + 1])
-            latents.append(encoded.latents)
-        return torch.cat(latents, dim=1)
-
-    def latents(self, encoded: Encoded) -> Tensor:
-        """The latents [B, T, D], without the room."""
-        return encoded.latents
-
-    def frame(self, encoded: Encoded, number: int) -> Encoded:
-        """One frame [B, 1] of the same trajectories, in the same room."""
-        return encoded.frames(slice(number, number + 1))
+    def ops(self, kernels: Kernels, device: Literal["cpu", "cuda"]) -> dict[str, str]:
+        """What columns and likelihood run on; on CUDA there is no op."""
+        found = super().ops(kernels, device)
+        if device == "cpu":
+            found["gated"] = compiled_or_plain(kernels, ops.why_not_compiled(torch.empty(0)))
+        return found
 
     def check_size(self, spec: FrameSpec) -> None:
         """Raise InputError unless frames are of the size that the model is for."""

@@ -36,10 +36,10 @@ LINES_REACH, SHIFTS = 4.0, 16.0
 class GatedPredictor(nn.Module):
     """Stay or move by A a: how likely is a network's word on where the agent is, on wall and action."""
 
-    def __init__(self, config: GatedConvNeXtConfig) -> None:
+    def __init__(self, config: GatedConvNeXtConfig, kernels: Kernels = "reference") -> None:
         super().__init__()
         self.half_frame = (config.frame - 1) / 2
-        self.action = Lift(config.dim, config.spread)
+        self.action = Lift(config.dim, config.spread, kernels)
         self.gate = Gate(config.dim, config.hidden)
 
     def forward(self, latents: Tensor, room: Tensor, actions: Tensor) -> BlockedFreeMixture:
@@ -106,7 +106,7 @@ class GatedConvNeXt(GatedModel):
         self.encoder = Encoder(
             config.channels, config.blocks, config.dim, 0.0, kernels, norm_before_add=False, apart="wall"
         )
-        self.predictor = GatedPredictor(config)
+        self.predictor = GatedPredictor(config, kernels)
 
     @property
     def lift(self) -> Lift:

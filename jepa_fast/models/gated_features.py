@@ -8,14 +8,16 @@ The layout of the room is read from frame 0 and carried beside the latent; it is
 """
 
 from itertools import pairwise
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa_fast.config import GatedFeaturesConfig, Kernels
-from jepa_fast.data.two_rooms.features import read_centres, read_layout
-from jepa_fast.models.gated import ActionStep, BlockedFreeMixture, Encoded, Lift, PositionModel, bounded
+from jepa_fast.kernels import scene
+from jepa_fast.kernels.feature_gate import GateWeights, feature_gate, feature_gate_reference, why_not_compiled
+from jepa_fast.models.backends import compiled_or_plain
+from jepa_fast.models.gated import SUREST, ActionStep, BlockedFreeMixture, Encoded, Lift, PositionModel
 from jepa_fast.objectives.objective import Objective
 
 
@@ -27,44 +29,42 @@ class FeaturePredictor(nn.Module):
     is or how wide a door, and what an agent collides with is for the gates to learn.
     """
 
-    def __init__(self, config: GatedFeaturesConfig) -> None:
+    def __init__(self, config: GatedFeaturesConfig, kernels: Kernels = "reference") -> None:
         super().__init__()
+        self.kernels = kernels
         self.action = ActionStep(config.dim)
         self.spread = config.spread
         self.border = _gate(3, config.border_hidden)
         self.wall = _gate(5, config.wall_hidden, config.wall_hidden)
         self.reach = config.reach
 
+    def gate_weights(self) -> GateWeights:
+        """Of both gates' layers."""
+        border, wall = (
+            [layer.weight for layer in gate if isinstance(layer, nn.Linear)] for gate in (self.border, self.wall)
+        )
+        return GateWeights(*border, *wall)
+
+    def ops(self, kernels: Kernels, device: Literal["cpu", "cuda"]) -> dict[str, str]:
+        """What the gate runs on; on CUDA there is no op."""
+        if device != "cpu":
+            return {}
+        weights, none = self.gate_weights(), torch.empty(0, 0, 2)
+        hidden = weights.border_expand.shape[0], weights.wall_expand.shape[0]
+        return {"feature_gate": compiled_or_plain(kernels, why_not_compiled(none, none, none, hidden))}
+
     def step(self, latents: Tensor, positions: Tensor, layout: Tensor, actions: Tensor) -> BlockedFreeMixture:
         """Both outcomes of a step.
 
         Args:
-            latents: [..., D].
-            positions: [..., 2], what the latents stand for.
-            layout: [..., 2, 2, 2], as `read_layout` gives it, in the positions' unit.
-            actions: [..., 2] in the same unit.
+            latents: [B, T, D], or a single step [B, D].
+            positions: [B, T, 2] or [B, 2], what the latents stand for.
+            layout: [B, 2, 2, 2], as `read_layout` gives it, in the positions' unit.
+            actions: like the positions, in their unit.
         """
-        length = torch.linalg.vector_norm(actions, dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-        directions = actions / length
-        distances = ((layout - positions[..., None, :, None]) / length[..., None, None]).clamp(-self.reach, self.reach)
-        ahead = torch.where((actions < 0)[..., None, :, None], -distances.flip(-1), distances)
-        borders = torch.cat([ahead[..., 0, :, :], directions.abs()[..., None]], dim=-1)  # [..., 2, 3]
-        # Two pieces of wall, one on either side of the door: faces and motion across them, depth and motion along them.
-        faces, (low, high) = ahead[..., 1, 0, :], distances[..., 1, 1, :].unbind(dim=-1)
-        across, along = directions[..., 0].abs(), directions[..., 1]
-        pieces = torch.stack(
-            [
-                torch.stack([*faces.unbind(dim=-1), low, across, -along], dim=-1),
-                torch.stack([*faces.unbind(dim=-1), -high, across, along], dim=-1),
-            ],
-            dim=-2,
-        )  # [..., 2, 5]
-        logits = bounded(torch.cat([self.border(borders), self.wall(pieces)], dim=-2).squeeze(-1))  # [..., 4]
-        # Logarithms all the way: a gate that is sure and wrong must still feel how wrong it is. The agent stays if the
-        # first gate is closed, or if the second is and the first is not, or ...
-        log_open = F.logsigmoid(logits)
-        log_stay = torch.logsumexp(log_open - logits + log_open.cumsum(dim=-1) - log_open, dim=-1)
-        return BlockedFreeMixture(latents, self.spread * self.action(actions), log_stay, log_open.sum(dim=-1))
+        gate = feature_gate_reference if self.kernels == "reference" else feature_gate
+        log_stay, log_move = gate(positions, layout, actions, self.gate_weights(), self.reach, SUREST)
+        return BlockedFreeMixture(latents, self.spread * self.action(actions), log_stay, log_move)
 
 
 def _gate(*widths: int) -> nn.Sequential:
@@ -91,11 +91,11 @@ class GatedFeatures(PositionModel):
         objective: Objective | None = None,
         kernels: Kernels = "reference",
     ) -> None:
-        """All of it is plain PyTorch, whatever the kernels."""
+        """With kernels other than "reference" features and gate are ops."""
         config = config or GatedFeaturesConfig()
         super().__init__(config, objective, kernels)
-        self.encoder = Lift(config.dim, config.spread)
-        self.predictor = FeaturePredictor(config)
+        self.encoder = Lift(config.dim, config.spread, kernels)
+        self.predictor = FeaturePredictor(config, kernels)
 
     @property
     def lift(self) -> Lift:
@@ -106,6 +106,9 @@ class GatedFeatures(PositionModel):
         """The encodings of images on whatever scale."""
         with torch.autocast(agents.device.type, enabled=False):
             half = (self.side - 1) / 2
+            plain = self.kernels == "reference"
+            read_centres = scene.read_centres_reference if plain else scene.read_centres
+            read_layout = scene.read_layout_reference if plain else scene.read_layout
             latents = self.encoder((read_centres(agents, corners) - half) / half)
             return Encoded(latents, (read_layout(walls) - half) / half)
 
@@ -114,8 +117,15 @@ class GatedFeatures(PositionModel):
         with torch.autocast(actions.device.type, enabled=False):
             positions = self.encoder.positions(encoded.latents)
             actions = actions * (2 / (self.side - 1))
-            layout = encoded.room[:, None].expand(*positions.shape[:2], -1, -1, -1)
-            return self.predictor.step(encoded.latents, positions, layout, actions)
+            return self.predictor.step(encoded.latents, positions, encoded.room, actions)
+
+    def ops(self, kernels: Kernels, device: Literal["cpu", "cuda"]) -> dict[str, str]:
+        """What reads features, and what the gate runs on."""
+        ops = super().ops(kernels, device) | self.predictor.ops(kernels, device)
+        if device == "cpu":
+            missing = scene.why_not_compiled(torch.empty(0, dtype=torch.uint8))
+            ops["scene"] = compiled_or_plain(kernels, missing)
+        return ops
 
     def explain(self) -> str:
         """How frames are encoded."""

@@ -10,11 +10,15 @@ one pixel apart, laid around p and p + a and mirrored so that the action leads r
 is sampled there bilinearly, is a convolution of the image, as linear maps commute: computed only where the agent is.
 """
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa_fast.config import GatedPixelsConfig, Kernels
+from jepa_fast.kernels.locate import locate, why_not_compiled
+from jepa_fast.models.backends import compiled_or_plain
 from jepa_fast.models.gated import ActionStep, BlockedFreeMixture, Encoded, Lift, PositionModel, bounded
 from jepa_fast.models.softargmax import soft_argmax_of_windows
 from jepa_fast.objectives.objective import Objective
@@ -26,8 +30,9 @@ FIRST_TEMPERATURE = 1.0
 class DotEncoder(nn.Module):
     """Images of an agent on black to positions, and these to latents. No biases: black gives logits of 0 anywhere."""
 
-    def __init__(self, config: GatedPixelsConfig) -> None:
+    def __init__(self, config: GatedPixelsConfig, kernels: Kernels = "reference") -> None:
         super().__init__()
+        self.kernels = kernels
         self.margin = config.kernel - 1
         self.look = nn.Conv2d(1, config.channels, config.kernel, padding=self.margin, bias=False)
         # Written as a transposed convolution: what each hidden pixel adds to the logits around it.
@@ -37,16 +42,24 @@ class DotEncoder(nn.Module):
         with torch.no_grad():
             self.spread.weight.abs_()
         self.log_temperature = nn.Parameter(torch.tensor(FIRST_TEMPERATURE).log())
-        self.lift = Lift(config.dim, config.spread)
+        self.lift = Lift(config.dim, config.spread, kernels)
 
     def locate(self, agents: Tensor, corners: Tensor, size: tuple[int, int]) -> Tensor:
         """Positions [N, 2] (x, y) of windows [N, h, w] at corners [N, 2] (row, column) in frames of `size`.
 
         Logits reach as far as the agent's light does through both convolutions, beyond the window; else they are 0.
         """
+        corners = corners.to(torch.int64)
+        if self.kernels != "reference" and why_not_compiled(agents, self.look.out_channels) is None:
+            return locate(agents, corners, self.look.weight, self.spread.weight, self.log_temperature, size)
         logits = self.spread(F.relu(self.look(agents[:, None])))[:, 0]
-        corners = corners.to(torch.int64) - self.margin
-        return soft_argmax_of_windows(logits, corners, size, self.log_temperature.exp())
+        return soft_argmax_of_windows(logits, corners - self.margin, size, self.log_temperature.exp())
+
+    def ops(self, kernels: Kernels, device: Literal["cpu", "cuda"]) -> dict[str, str]:
+        """What the convolutions and the softmax run on; on CUDA there is no op."""
+        if device != "cpu":
+            return {}
+        return {"locate": compiled_or_plain(kernels, why_not_compiled(torch.empty(0), self.look.out_channels))}
 
 
 class PixelPredictor(nn.Module):
@@ -110,11 +123,11 @@ class GatedPixels(PositionModel):
         objective: Objective | None = None,
         kernels: Kernels = "reference",
     ) -> None:
-        """All of it is plain PyTorch, whatever the kernels."""
+        """With kernels other than "reference" the encoder's convolutions and softmax are one op."""
         config = config or GatedPixelsConfig()
         super().__init__(config, objective, kernels)
         self.to_white = 1 / config.white
-        self.encoder = DotEncoder(config)
+        self.encoder = DotEncoder(config, kernels)
         self.predictor = PixelPredictor(config)
 
     @property
@@ -143,6 +156,10 @@ class GatedPixels(PositionModel):
             log_stay, log_move = self.predictor.log_chances(positions, encoded.room, actions)
             step = self.spread * self.predictor.action(actions / half)
             return BlockedFreeMixture(encoded.latents, step, log_stay, log_move)
+
+    def ops(self, kernels: Kernels, device: Literal["cpu", "cuda"]) -> dict[str, str]:
+        """What the encoder runs on."""
+        return super().ops(kernels, device) | self.encoder.ops(kernels, device)
 
     def explain(self) -> str:
         """How frames are encoded."""

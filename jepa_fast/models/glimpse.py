@@ -2,12 +2,17 @@
 
     latent      z: ConvNeXt branches of the frame, added, without a norm at their ends
     context     the first frame's pixels, blurred to several widths; carried beside the latent, not predicted
-    glimpse     the context at points R_h z + r_h + o_hk + M a of heads h, bilinear; finer points in finer images
+    moves       m(z) = A^T z / |A|^2, column by column: the actions that would add up to the latent
+    glimpse     the context at points P_h m(z) + r_h + o_hk + M a of heads h, bilinear; finer points in finer images
     prediction  z' = z + sigmoid(f(glimpse, a, z)) * A a, elementwise
 
-R, r, M, A and the offsets o are learned as f is, from the prediction of latents: that a latent has to do with a place
-in the frame, and which, is for the model to find out. So what happens is a function of what is near, the same
-everywhere, as it would be for a convolutional predictor on a map of latents, at the price of one point.
+A, P, r, M and the offsets o are learned as f is, from the prediction of latents: that actions move something in the
+frame, where it is and what it meets there is for the model to find out. So what happens is a function of what is near,
+the same everywhere, as it would be for a convolutional predictor on a map of latents, at the price of one point.
+
+A latent is asked along A alone. Whatever else it holds, what has moved by A a then looks from a place that has moved
+by P a; with a free linear map in place of P m the search is in 2 D numbers of each head in place of 4, and heads ended
+where they saw nothing that helped.
 
 Sources: the points are those of deformable attention (Zhu et al., Deformable DETR, arXiv:2010.04159), the gate that of
 a recurrent unit (Cho et al., arXiv:1406.1078).
@@ -25,14 +30,14 @@ from jepa_fast.data.batches import Batch, GroupBases, expand_group, to_values
 from jepa_fast.data.manifest import FrameSpec
 from jepa_fast.errors import InputError
 from jepa_fast.models.convnext import Encoder
-from jepa_fast.models.model import BatchEncoder, Model
+from jepa_fast.models.model import BatchEncoder
 from jepa_fast.models.sparse_encoder import SparseEncoder
+from jepa_fast.models.stepwise import StepwiseModel
 from jepa_fast.objectives.objective import Objective
 
-# Of the reference point at first, in half frames: near the middle, different for different latents.
-REFERENCE_STD = 0.3
-# Which way round the heads' places lie at first. A place that moves as the mirror image of the agent has to pass
-# through a point to be turned round, and does not: so both kinds are there, and of each two that are half a turn apart.
+# Which way round the heads' places lie at first, each a pixel for each unit of an action. A place that moves as the
+# mirror image of what acts has to pass through a line to be turned round, and does not: so both kinds are there, and of
+# each two that are half a turn apart.
 TURNS = ((1.0, 1.0), (-1.0, 1.0), (1.0, -1.0), (-1.0, -1.0))
 # Of A at first: about as far as a pixel is in latents of unit variance.
 ACTION_STD = 0.03
@@ -46,10 +51,6 @@ class Scene(NamedTuple):
     latents: Tensor  # [B, T, D]
     context: Tensor  # [B, L, c, H, W]: the finest image first
 
-    def frames(self, which: slice) -> "Scene":
-        """The same trajectories with some of their frames alone."""
-        return self._replace(latents=self.latents[:, which])
-
 
 class GlimpsePredictor(nn.Module):
     """One step of latents by an action and by what is seen of the context around a point that they ask for."""
@@ -59,7 +60,9 @@ class GlimpsePredictor(nn.Module):
         super().__init__()
         self.dim, self.action_dim, self.levels = config.dim, config.action_size, config.levels
         self.action = nn.Linear(config.action_size, config.dim, bias=False)
-        self.reference = nn.Linear(config.dim, 2 * config.heads)
+        turns = torch.tensor(TURNS).repeat(-(-config.heads // len(TURNS)), 1)[: config.heads]
+        self.places = nn.Parameter(turns[:, :, None] * torch.eye(2, config.action_size))  # P, [heads, 2, A] in pixels
+        self.shifts = nn.Parameter(torch.zeros(config.heads, 2))  # r, in half frames from the centre
         reach = torch.arange(config.lattice, dtype=torch.float32) - (config.lattice - 1) / 2
         lattice = torch.cartesian_prod(reach, reach).flip(-1)
         self.offsets = nn.Parameter(lattice.repeat(config.heads, 1, 1))  # [heads, K, 2] (x, y) in the level's unit
@@ -72,11 +75,6 @@ class GlimpsePredictor(nn.Module):
             last,
         )  # fmt: skip
         nn.init.normal_(self.action.weight, std=ACTION_STD)
-        with torch.no_grad():
-            places = REFERENCE_STD / config.dim**0.5 * torch.randn(-(-config.heads // len(TURNS)), 2, config.dim)
-            turned = places[:, None] * torch.tensor(TURNS)[:, :, None]  # [., 4, 2, D]
-            self.reference.weight.copy_(turned.flatten(0, 1)[: config.heads].flatten(0, 1))
-        nn.init.zeros_(self.reference.bias)
         nn.init.zeros_(self.ahead.weight)
         nn.init.zeros_(last.weight)
         nn.init.constant_(last.bias, FIRST_GATE)
@@ -96,9 +94,16 @@ class GlimpsePredictor(nn.Module):
         """The context at the points of latents [B, T, D] and actions [B, T, A]: [B, T, L c heads K], black outside."""
         height, width = context.shape[-2:]
         # Of grid_sample's unit: -1 and 1 are the centres of the outermost pixels.
-        # Filled on the device: a tensor of both numbers would be a copy from the host in every step.
-        pixel = torch.stack([latents.new_full((), 2 / max(side - 1, 1)) for side in (width, height)])
-        centre = self.reference(latents).unflatten(2, (-1, 2)) + (self.ahead(actions) * pixel)[:, :, None]
+        pixel: Tensor | float = 2 / max(width - 1, 1)
+        if height != width:
+            # Filled on the device: a tensor of both numbers would be a copy from the host in every step.
+            pixel = torch.stack([latents.new_full((), 2 / max(side - 1, 1)) for side in (width, height)])
+        # A is learned by what it adds alone: where it is looked at would pull it about.
+        action = self.action.weight.detach()
+        moves = latents @ (action / action.square().sum(dim=0))  # [B, T, A]
+        places = F.linear(moves, self.places.flatten(0, 1)).view(*moves.shape[:2], -1, 2)
+        places = places + self.ahead(actions)[:, :, None]
+        centre = places * pixel + self.shifts
         seen = []
         for level in range(self.levels):
             points = centre[:, :, :, None] + self.offsets * (pixel * 2**level)
@@ -112,11 +117,10 @@ class GlimpsePredictor(nn.Module):
         return torch.addcmul(latents, gate, self.action(actions))
 
 
-class GlimpseJEPA(Model):
+class GlimpseJEPA(StepwiseModel):
     """A JEPA whose predictor looks at the first frame; encodings are `Scene`. Everything is float32."""
 
     config: GlimpseConfig
-    can_advance = True
     encoder: Encoder
     predictor: GlimpsePredictor
 
@@ -160,22 +164,6 @@ class GlimpseJEPA(Model):
         with torch.autocast(actions.device.type, enabled=False):
             actions = actions.to(encoded.latents)
             return encoded._replace(latents=self.predictor(encoded.latents, encoded.context, actions))
-
-    def predict(self, first: Scene, actions: Tensor) -> Tensor:
-        """Latents [B, S, D] after each of the actions [B, S, A], from one encoded frame [B, 1]."""
-        moving, latents = first, []
-        for time in range(actions.shape[1]):
-            moving = self.advance(moving, actions[:, time : time + 1])
-            latents.append(moving.latents)
-        return torch.cat(latents, dim=1)
-
-    def latents(self, encoded: Scene) -> Tensor:
-        """The latents [B, T, D], without the context."""
-        return encoded.latents
-
-    def frame(self, encoded: Scene, number: int) -> Scene:
-        """One frame [B, 1] of the same trajectories, in the same context."""
-        return encoded.frames(slice(number, number + 1))
 
     def batch_encoder(
         self,

@@ -31,6 +31,7 @@ from jepa_fast.objectives.vicreg import regularisers
 
 if TYPE_CHECKING:
     from jepa_fast.models.model import Model
+    from jepa_fast.models.stepwise import StepwiseModel
 
 
 class InverseDynamics(nn.Module):
@@ -111,10 +112,11 @@ class BoundDynamics:
         if rest:
             raise ValueError(f"objective.horizon: got {horizon}, expected a divisor of {steps} steps")
         by_rollout = actions.reshape(batch, rollouts, horizon, size)
-        moving, found = encoded.frames(slice(0, -1, horizon)), []
+        model = cast("StepwiseModel", self.model)
+        moving, found = model.frames(encoded, slice(0, -1, horizon)), []
         for time in range(horizon):
-            moving = self.model.advance(moving, by_rollout[:, :, time])
-            found.append(self.model.latents(moving))
+            moving = model.advance(moving, by_rollout[:, :, time])
+            found.append(model.latents(moving))
         return torch.stack(found, dim=2).reshape(batch, steps, -1)
 
     def terms(self, predicted: Tensor, encoded: Tensor, actions: Tensor, clock: Tensor) -> dict[str, Tensor]:

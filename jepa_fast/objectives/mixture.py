@@ -11,11 +11,11 @@ encoder does.
 from typing import TYPE_CHECKING, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from jepa_fast.config import MixtureConfig, VICRegConfig
-from jepa_fast.models.gated import BlockedFreeMixture, Encoded
+from jepa_fast.kernels.gated import gated_likelihood, gated_likelihood_reference
+from jepa_fast.models.gated import Encoded
 from jepa_fast.objectives.objective import Execution, Loss, Objective, Weights
 from jepa_fast.objectives.processes import gathered, mean_over_processes
 from jepa_fast.objectives.vicreg import regularisers
@@ -50,20 +50,23 @@ class BoundMixture:
         self.model, self.span, self.group = model, execution.span, execution.group
         self.names = objective.config.terms(model.config)
         self.transition = execution.compiled(model.transition)
+        self.is_fused = execution.kernels != "reference"
 
     def __call__(
         self, encoded: Encoded, actions: Tensor, clock: Tensor, weights: Weights, targets: Tensor | None = None
     ) -> tuple[Loss, Tensor]:
         """The loss, and the expected next latents; arguments as in `Bound`; `weights` has sigma in pixels too."""
         with self.span("rollout"):
-            predicted = self.transition(encoded.frames(slice(-1)), actions)
-        following = encoded.latents[:, 1:]
+            predicted = self.transition(self.model.frames(encoded, slice(-1)), actions)
         with self.span("loss"):
-            nll = mixture_nll(predicted, following, weights["sigma"] * self.model.pixel).mean()
-            with torch.no_grad():
-                latents = predicted.mean
-                watched = F.mse_loss(latents, following), predicted.log_move.exp().mean()
-            parts = torch.stack([nll, *watched])
+            sigma = weights["sigma"] * self.model.pixel
+            with torch.autocast(actions.device.type, enabled=False):
+                stayed, step, log_stay, log_move = predicted
+                if self.is_fused:
+                    parts, latents = gated_likelihood(encoded.latents, step, log_stay, log_move, sigma)
+                else:
+                    following = encoded.latents[:, 1:]
+                    parts, latents = gated_likelihood_reference(stayed, step, log_stay, log_move, following, sigma)
             if self.group is not None:
                 parts = mean_over_processes(parts, self.group)
             total = weights["nll"] * parts[0]
@@ -78,12 +81,3 @@ class BoundMixture:
             if self.model.centring > 0:
                 total = total + self.model.centring * positions.mean(dim=(0, 1)).square().sum()
         return Loss(total, dict(zip(self.names, [*parts.unbind(), *spread.unbind()], strict=True))), latents
-
-
-def mixture_nll(predicted: BlockedFreeMixture, following: Tensor, sigma: Tensor) -> Tensor:
-    """-log of the two outcomes' likelihood of `following` [..., D], Gaussians of standard deviation `sigma`: [...]."""
-    with torch.autocast(following.device.type, enabled=False):
-        gap = following - predicted.stayed
-        distances = torch.stack([gap.square().sum(dim=-1), (gap - predicted.step).square().sum(dim=-1)])
-        exponents = torch.stack([predicted.log_stay, predicted.log_move]) - distances / (2 * sigma.square())
-        return -torch.logsumexp(exponents, dim=0)

@@ -33,12 +33,17 @@ from jepa_fast.planning.protocol import (
     stream,
 )
 from jepa_fast.planning.protocol import Protocol as EpisodeProtocol
-from jepa_fast.planning.tasks import LatentTask, SimulatorTask, Task
+from jepa_fast.planning.tasks import LatentTask, Points, SimulatorTask, Surprises, Task, themselves
 
 Floor = Literal["random", "straight"]
 # Distances in full steps: nearer than this the agent stands still; a plan that ends farther than the other has failed.
 ARRIVED, FAILED = 0.1, 1.0
 MOST_DOUBLINGS = 2
+# In full steps: how far off several actions lead where the model was wrong. One surprises where it misses so much of
+# the way that it should have led, and more than is rounding.
+SURPRISE, MISSED, LEAST_SURPRISE = 0.3, 0.5, 0.02
+# Actions that are taken one at a time after a surprise; the last so many surprises are kept.
+WARY, MOST_SURPRISES = 5, 32
 # A plan that is improved is given so many times its own length, and some steps.
 SLACK, SLACK_STEPS = 1.25, 8
 
@@ -74,12 +79,13 @@ class ModelWorld:
 
     model: Model
     device: torch.device
+    distance: Points = themselves
 
     def tasks(self, episodes: Episodes, locations: Float32) -> LatentTask:
         """See `World`."""
         where = (episodes.wall_x, episodes.door_y)
         now, goals = (torch.from_numpy(frames_of(at, *where)).to(self.device) for at in (locations, episodes.goals))
-        return latent_task(self.model, now, goals, action_size=2, longest=LONGEST_ACTION_PX)
+        return latent_task(self.model, now, goals, 2, LONGEST_ACTION_PX, self.distance)
 
 
 class SimulatorWorld:
@@ -91,10 +97,12 @@ class SimulatorWorld:
 
 
 @torch.no_grad()
-def latent_task(model: Model, frames: Tensor, goals: Tensor, action_size: int, longest: float) -> LatentTask:
-    """Problems from frames [N, C, H, W] to goals [N, C, H, W] in the latents of a model."""
-    states = model.encode(frames[:, None])
-    return LatentTask(model, states, model.latents(model.encode(goals[:, None]))[:, 0], action_size, longest)
+def latent_task(
+    model: Model, frames: Tensor, goals: Tensor, action_size: int, longest: float, distance: Points = themselves
+) -> LatentTask:
+    """Problems from frames [N, C, H, W] to goals [N, C, H, W] in the latents of a model; `distance` as in the task."""
+    states, ends = model.encode(frames[:, None]), model.latents(model.encode(goals[:, None]))[:, 0]
+    return LatentTask(model, states, ends, action_size, longest, distance)
 
 
 def walk(
@@ -150,6 +158,10 @@ class _Group:
         self.actions: list[Float32] = []
         self.left: Tensor | None = None  # of the plans, [N, h, A]
         self.has_plan, self.failures = False, 0
+        # Where the last actions began, the action if it was one, and where the model said they lead.
+        self.told: tuple[Tensor, Tensor | None, Tensor] | None = None
+        self.surprises: list[Surprises] = []
+        self.wary = 0  # actions still to be taken one at a time
         self.steps, self.keep = 0, keep
         self.imagined: list[list[Imagination]] = [[] for _ in episodes.numbers]
 
@@ -157,16 +169,45 @@ class _Group:
     @torch.no_grad()
     def advance(self, at: int) -> None:
         """Look, plan and take the plan's first actions; `at` have been taken before."""
-        todo = min(self.config.execute, self.protocol.budget - at)
-        actions = self._plan(at, todo).numpy().astype(np.float32)
-        for time_ in range(todo):
-            action = limited(actions[:, time_])
-            self.actions.append(action)
-            self.path.append(step(self.path[-1], action, self.episodes.wall_x, self.episodes.door_y))
+        end = at + min(self.config.execute, self.protocol.budget - at)
+        while at < end:
+            task = self.world.tasks(self.episodes, self.path[-1])
+            self._look(task)
+            todo = 1 if self.wary else end - at
+            actions = self._plan(task, at, todo).numpy().astype(np.float32)
+            for time_ in range(todo):
+                action = limited(actions[:, time_])
+                self.actions.append(action)
+                self.path.append(step(self.path[-1], action, self.episodes.wall_x, self.episodes.door_y))
+            at += todo
+            self.wary = max(0, self.wary - 1)
 
-    def _plan(self, at: int, todo: int) -> Tensor:
+    def _look(self, task: Task) -> None:
+        """Hold what is seen against what the model said; keep what an action did that surprised.
+
+        After several actions it is not known which of them did: then the next ones are taken one at a time.
+        """
+        if self.told is not None:
+            before, action, said = self.told
+            gap, full = torch.linalg.vector_norm(task.here() - said, dim=1), task.full_step()
+            if action is None:
+                surprised = gap > SURPRISE * full
+            else:
+                surprised = gap > torch.maximum(
+                    LEAST_SURPRISE * full, MISSED * torch.linalg.vector_norm(said - before, dim=1)
+                )
+                if surprised.any():
+                    where = torch.where(surprised[:, None], before, torch.nan)
+                    self.surprises.append(Surprises(where[:, None], action[:, None], (task.here() - before)[:, None]))
+            if surprised.any():
+                self.wary = WARY
+        if self.surprises and isinstance(task, LatentTask):
+            kept = self.surprises[-MOST_SURPRISES:]
+            task.surprises = Surprises(*(torch.cat(each, dim=1) for each in zip(*kept, strict=True)))
+
+    def _plan(self, task: Task, at: int, todo: int) -> Tensor:
         """Actions [N, todo, A] on the CPU."""
-        task = self.world.tasks(self.episodes, self.path[-1])
+        self.told = None
         far = task.now() > ARRIVED
         horizon = min(self.config.horizon, self.protocol.budget - at)
         streams = [stream(self.seed, PLANNER_STREAM, int(number), at) for number in self.episodes.numbers]
@@ -181,6 +222,9 @@ class _Group:
             for row, kept in enumerate(self.imagined):
                 shown = latents[row, : int(plan.arrival[row]) + 1].cpu().numpy()
                 kept.append(Imagination(at, shown, float(plan.left[row])))
+        if self.config.careful:
+            taken = actions[:, :todo]
+            self.told = task.here(), taken[:, 0] if todo == 1 else None, task.path(taken)[:, -1]
         self.left = actions[:, todo:]
         if actions.shape[1] < todo:
             actions = torch.nn.functional.pad(actions, (0, 0, 0, todo - actions.shape[1]))
@@ -244,6 +288,7 @@ def plan(
     planner: PlannerConfig | str = "icem",
     action_size: int | None = None,
     seed: int = 0,
+    distance: Points = themselves,
 ) -> Tensor:
     """Actions that lead from one frame to another, as the model sees it.
 
@@ -254,6 +299,7 @@ def plan(
         planner: settings, or the name of some: "icem", "cem", "mppi", "gradient" or "peer".
         action_size: A, where the model does not say it.
         seed: of the planner's random streams.
+        distance: maps latents to points whose distance counts: one of `fit_distance`, say.
 
     Returns:
         Actions [H, A] or [N, H, A], in the data's unit: zero after the arrival.
@@ -270,7 +316,7 @@ def plan(
     size = action_size or model.action_size
     require(size is not None, "action_size", size, "the number of an action's numbers: the model does not say it")
     frames, goals = (frame if frame.dim() == 4 else frame[None] for frame in (first_frame, goal_frame))
-    task = latent_task(model, frames, goals, size or 0, planner.longest)
+    task = latent_task(model, frames, goals, size or 0, planner.longest, distance)
     streams = [stream(seed, PLANNER_STREAM, number) for number in range(len(frames))]
     actions = improve(task, planner, streams, planner.horizon).actions
     return actions if first_frame.dim() == 4 else actions[0]

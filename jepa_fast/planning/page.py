@@ -1,7 +1,5 @@
 """What a person sees of planning: episodes over their rooms, imagined against real paths, step by step; GIFs too."""
 
-import base64
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path as File
@@ -9,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image, ImageDraw
 
@@ -19,7 +16,7 @@ from jepa_fast.planning.control import Walk
 from jepa_fast.planning.protocol import PROTOCOLS, Episodes, frames_of, rgb_frames, stream
 from jepa_fast.planning.results import Planning, table
 from jepa_fast.probing.evaluation import rectangles
-from jepa_fast.report.page import THEME
+from jepa_fast.report.page import THEME, policy, templates
 from jepa_fast.report.rooms import Path, room
 
 PAGE = "planning.html"
@@ -90,20 +87,22 @@ def write_page(walks: Sequence[Walked], model: Model, folder: File, gifs: int = 
                 written.append(path)
     here = File(__file__).parent
     script = (here / "page.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     # Inside of a script element `<` alone could end it.
     data = json.dumps([one["data"] for one in shown]).replace("<", "\\u003c")
-    environment = Environment(loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined)
-    page = environment.get_template("page.html").render(
-        title=f"Planning: {folder.resolve().name}",
-        subtitle=f"{result.planner.method}, cost {result.planner.cost}, seed {result.seed}",
-        side=WORLD.size,
-        theme=Markup(THEME),
-        episodes=shown,
-        tables=[table(one) for one, _, _ in walks],
-        data=Markup(data),
-        script=Markup(script),
-        script_hash=Markup(f"sha256-{digest}"),
+    page = (
+        templates(here)
+        .get_template("page.html")
+        .render(
+            title=f"Planning: {folder.resolve().name}",
+            subtitle=f"{result.planner.method}, cost {result.planner.cost}, seed {result.seed}",
+            side=WORLD.size,
+            theme=Markup(THEME),
+            episodes=shown,
+            tables=[table(one) for one, _, _ in walks],
+            data=Markup(data),
+            policy=policy(script),
+            script=Markup(script),
+        )
     )
     (folder / PAGE).write_text(page, encoding="utf-8")
     return [folder / PAGE, *written]

@@ -8,6 +8,7 @@ from jepa_fast.planning.protocol import LONGEST_ACTION_PX
 
 Method = Literal["cem", "icem", "mppi", "gradient"]
 Cost = Literal["last", "summed", "arrival"]
+Distance = Literal["latent", "learned"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class PlannerConfig:
         warm_sigma: the noise around it.
         patience: iterations that are made, at least, after one that found a way.
         random_elite: take an elite by its weight in place of the best sequence.
+        careful: keep what actions did where the model said something else, and plan with it.
         longest: length that actions are shortened to.
     """
 
@@ -61,6 +63,7 @@ class PlannerConfig:
     warm_sigma: float = 0.4
     patience: int = 2
     random_elite: bool = False
+    careful: bool = True
     longest: float = LONGEST_ACTION_PX
 
     def __post_init__(self) -> None:
@@ -95,6 +98,6 @@ PLANNERS = {
     "peer": PlannerConfig(
         method="mppi", cost="summed", horizon=90, execute=1, samples=200, first_samples=200, elites=20, iterations=20,
         first_iterations=20, patience=20, sigma=2.0, least_sigma=1e-6, colour=0.0, keep=0.0, momentum=0.0,
-        temperature=200.0, warm_start=False, random_elite=True,
+        temperature=200.0, warm_start=False, random_elite=True, careful=False,
     ),
 }  # fmt: skip

@@ -13,7 +13,7 @@ import numpy as np
 from jepa_fast.data.writing import write_text
 from jepa_fast.errors import InputError, require
 from jepa_fast.planning.control import Walk
-from jepa_fast.planning.planner_config import PlannerConfig
+from jepa_fast.planning.planner_config import Distance, PlannerConfig
 from jepa_fast.planning.protocol import Episodes, Protocol, is_legal
 from jepa_fast.reading import MALFORMED, decode, described, read_json
 
@@ -94,13 +94,23 @@ def outcome(name: str, walked: Walk, episodes: Episodes, protocol: Protocol) -> 
 
 @dataclass(frozen=True)
 class Planning:
-    """Everything that `python -m jepa_fast.plan` measured, and under which protocol."""
+    """Everything that `python -m jepa_fast.plan` measured, and under which protocol.
+
+    Attributes:
+        protocol: by name.
+        held_out: whether walls stood where none stands in training.
+        seed: of episodes and planner.
+        planner: its settings.
+        outcomes: of everything that acted.
+        distance: whether distances were those of latents or learned ones.
+    """
 
     protocol: str
     held_out: bool
     seed: int
     planner: PlannerConfig
     outcomes: tuple[Outcome, ...]
+    distance: Distance = "latent"
 
     def to_json(self) -> dict[str, Any]:
         """As JSON."""
@@ -154,6 +164,7 @@ def table(result: Planning) -> str:
     solved = sum(one.solved_starts for one in result.outcomes)
     illegal = sum(one.episodes - one.legal for one in result.outcomes)
     episodes = result.outcomes[0].episodes
-    title = f"{result.protocol}, {episodes} episodes of seed {result.seed}, {where}"
+    learned = ", learned distance" if result.distance == "learned" else ""
+    title = f"{result.protocol}, {episodes} episodes of seed {result.seed}, {where}{learned}"
     notes = f"solved at the start: {solved}; paths through a wall: {illegal}"
     return "\n".join([title, *lines, notes])

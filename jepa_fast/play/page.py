@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from jepa_fast.data.two_rooms.world import DOT_REACH_PX, WORLD
 from jepa_fast.planning.planner_config import PlannerConfig
 from jepa_fast.planning.protocol import PROTOCOLS
-from jepa_fast.report.page import THEME
+from jepa_fast.report.page import THEME, templates
 
 # In the order in which they need each other.
 SCRIPTS = ("tensors", "models", "world", "planner", "draw", "page")
@@ -46,7 +45,10 @@ def build(models: Sequence[dict[str, Any]]) -> str:
     lines = [f"const {name} = {value};" for name, value in values.items()]
     lines += [(FOLDER / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS]
     style = (FOLDER / "page.css").read_text(encoding="utf-8")
-    environment = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined)
-    return environment.get_template("page.html").render(
-        policy=POLICY, theme=Markup(THEME), style=Markup(style), script=Markup("\n".join(lines)), size=WORLD.size
+    return (
+        templates(FOLDER)
+        .get_template("page.html")
+        .render(
+            policy=POLICY, theme=Markup(THEME), style=Markup(style), script=Markup("\n".join(lines)), size=WORLD.size
+        )
     )

@@ -21,16 +21,27 @@ _DARK = """--page:#14171a; --card:#1c2024; --ink:#e8eaed; --muted:#a3abb5; --gri
 # Also the palette of the pictures in docs/.
 THEME = f"{{{_LIGHT}}} @media (prefers-color-scheme: dark) {{ :root {{{_DARK}}} }}"
 
-# What walks along paths: the one script that runs, known by its hash.
+# What walks along paths.
 SCRIPT = (Path(__file__).parent / "rollouts.js").read_text(encoding="utf-8")
-_HASH = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode("ascii")
-# Pages take strangers' files: none of their words is markup, nothing else runs and nothing is fetched.
-POLICY = (
-    f"default-src 'none'; script-src 'sha256-{_HASH}'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
-    "form-action 'none'"
-)
 NO_HTML = Markup("")
-_ENVIRONMENT = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
+FOLDER = Path(__file__).parent
+
+
+def policy(script: str) -> Markup:
+    """The policy of a page that runs one script, known by its hash.
+
+    Pages take strangers' files: none of their words is markup, nothing else runs and nothing is fetched.
+    """
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    return Markup(
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
+        "form-action 'none'"
+    )
+
+
+def templates(*folders: Path) -> Environment:
+    """The templates in these folders, and base.html."""
+    return Environment(loader=FileSystemLoader([*folders, FOLDER]), autoescape=True, undefined=StrictUndefined)
 
 
 def html(macro: str, *values: Any) -> Markup:
@@ -39,8 +50,8 @@ def html(macro: str, *values: Any) -> Markup:
     return made
 
 
-_WORDS = {"theme": Markup(THEME), "policy": POLICY, "script": Markup(SCRIPT)}
-_MACROS = _ENVIRONMENT.get_template("page.html", globals=_WORDS).module
+_WORDS = {"theme": Markup(THEME), "policy": policy(SCRIPT), "script": Markup(SCRIPT)}
+_MACROS = templates().get_template("page.html", globals=_WORDS).module
 
 
 @dataclass(frozen=True)

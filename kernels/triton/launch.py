@@ -3,6 +3,7 @@
 import functools
 import logging
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -20,19 +21,23 @@ os.environ.setdefault("TRITON_CACHE_DIR", str(_HOME / ".triton" / "cache"))
 logger = logging.getLogger(__name__)
 
 
-def runs_in_triton(operator: str, x: Tensor, otherwise: str = PLAIN) -> bool:
-    """Whether an op on a tensor like `x` takes its Triton kernels; the log says once why not, and what it takes."""
-    return _find_reason(operator, x.device.type, otherwise) is None
+# Ops and devices whose log line is written.
+_announced: set[tuple[str, str]] = set()
 
 
-@functools.cache
-def _find_reason(operator: str, device_type: str, otherwise: str) -> str | None:
-    reason = why_no_triton("cuda" if device_type == "cuda" else "cpu")
-    if reason is not None:
+def runs_in_triton(operator: str, x: Tensor, otherwise: Callable[[Tensor], str] = lambda x: PLAIN) -> bool:
+    """Whether an op on a tensor like `x` takes its Triton kernels; the log says once why not, and what it takes.
+
+    `otherwise` is asked for that line alone.
+    """
+    device = x.device.type
+    reason = why_no_triton("cuda" if device == "cuda" else "cpu")
+    if reason is not None and (operator, device) not in _announced:
+        _announced.add((operator, device))
         # On a CPU it is what was asked for.
-        level = logging.WARNING if device_type == "cuda" else logging.INFO
-        logger.log(level, "%s on %s runs in %s: %s", operator, device_type, otherwise, reason)
-    return reason
+        level = logging.WARNING if device == "cuda" else logging.INFO
+        logger.log(level, "%s on %s runs in %s: %s", operator, device, otherwise(x), reason)
+    return reason is None
 
 
 def on_device(x: Tensor) -> AbstractContextManager[None]:

@@ -7,21 +7,13 @@
 #include <random>
 #include <vector>
 
+#include "checks.h"
 #include "convnext.h"
 #include "cpu/convnext/plan.h"
 
 using namespace jepa_fast;
 
 namespace {
-
-using Values = std::vector<double>;
-int failures = 0;
-
-void check(bool holds, const char* what, double got) {
-  if (holds) return;
-  ++failures;
-  std::printf("FAILED %s: %.3e\n", what, got);
-}
 
 struct Case {
   int64_t windows, height, width, image_height, image_width, channels, blocks, bases, inputs;
@@ -35,12 +27,7 @@ struct Arguments {
 
   explicit Arguments(const Case& c) {
     std::mt19937 random(7);
-    const auto draw = [&](int64_t count, double scale, double mean = 0) {
-      std::normal_distribution<double> normal(mean, scale);
-      Values values(static_cast<size_t>(count));
-      for (double& value : values) value = normal(random);
-      return values;
-    };
+    const auto draw = [&](int64_t count, double scale, double mean = 0) { return draw_normal(random, count, scale, mean); };
     const int64_t matrix = c.blocks * 4 * c.channels * c.channels;
     const int64_t base = c.bases * c.blocks * c.image_height * c.image_width * c.channels;
     pixels = draw(c.windows * c.height * c.width * c.inputs, 1);

@@ -8,20 +8,12 @@
 #include <random>
 #include <vector>
 
+#include "checks.h"
 #include "convnext.h"
 
 using namespace jepa_fast;
 
 namespace {
-
-using Values = std::vector<double>;
-int failures = 0;
-
-void check(bool holds, const char* what, double got) {
-  if (holds) return;
-  ++failures;
-  std::printf("FAILED %s: %.3e\n", what, got);
-}
 
 struct Case {
   int64_t dim, batch, steps, actions;
@@ -34,12 +26,7 @@ constexpr int64_t first_element = 77;
 // first, actions, then the weights in the order of the op.
 std::vector<Values> draw(const Case& c) {
   std::mt19937 random(5);
-  const auto normal = [&](int64_t count, double scale, double mean = 0) {
-    std::normal_distribution<double> of(mean, scale);
-    Values values(static_cast<size_t>(count));
-    for (double& value : values) value = of(random);
-    return values;
-  };
+  const auto normal = [&](int64_t count, double scale, double mean = 0) { return draw_normal(random, count, scale, mean); };
   const int64_t d = c.dim, h = 4 * d;
   return {normal(c.batch * d, 1), normal(c.batch * c.steps * c.actions, 1),
           normal(d, 0.3, 1),      normal(d, 0.3),

@@ -11,9 +11,9 @@ from jepa_fast.data.manifest import FrameSpec
 from jepa_fast.data.packing import pack
 from jepa_fast.data.shards import open_split
 from jepa_fast.data.two_rooms import WORLD, render_dots, render_walls, simulate, step
-from jepa_fast.data.two_rooms.features import read_centres, read_layout
 from jepa_fast.data.two_rooms.flips import Flips
 from jepa_fast.data.two_rooms.source import TwoRoomsSource
+from jepa_fast.kernels.scene import read_centres, read_layout
 from jepa_fast.models.convnext import Encoder
 from jepa_fast.models.sparse_encoder import Rewrites
 from tests.models.conftest import draw_batch

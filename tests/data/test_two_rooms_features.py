@@ -8,7 +8,7 @@ from jepa_fast.data.batches import expand_pixels
 from jepa_fast.data.host import evaluation_batches
 from jepa_fast.data.shards import open_split
 from jepa_fast.data.two_rooms import SPLITS, WORLD, render_dots, render_walls
-from jepa_fast.data.two_rooms.features import read_centres, read_layout
+from jepa_fast.kernels.scene import read_centres, read_layout
 
 COLUMNS = (*WORLD.wall_columns, *WORLD.held_out_wall_columns)
 # From a door that touches the near border to one that touches the far border.

@@ -311,7 +311,7 @@ def pretend(monkeypatch) -> None:
         "stream": contextlib.nullcontext, "graph": recording, "synchronize": ignored,
     }.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, value)
-    for cached in (dispatch.why_no_triton, dispatch._why_no_compiled_blocks, launch._find_reason):
+    for cached in (dispatch.why_no_triton, dispatch._why_no_compiled_blocks):
         cached.cache_clear()
     # What is found out from the values of base images, once, when a trainer is made.
     for module, name in ((sparse_encoder, "_find_nesting"), (flips, "_with_mirror_images")):

@@ -7,9 +7,10 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 
 from jepa_fast.config import GatedFeaturesConfig
 from jepa_fast.data.batches import expand_frames
-from jepa_fast.models.gated import SUREST, BlockedFreeMixture
+from jepa_fast.kernels import feature_gate
+from jepa_fast.kernels.gated import mixture_nll
+from jepa_fast.models.gated import SUREST
 from jepa_fast.models.gated_features import GatedFeatures
-from jepa_fast.objectives.mixture import mixture_nll
 from jepa_fast.presets import preset
 from tests.models.exactness import stored_dense
 
@@ -101,7 +102,7 @@ def test_the_predictor_reads_where_lines_are(model):
                 assert (predictor.step(states, positions, moved, actions).log_move - before).abs().max() > 1e-4
 
 
-def test_chances_of_staying_and_of_moving_are_those_of_independent_gates():
+def test_chances_of_staying_and_of_moving_are_those_of_independent_gates(monkeypatch):
     torch.manual_seed(0)
     predictor = GatedFeatures(SMALL).double().predictor
     positions, layout, actions = scenes()
@@ -111,11 +112,15 @@ def test_chances_of_staying_and_of_moving_are_those_of_independent_gates():
             predictor.wall[-1].weight *= scale
         outcome = predictor.step(states, positions, layout, actions)
         torch.testing.assert_close(outcome.log_stay.exp() + outcome.log_move.exp(), torch.ones_like(outcome.log_stay))
-    gates = []
-    for gate in (predictor.border, predictor.wall):
-        gate.register_forward_hook(lambda _, __, logit: gates.append(logit.flatten(1)))
+    seen = []
+    monkeypatch.setattr(feature_gate.F, "logsigmoid", lambda x: seen.append(x) or torch.log(x.sigmoid()))
+    arguments = positions, layout, actions, predictor.gate_weights(), predictor.reach
+    feature_gate.feature_gate_reference(*arguments, float("inf"))
+    logits = seen.pop()
+    monkeypatch.undo()
+    assert logits.shape == (len(positions), 4)
+    assert logits.abs().max() > 5
     log_move = predictor.step(states, positions, layout, actions).log_move
-    logits = torch.cat(gates, dim=1)
     torch.testing.assert_close(log_move.exp(), (logits / (1 + logits.abs() / SUREST)).sigmoid().prod(dim=1))
 
 
@@ -136,13 +141,13 @@ def test_the_nll_is_that_of_a_mixture_of_gaussians():
     sigma = torch.tensor(0.7, dtype=torch.float64)
     log_stay, log_move = F.logsigmoid(-logit).detach(), F.logsigmoid(logit).detach()
     keep = log_move.exp()
-    ours = mixture_nll(BlockedFreeMixture(stayed, step, log_stay, log_move), following, sigma)
+    ours = mixture_nll(stayed, step, log_stay, log_move, following, sigma)
     outcomes = Independent(Normal(torch.stack([stayed, stayed + step], dim=1), sigma), 1)
     mixture = MixtureSameFamily(Categorical(torch.stack([1 - keep, keep], dim=1)), outcomes)
     constant = 5 * torch.log(sigma * (2 * torch.pi) ** 0.5)
     torch.testing.assert_close(ours, -mixture.log_prob(following) - constant, rtol=1e-5, atol=1e-5)
     assert torch.autograd.gradcheck(
-        lambda *inputs: mixture_nll(BlockedFreeMixture(*inputs[:4]), inputs[4], sigma),
+        lambda *inputs: mixture_nll(*inputs, sigma),
         (stayed, step, log_stay.requires_grad_(), log_move.requires_grad_(), following),
     )
 
@@ -151,8 +156,8 @@ def test_the_nll_is_that_of_a_mixture_of_gaussians():
 def test_a_gate_that_is_sure_and_wrong_feels_it(logit):
     gate = torch.full((3,), logit, requires_grad=True)
     following = torch.stack([torch.zeros(4), torch.ones(4), torch.full((4,), 1e3)])
-    outcome = BlockedFreeMixture(torch.zeros(3, 4), torch.ones(3, 4), F.logsigmoid(-gate), F.logsigmoid(gate))
-    nll = mixture_nll(outcome, following, torch.tensor(0.1))
+    chances = F.logsigmoid(-gate), F.logsigmoid(gate)
+    nll = mixture_nll(torch.zeros(3, 4), torch.ones(3, 4), *chances, following, torch.tensor(0.1))
     (gradient,) = torch.autograd.grad(nll.sum(), gate)
     # Stayed, moved, neither. Being wrong costs the logit, and its gradient is 1 where the gate is sure.
     expected = [max(logit, 0.0), max(-logit, 0.0)] if logit else [0.693, 0.693]

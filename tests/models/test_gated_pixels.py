@@ -13,9 +13,9 @@ from jepa_fast.data.host import gather
 from jepa_fast.data.shards import open_split
 from jepa_fast.data.two_rooms import render_walls
 from jepa_fast.errors import InputError
+from jepa_fast.kernels.gated import mixture_nll
 from jepa_fast.models.gated_pixels import GatedPixels
 from jepa_fast.models.softargmax import soft_argmax
-from jepa_fast.objectives.mixture import mixture_nll
 from jepa_fast.objectives.vicreg import regularisers
 from jepa_fast.presets import preset
 from tests.models.exactness import images_of, stored_dense
@@ -217,8 +217,9 @@ def test_its_terms_are_the_nll_and_the_regularisers_of_positions(model, batch_an
     encoded = model.batch_encoder(spec)(batch, model.dropout_clock)
     weights = torch.tensor([2.0, 0.3, 5.0, 7.0])
     terms, latents = mixture(model)(encoded, batch.actions, weights)
-    predicted = model.transition(encoded.frames(slice(-1)), batch.actions)
-    nll = mixture_nll(predicted, encoded.latents[:, 1:], torch.tensor(0.3 * 20 / 32)).mean()
+    predicted = model.transition(model.frames(encoded, slice(-1)), batch.actions)
+    following, sigma = encoded.latents[:, 1:], torch.tensor(0.3 * 20 / 32)
+    nll = mixture_nll(*predicted, following, sigma).mean()
     assert torch.equal(latents, predicted.mean)
     torch.testing.assert_close(terms.nll, nll)
     positions = (positions_of(model, encoded) - 32) / 32
@@ -232,7 +233,7 @@ def test_its_terms_are_the_nll_and_the_regularisers_of_positions(model, batch_an
 def test_standing_still_is_a_step_like_any_other(model, batch_and_spec):
     batch, spec = batch_and_spec
     encoded = model.batch_encoder(spec)(batch, model.dropout_clock)
-    outcome = model.transition(encoded.frames(slice(-1)), torch.zeros_like(batch.actions))
+    outcome = model.transition(model.frames(encoded, slice(-1)), torch.zeros_like(batch.actions))
     assert torch.equal(outcome.mean, outcome.stayed)
     assert outcome.log_move.isfinite().all()
 

@@ -23,7 +23,7 @@ def small(config=SMALL, seed=0):
 def test_the_default_has_no_more_parameters_than_it_may():
     model = small(GlimpseConfig())
     count = sum(parameter.numel() for parameter in model.parameters())
-    assert count == 76_742
+    assert count == 67_238
     assert count <= 300_000
 
 
@@ -49,7 +49,11 @@ def test_a_glimpse_is_bilinear_at_points_around_the_one_that_the_latent_asks_for
     latents, actions = torch.randn(1, 2, 6), torch.randn(1, 2, 2)
     with torch.no_grad():
         predictor.ahead.weight.copy_(torch.eye(2))
-        centre = 32 + 32 * predictor.reference(latents)[0].view(2, 2, 2) + actions[0][:, None]  # [T, heads, 2]
+        torch.nn.init.normal_(predictor.shifts, std=0.1)
+        action = predictor.action.weight
+        moves = latents[0] @ action / action.square().sum(dim=0)
+        centre = 32 + 32 * predictor.shifts + torch.stack([moves @ place.T for place in predictor.places], dim=1)
+        centre = centre + actions[0][:, None]  # [T, heads, 2]
         predictor.offsets.add_(0.1 * torch.randn_like(predictor.offsets))
         seen = predictor.glimpse(latents, context, actions)[0]
     assert seen.shape == (2, 54)
@@ -93,6 +97,7 @@ def test_gradients_reach_every_parameter_and_are_those_of_finite_differences():
     latents, actions = torch.randn(1, 2, 6).double(), torch.randn(1, 2, 2).double()
     context = model.predictor.blurred(torch.rand(1, 1, 9, 9).double())
     torch.nn.init.normal_(model.predictor.mix[-1].weight)
+    torch.nn.init.normal_(model.predictor.action.weight)
     torch.autograd.gradcheck(
         lambda z, a: model.predictor(z, context, a), (latents.requires_grad_(), actions.requires_grad_())
     )
@@ -113,9 +118,38 @@ def test_data_of_other_groups_are_taken_over_or_refused(two_rooms):
 
 
 def test_heads_begin_as_four_turns_of_one_map():
-    reference = small(GlimpseConfig(channels=4, blocks=1)).predictor.reference
-    first, mirrored, upside_down, half_turn = reference.weight.view(4, 2, -1)
-    assert torch.equal(half_turn, -first)
-    assert torch.equal(mirrored[0], -first[0])
-    assert torch.equal(mirrored[1], first[1])
-    assert torch.equal(upside_down, -mirrored)
+    places = small(GlimpseConfig(channels=4, blocks=1, heads=4)).predictor.places
+    expected = [[[1, 0], [0, 1]], [[-1, 0], [0, 1]], [[1, 0], [0, -1]], [[-1, 0], [0, -1]]]
+    assert torch.equal(places, torch.tensor(expected, dtype=torch.float32))
+
+
+def test_a_glimpse_follows_what_an_action_moves_whatever_else_the_latent_holds():
+    predictor = small().predictor
+    context = predictor.blurred(torch.rand(1, 1, 65, 65))
+    action, still = torch.tensor([3.0, -2.0]), torch.zeros(1, 1, 2)
+    with torch.no_grad():
+        predictor.action.weight.copy_(torch.linalg.qr(predictor.action.weight).Q)
+        along = predictor.action.weight
+        other = torch.randn(1, 1, 6)
+        other = other - other @ along @ along.T
+        latents = torch.cat([torch.zeros(1, 1, 6), predictor.action(action) + other], dim=1)
+        before, after = predictor.glimpse(latents, context, still.expand(-1, 2, -1))[0]
+        # A head that lies as the frame does: seen from where it moved to, the image has moved the other way.
+        moved = predictor.blurred(torch.roll(context[:, 0], (2, -3), dims=(2, 3)))
+        (expected,) = predictor.glimpse(latents[:, :1], moved, still)[0]
+    first_head = [row for row in range(54) if row // 9 % 2 == 0]
+    torch.testing.assert_close(after[first_head], expected[first_head])
+    assert not torch.allclose(after, before, atol=1e-3)
+
+
+def test_points_of_a_frame_that_is_no_square_are_in_pixels_too():
+    predictor = small().predictor
+    rows, columns = torch.arange(9.0).view(9, 1).expand(9, 13), torch.arange(13.0).expand(9, 13)
+    latents, actions = torch.randn(1, 3, 6), torch.zeros(1, 3, 2)
+    with torch.no_grad():
+        torch.nn.init.normal_(predictor.action.weight)
+        moves = latents[0] @ predictor.action.weight / predictor.action.weight.square().sum(dim=0)
+        found = [
+            predictor.glimpse(latents, image.expand(1, 3, 1, 9, 13), actions)[0, :, 4] for image in (columns, rows)
+        ]
+    torch.testing.assert_close(torch.stack(found, dim=1), moves + torch.tensor([6.0, 4.0]))

@@ -10,11 +10,13 @@ import torch
 import jepa_fast as jf
 from jepa_fast.config import GatedFeaturesConfig, GlimpseConfig
 from jepa_fast.errors import InputError
+from jepa_fast.models.gated_features import GatedFeatures
 from jepa_fast.models.registry import build_model
 from jepa_fast.planning.control import ModelWorld, SimulatorWorld, walk, walk_floor
 from jepa_fast.planning.planner_config import PlannerConfig
-from jepa_fast.planning.protocol import PROTOCOLS, Protocol, draw_episodes, frames_of
+from jepa_fast.planning.protocol import PROTOCOLS, Episodes, Protocol, draw_episodes, frames_of, is_legal
 from jepa_fast.planning.results import outcome, wilson
+from jepa_fast.planning.tasks import Surprises
 
 TINY = PlannerConfig(horizon=2, execute=1, samples=6, first_samples=6, elites=2, iterations=1, first_iterations=1)
 QUICK = PlannerConfig(first_samples=200, first_iterations=8)
@@ -118,3 +120,44 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path, capsys):
     (stored,) = json.loads((tmp_path / "planning.json").read_text())
     assert (stored["planner"]["first_samples"], stored["planner"]["method"]) == (12, "mppi")
     assert [one["episodes"] for one in stored["outcomes"]] == [2] * 4
+
+
+def test_what_an_action_did_replaces_what_the_model_says_nearby_and_nowhere_else():
+    surprises = Surprises(
+        latents=torch.tensor([[[0.0, 0.0], [torch.nan, torch.nan]]]),
+        actions=torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]),
+        moves=torch.tensor([[[0.0, 0.25], [9.0, 9.0]]]),
+    )
+    before = torch.tensor([[[0.1, 0.0], [0.1, 0.0], [3.0, 0.0]]])
+    actions = torch.tensor([[[0.5, 0.1], [-0.5, 0.1], [0.5, 0.1]]])
+    found = surprises.corrected(before, actions, before + actions, torch.tensor([1.0]))
+    expected = torch.tensor([[[0.1, 0.25], [-0.4, 0.1], [3.5, 0.1]]])
+    torch.testing.assert_close(found, expected)
+
+
+class Blind(GatedFeatures):
+    """A model that knows nothing of walls."""
+
+    def transition(self, encoded, actions):
+        found = super().transition(encoded, actions)
+        return found._replace(log_move=torch.zeros_like(found.log_move))
+
+
+@pytest.mark.parametrize("careful", [True, False])
+def test_a_careful_planner_learns_from_what_it_ran_into(careful):
+    torch.manual_seed(0)
+    model = Blind(GatedFeaturesConfig(dim=6)).eval()
+    half = 32
+    with torch.no_grad():
+        # A step moves the latent as the encoder has it.
+        model.predictor.action.weight.copy_(model.lift.columns() / model.spread)
+    # A jamb is in the way, the door beside it: the straight way is wrong by some pixels.
+    episodes = Episodes(
+        np.array([0]), *(np.array([at], np.float32) for at in ([22, 26], [40, 26])), np.array([half]), np.array([20])
+    )
+    config = PlannerConfig(careful=careful, first_samples=64, samples=32, first_iterations=4, horizon=30)
+    walked = walk(ModelWorld(model, torch.device("cpu")), episodes, Protocol(60, 4.5), config)
+    assert len(walked.actions[0]) == 60
+    left = np.linalg.norm(walked.path[0, -1] - episodes.goals[0])
+    assert is_legal(walked.path, episodes.wall_x, episodes.door_y).all()
+    assert (left < 4.5) == careful

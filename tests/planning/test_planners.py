@@ -33,6 +33,12 @@ class Plane(Task):
     def now(self):
         return (self.starts - self.goals).square().sum(dim=-1).sqrt() / LONGEST_ACTION_PX
 
+    def here(self):
+        return self.starts
+
+    def full_step(self):
+        return torch.full((self.count,), LONGEST_ACTION_PX)
+
 
 def streams(count):
     return [stream(0, 1 << 40, number) for number in range(count)]

@@ -176,7 +176,7 @@ struct TileSpace {
     product<T, hidden_width>(pixels, hidden, channels, inner, channels, 1, block.expand_t, before);
   }
 
-  // to = f(from), f of some vectors in place
+  // to = f(from), f of some vectors in place and where they are
   template <typename F>
   JEPA_FAST_INLINE void for_hidden(int64_t pixels, const T* from, T* to, const F& f) {
     int64_t i = 0;
@@ -184,25 +184,34 @@ struct TileSpace {
       H values[gelu_vectors];
       JEPA_FAST_UNROLL
       for (int v = 0; v < gelu_vectors; ++v) values[v] = load<H>(from + i + v * hidden_width);
-      f(values);
+      f(values, i);
       JEPA_FAST_UNROLL
       for (int v = 0; v < gelu_vectors; ++v) store(to + i + v * hidden_width, values[v]);
     }
     for (; i < pixels * hidden; i += hidden_width) {
       H value[1] = {load<H>(from + i)};
-      f(value);
+      f(value, i);
       store(to + i, value[0]);
     }
   }
 
   // `to` = gelu(before): after, or before itself where that is not needed any more
   __attribute__((noinline)) void activate(int64_t pixels, T* to) {
-    for_hidden(pixels, before, to, [](auto& values) { gelu(values, T()); });
+    for_hidden(pixels, before, to, [](auto& values, int64_t) { gelu(values, T()); });
   }
 
   // before = gelu'(before)
   __attribute__((noinline)) void derive(int64_t pixels) {
-    for_hidden(pixels, before, before, [](auto& values) { gelu_derivative(values, T()); });
+    for_hidden(pixels, before, before, [](auto& values, int64_t) { gelu_derivative(values, T()); });
+  }
+
+  // before = gelu'(before) after
+  __attribute__((noinline)) void derive_times_after(int64_t pixels) {
+    const T* const factors = after;
+    for_hidden(pixels, before, before, [factors](auto& values, int64_t at) {
+      gelu_derivative(values, T());
+      for (H& value : values) value *= load<H>(factors + at + (&value - values) * hidden_width);
+    });
   }
 
   // update = W2 activations
@@ -210,14 +219,12 @@ struct TileSpace {
     product<T, Width>(pixels, channels, hidden, activations, hidden, 1, block.project_t, update);
   }
 
-  // The gradients of W2 and of the hidden activations, from that of the update in `update`; `before` becomes the gradient of
-  // itself.
+  // The gradients of W2 and of the hidden activations, which are in `after`, from that of the update in `update`; `before`
+  // becomes the gradient of itself.
   __attribute__((noinline)) void project_backward(int64_t pixels, const Packed<T>& block, const Sums<T>& sums) {
     product<T, hidden_width, true>(channels, hidden, pixels, update, 1, channels, after, sums.project);
     product<T, hidden_width>(pixels, hidden, channels, update, channels, 1, block.project, after);
-    for (int64_t i = 0; i < pixels * hidden; i += hidden_width) {
-      store(before + i, load<H>(before + i) * load<H>(after + i));
-    }
+    derive_times_after(pixels);
   }
 
   // The gradients of W1, gamma, beta and z from that of `before`, which is in it. z's replaces `update`.

@@ -4,6 +4,8 @@
 #include <string_view>
 
 #include "convnext.h"
+#include "feature_gate.h"
+#include "locate.h"
 #include "probe.h"
 #include "rollout.h"
 
@@ -69,6 +71,16 @@ const ProbeKernels* probe_kernels() {
 const RolloutKernels* rollout_kernels(bool is_double) {
   const ConvNextKernels* const kernels = convnext_kernels(is_double);
   return kernels == nullptr ? nullptr : kernels->rollout;
+}
+
+const LocateKernels* locate_kernels(bool is_double) {
+  const ConvNextKernels* const kernels = convnext_kernels(is_double);
+  return kernels == nullptr ? nullptr : kernels->locate;
+}
+
+const FeatureGateKernels* feature_gate_kernels(bool is_double) {
+  const ConvNextKernels* const kernels = convnext_kernels(is_double);
+  return kernels == nullptr ? nullptr : kernels->feature_gate;
 }
 
 void* convnext_work_space(size_t bytes) {

@@ -2,14 +2,14 @@
 //
 // float: both minus a half are odd, and are x times a polynomial of x^2 on [-5.2, 5.2] and [-5.6, 5.6] (minimax, fitted in
 // float64); beyond they are constant to within float's rounding. Errors: 5e-7 at most, 1e-7 for |x| < 2. No division, no
-// exponential. double: the library's erf and exp.
+// exponential; AVX-512 and AVX2 take tables. double: the library's erf and exp.
 #pragma once
 
 #include <math.h>
 
 #include "cpu/convnext/lanes.h"
 
-#ifdef __AVX512F__
+#ifdef __AVX2__
 #include <immintrin.h>
 
 #include "cpu/convnext/gelu_tables.h"
@@ -67,44 +67,78 @@ JEPA_FAST_INLINE void gelu_derivative(V (&x)[Vectors], float) {
   odd_about_half(x, derivative_limit, derivative);
 }
 
+// By tables. A permutation looks the coefficients up by the low bits of its index, which rounding to an integer by a large
+// addend leaves there. Permutations and multiply-adds run side by side, so that this takes two thirds of the polynomial's time.
 #ifdef __AVX512F__
-// The polynomial of Degree about the nearest of 32 points from 0 to `limit`, of |x| brought to it. A permutation looks the
-// coefficients up by the low five bits of its index, which rounding to an integer by a large addend leaves there.
+using TableVector = __m512;
+constexpr int table_points = 32;
+// The last point lies at the limit.
+constexpr float table_steps = 31;
+
+JEPA_FAST_INLINE __m512 magnitude(__m512 x) { return _mm512_abs_ps(x); }
+JEPA_FAST_INLINE __m512 sign_of(__m512 x) { return _mm512_and_ps(x, _mm512_set1_ps(-0.0f)); }
+JEPA_FAST_INLINE __m512 with_sign(__m512 x, __m512 sign) { return _mm512_xor_ps(x, sign); }
+
+// A NaN stays one: it is the second operand. (_mm512_min_ps warns of a variable of its own.)
+JEPA_FAST_INLINE __m512 least_of(__m512 bound, __m512 x) {
+  return _mm512_maskz_min_ps(static_cast<__mmask16>(-1), bound, x);
+}
+
+JEPA_FAST_INLINE __m512 pick(const float (&row)[32], __m512 index) {
+  return _mm512_permutex2var_ps(_mm512_load_ps(row), _mm512_castps_si512(index), _mm512_load_ps(row + 16));
+}
+
+#define JEPA_FAST_TABLES(name) name##_table
+constexpr int distribution_degree = 3, derivative_degree = 4;
+#elif defined(__AVX2__)
+using TableVector = __m256;
+constexpr int table_points = 8;
+// The last point lies half a step short of the limit; what is clamped to that is rounded to it all the same.
+constexpr float table_steps = 7.499999f;
+
+JEPA_FAST_INLINE __m256 sign_of(__m256 x) { return _mm256_and_ps(x, _mm256_set1_ps(-0.0f)); }
+JEPA_FAST_INLINE __m256 magnitude(__m256 x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
+JEPA_FAST_INLINE __m256 with_sign(__m256 x, __m256 sign) { return _mm256_xor_ps(x, sign); }
+
+JEPA_FAST_INLINE __m256 least_of(__m256 bound, __m256 x) { return _mm256_min_ps(bound, x); }
+
+JEPA_FAST_INLINE __m256 pick(const float (&row)[8], __m256 index) {
+  return _mm256_permutevar8x32_ps(_mm256_load_ps(row), _mm256_castps_si256(index));
+}
+
+#define JEPA_FAST_TABLES(name) name##_octet
+constexpr int distribution_degree = 5, derivative_degree = 6;
+#endif
+
+#ifdef __AVX2__
+// The polynomial of Degree about the nearest of the points, of |x| brought to the limit.
 template <int Degree>
-JEPA_FAST_INLINE __m512 look_up(__m512 size, float limit, const float (&table)[Degree + 1][32]) {
-  const __m512 large = _mm512_set1_ps(12582912.0f);  // 1.5 * 2^23
-  const __m512 bound = _mm512_set1_ps(limit);
-  const __m512 clamped = size < bound ? size : bound;
-  const __m512 shifted = _mm512_fmadd_ps(clamped, _mm512_set1_ps(31 / limit), large);
-  const __m512i index = _mm512_castps_si512(shifted);
-  const __m512 place =
-      _mm512_fnmadd_ps(_mm512_sub_ps(shifted, large), _mm512_set1_ps(limit / 31), clamped);
-  __m512 sum = _mm512_permutex2var_ps(_mm512_load_ps(table[Degree]), index, _mm512_load_ps(table[Degree] + 16));
+JEPA_FAST_INLINE TableVector look_up(TableVector size, float limit, const float (&table)[Degree + 1][table_points]) {
+  const TableVector large = spread<TableVector>(12582912.0f);  // 1.5 * 2^23
+  const TableVector clamped = least_of(spread<TableVector>(limit), size);
+  const TableVector shifted = clamped * (table_steps / limit) + large;
+  const TableVector place = clamped - (shifted - large) * (limit / table_steps);
+  TableVector sum = pick(table[Degree], shifted);
   JEPA_FAST_UNROLL
-  for (int i = Degree - 1; i >= 0; --i) {
-    const __m512 next = _mm512_permutex2var_ps(_mm512_load_ps(table[i]), index, _mm512_load_ps(table[i] + 16));
-    sum = _mm512_fmadd_ps(sum, place, next);
-  }
+  for (int i = Degree - 1; i >= 0; --i) sum = sum * place + pick(table[i], shifted);
   return sum;
 }
 
 template <int Vectors>
-JEPA_FAST_INLINE void gelu(__m512 (&x)[Vectors], float) {
+JEPA_FAST_INLINE void gelu(TableVector (&x)[Vectors], float) {
   JEPA_FAST_UNROLL
   for (int v = 0; v < Vectors; ++v) {
-    const __m512 size = _mm512_abs_ps(x[v]);
-    x[v] = _mm512_fmadd_ps(
-        size, look_up<3>(size, distribution_limit, distribution_table), _mm512_mul_ps(x[v], _mm512_set1_ps(0.5f)));
+    const TableVector size = magnitude(x[v]);
+    x[v] = size * look_up<distribution_degree>(size, distribution_limit, JEPA_FAST_TABLES(distribution)) + x[v] * 0.5f;
   }
 }
 
 template <int Vectors>
-JEPA_FAST_INLINE void gelu_derivative(__m512 (&x)[Vectors], float) {
+JEPA_FAST_INLINE void gelu_derivative(TableVector (&x)[Vectors], float) {
   JEPA_FAST_UNROLL
   for (int v = 0; v < Vectors; ++v) {
-    const __m512 sign = _mm512_and_ps(x[v], _mm512_set1_ps(-0.0f));
-    const __m512 half = look_up<4>(_mm512_abs_ps(x[v]), derivative_limit, derivative_table);
-    x[v] = _mm512_add_ps(_mm512_xor_ps(half, sign), _mm512_set1_ps(0.5f));
+    const TableVector half = look_up<derivative_degree>(magnitude(x[v]), derivative_limit, JEPA_FAST_TABLES(derivative));
+    x[v] = with_sign(half, sign_of(x[v])) + 0.5f;
   }
 }
 #endif

@@ -118,7 +118,6 @@ void bands_backward(
           static_cast<const T*>(gradients.z) + tile_offset, width * channels, tile, weights);
       space.widen(tile.pixels(), weights);
       space.activate(tile.pixels(), space.after);
-      space.derive(tile.pixels());
       for (int64_t row = 0; row < tile.rows; ++row) {
         const int64_t from = tile_offset + row * width * channels;
         T* const update = space.update + row * tile.columns * channels;

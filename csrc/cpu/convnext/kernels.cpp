@@ -1,5 +1,7 @@
 // The kernels for one instruction set: CMake compiles this file once for each, with JEPA_FAST_ISA its name.
+#include "cpu/convnext/feature_gate_kernels.h"
 #include "cpu/convnext/images.h"
+#include "cpu/convnext/locate_kernels.h"
 #include "cpu/convnext/probe_kernels.h"
 #include "cpu/convnext/rollout_backward.h"
 #include "cpu/convnext/windows_backward.h"
@@ -40,6 +42,8 @@ JEPA_FAST_BY_WIDTH(windows_backward)
 JEPA_FAST_BY_WIDTH(bands_forward)
 JEPA_FAST_BY_WIDTH(bands_backward)
 JEPA_FAST_BY_WIDTH(bands_convolution_backward)
+JEPA_FAST_BY_WIDTH(locate_forward)
+JEPA_FAST_BY_WIDTH(locate_backward)
 
 template <typename T>
 double multiply_adds(int64_t steps) {
@@ -69,6 +73,18 @@ constexpr RolloutKernels rollout{
     rollout_padded<T>, rollout_packed_size<T>, pack_rollout<T>, rollout_forward<T>, rollout_backward<T>, rollout_matrices<T>};
 
 template <typename T>
+constexpr LocateKernels locate{
+    [](const Locate& at, void* positions, int64_t first, int64_t last) {
+      any_locate_forward<T>(at, positions, first, last);
+    },
+    [](const Locate& at, const void* to_positions, double* sums, int64_t first, int64_t last) {
+      any_locate_backward<T>(at, to_positions, sums, first, last);
+    }};
+
+template <typename T>
+constexpr FeatureGateKernels feature_gate{gate_forward<T>, gate_backward<T>};
+
+template <typename T>
 constexpr ConvNextKernels kernels = {
     JEPA_FAST_TEXT_OF(JEPA_FAST_ISA),
     pack<T>,
@@ -90,6 +106,8 @@ constexpr ConvNextKernels kernels = {
     multiply_adds<T>,
     &probe,
     &rollout<T>,
+    &locate<T>,
+    &feature_gate<T>,
 };
 
 }  // namespace

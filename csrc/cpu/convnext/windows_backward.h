@@ -75,7 +75,6 @@ struct WindowBackward {
             scale_by_cells(tile, after, down, across);
           } else {
             space.activate(pixels, space.after);
-            space.derive(pixels);
             for (int64_t row = 0; row < tile.rows; ++row) {
               const int64_t at = first + row * after.width * channels;
               T* const update = space.update + row * tile.columns * channels;
