@@ -75,12 +75,13 @@ NARROW = "--model.channels 4 --model.blocks 1"
 # The first rule that matches is taken. OUT is a folder of the command's own that does not exist yet. A flag that is
 # added takes the place of the same flag in the command.
 RULES = (
-    Rule(r"pip install", skip="installs; tests/test_build.py builds and installs the package"),
+    Rule(r"pip (install|download)", skip="installs; tests/test_build.py builds and installs the package"),
     Rule(r"nsys ", skip="needs Nsight Systems and a GPU"),
     Rule(r"scripts/gpu_check\.sh", skip="needs a GPU; tests/test_gpu_check.py runs it on a stand-in"),
     Rule(
         r"python -m (scripts\.gpu_steps|tests\.fake_cuda)", skip="tests/fake_cuda/test_gpu_check.py runs what they run"
     ),
+    Rule(r"python scripts/extras\.py"),
     Rule(r"python scripts/torture\.py", skip="kills a run 20 times: minutes"),
     Rule(r"python -m (MODULE|jepa_fast\.NAME)", skip="stands for any command"),
     Rule(r"python -m bench\.bench_(captured|loop)", skip=MEASURES),
