@@ -10,6 +10,9 @@ from typing import NamedTuple
 
 import jepa_fast
 
+# Between looks at whether a process has ended.
+POLL_S = 0.02
+
 
 class Cost(NamedTuple):
     """How a process ended, and its wall-clock and CPU time from start to end."""
@@ -64,8 +67,13 @@ class Command:
             os.kill(self._process.pid, signal.SIGTERM)
 
     def _wait(self) -> Cost:
-        # Popen.wait does not tell what a single child used.
-        _, status, usage = os.wait4(self._process.pid, 0)
+        # Popen.wait does not tell what a single child used. A wait without end would sleep through an interrupt that
+        # came just before the call.
+        while True:
+            ended, status, usage = os.wait4(self._process.pid, os.WNOHANG)
+            if ended:
+                break
+            time.sleep(POLL_S)
         wall_s = time.monotonic() - self._started
         self._process.returncode = os.waitstatus_to_exitcode(status)
         return Cost(self._process.returncode, wall_s, usage.ru_utime + usage.ru_stime)
