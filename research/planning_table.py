@@ -125,6 +125,8 @@ def _line(row: Row) -> str:
 
 def errors(records: list[RunRecord]) -> str:
     """Probe errors of the model to plan with, seed by seed, in Markdown."""
+    if not records:
+        return "Not measured yet.\n"
     lines = [f"| seed | steps | {' | '.join(map(short, PROBE_SETS))} |", "|---:|---:" + "|---:" * len(PROBE_SETS) + "|"]
     for record in sorted(records, key=lambda one: one.seed):
         cells = " | ".join(f"{record.probe_sets[name].trained.converged:.2f}" for name in PROBE_SETS)
