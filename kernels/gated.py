@@ -49,8 +49,9 @@ def gated_likelihood_reference(
     """The same of latents before and after each step, both [B, T, D], in plain PyTorch: the truth of the tests."""
     nll = mixture_nll(stayed, step, log_stay, log_move, following, sigma).mean()
     with torch.no_grad():
-        expected = torch.addcmul(stayed, log_move.exp()[..., None], step)
-        watched = F.mse_loss(expected, following), log_move.exp().mean()
+        move = log_move.exp()
+        expected = torch.addcmul(stayed, move[..., None], step)
+        watched = F.mse_loss(expected, following), move.mean()
     return Likelihood(torch.stack([nll, *watched]), expected)
 
 

@@ -55,7 +55,7 @@ def test_a_killed_run_resumes_to_the_same_bits_and_goes_through_every_command(tm
     def command(*arguments):
         return Command("-m", "jepa_fast.train", "--checkpoint-minutes", 0, *arguments)
 
-    run(whole, configuration("features20k", two_rooms, batch_size=6, steps=25, seed=5))
+    run(whole, configuration("features20k", two_rooms, batch_size=6, steps=25, seed=5, kernels="fused"))
     with command("--out", killed, *flags) as process:
         deadline = time.monotonic() + 300
         while not any(path.name >= "step-000000003.pt" for path in checkpoint_folder(killed).glob("step-*.pt")):

@@ -56,6 +56,24 @@ def test_float32_is_as_close_to_float64_as_the_layers_are():
         assert (one - exact).abs().max() <= 2 * (other - exact).abs().max() + floor
 
 
+def test_weights_of_a_frame_that_are_nearly_all_equal_do_not_round_to_one_side():
+    _, _, *leaves = draw(dtype=torch.float32)
+    count, size = 16, (65, 65)
+    images = torch.zeros(count, *size)
+    at = torch.arange(count) * 3 + 5
+    images[torch.arange(count), at, at.flip(0)] = 1
+    corners = torch.zeros(count, 2, dtype=torch.int64)
+    look, spread = (part.detach() for part in leaves[:2])
+    highest = F.conv_transpose2d(F.relu(F.conv2d(images[:, None], look, padding=2)), spread).max()
+    log_temperature = (highest / 9).log()  # a sixth of the weight is where the dot is, the rest all over the frame
+    exact = locate_reference(
+        images.double(), corners, look.double(), spread.double(), log_temperature.double(), *size
+    )  # fmt: skip
+    ours = (locate(images, corners, look, spread, log_temperature, size) - exact).abs().max()
+    theirs = (locate_reference(images, corners, look, spread, log_temperature, *size) - exact).abs().max()
+    assert ours <= 2 * theirs + 1e-6 * size[0]
+
+
 @needs_library
 def test_gradcheck():
     images, corners, *leaves = draw(3, (3, 4))

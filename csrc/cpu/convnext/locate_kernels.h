@@ -144,25 +144,25 @@ struct LocateWindow {
       for (int64_t x = first_column; x < last_column; ++x) largest = most(largest, scaled[y * logit_width + x]);
     }
     const T outside = exponential(-largest);
-    const int64_t inside = (last_row - first_row) * (last_column - first_column);
-    total = 0;
-    T sum_x = 0, sum_y = 0;
+    // In float64: of a frame most weights are `outside`, and equal addends round the same way.
+    double sum = 0, sum_x = 0, sum_y = 0;
     for (int64_t y = first_row; y < last_row; ++y) {
-      T row = 0;
+      double row = 0;
       T* const row_weights = weights + y * logit_width;
       const T* const row_scaled = scaled + y * logit_width;
       for (int64_t x = first_column; x < last_column; ++x) row_weights[x] = exponential(row_scaled[x] - largest);
       for (int64_t x = first_column; x < last_column; ++x) {
-        const int64_t at = y * logit_width + x;
-        total += weights[at];
-        row += weights[at] - outside;
-        sum_x += (weights[at] - outside) * place_x(window, x);
+        const double more = static_cast<double>(row_weights[x]) - static_cast<double>(outside);
+        row += more;
+        sum_x += more * static_cast<double>(place_x(window, x));
       }
-      sum_y += row * place_y(window, y);
+      sum += row;
+      sum_y += row * static_cast<double>(place_y(window, y));
     }
-    total += outside * static_cast<T>(locate.frame_height * locate.frame_width - inside);
-    at_x = sum_x / total;
-    at_y = sum_y / total;
+    sum += static_cast<double>(outside) * static_cast<double>(locate.frame_height * locate.frame_width);
+    total = static_cast<T>(sum);
+    at_x = static_cast<T>(sum_x / sum);
+    at_y = static_cast<T>(sum_y / sum);
   }
 
   // out [ky, kx, C] = sum over hidden pixels of left [y + ky, x + kx] times right [y, x, C].
