@@ -36,6 +36,12 @@ inline bool is_double(const char* op, const torch::stable::Tensor& x) {
   return scalar == Scalar::float64;
 }
 
+// Calls f(T()) with the type of x.
+template <typename F>
+void by_type(const char* op, const torch::stable::Tensor& x, const F& f) {
+  is_double(op, x) ? f(double()) : f(float());
+}
+
 // weight [L, C, 1, 7, 7], gamma and beta [L, C], expand [L, 4C, C], project [L, C, 4C].
 inline PackedBlocks pack_blocks(
     const char* op, const torch::stable::Tensor& weight, const torch::stable::Tensor& gamma,

@@ -99,7 +99,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> feature_gate_cpu_back
         t.gate, to_stay.const_data_ptr(), to_move.const_data_ptr(), to, shares + chunk * count, first, last);
   });
   const Tensor gradients[] = {empty({border, 3}), empty({1, border}), empty({wall, 5}), empty({wall, wall}), empty({1, wall})};
-  const auto finish = [&]<typename T>(T) {
+  by_type(op, t.positions, [&]<typename T>(T) {
     const double* from = shares;
     // [columns, rows] to [rows, columns]
     const auto add_up = [&](const Tensor& gradient) {
@@ -114,8 +114,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> feature_gate_cpu_back
       }
     };
     for (const Tensor& gradient : gradients) add_up(gradient);
-  };
-  is_double(op, t.positions) ? finish(double()) : finish(float());
+  });
   return {to_positions, gradients[0], gradients[1], gradients[2], gradients[3], gradients[4]};
 }
 

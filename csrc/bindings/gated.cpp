@@ -13,12 +13,6 @@ using namespace jepa_fast;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Calls f(T()) with the type of x.
-template <typename F>
-void by_type(const char* op, const Tensor& x, const F& f) {
-  is_double(op, x) ? f(double()) : f(float());
-}
-
 Tensor columns_weight(const Tensor& weight) {
   STD_TORCH_CHECK(weight.dim() == 2 && weight.size(1) == 2, "gated_columns: expected weight [D, 2]");
   return torch::stable::contiguous(weight);

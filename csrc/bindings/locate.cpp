@@ -80,7 +80,8 @@ std::tuple<Tensor, Tensor, Tensor> locate_cpu_backward(
   const Tensor to_look = torch::stable::new_empty(t.images, {channels, 1, kernel, kernel});
   const Tensor to_spread = torch::stable::new_empty(t.images, {channels, 1, kernel, kernel});
   const Tensor to_temperature = torch::stable::new_empty(t.images, {});
-  const auto finish = [&]<typename T>(T* look_gradient, T* spread_gradient, T* temperature_gradient) {
+  by_type(op, t.images, [&]<typename T>(T) {
+    T *const look_gradient = to_look.mutable_data_ptr<T>(), *const spread_gradient = to_spread.mutable_data_ptr<T>();
     const int64_t taps = kernel * kernel;
     const auto total = [&](int64_t at) {
       double sum = 0;
@@ -93,14 +94,8 @@ std::tuple<Tensor, Tensor, Tensor> locate_cpu_backward(
         spread_gradient[c * taps + tap] = total((taps + tap) * channels + c);
       }
     }
-    *temperature_gradient = total(2 * taps * channels);
-  };
-  if (is_double(op, t.images)) {
-    finish(
-        to_look.mutable_data_ptr<double>(), to_spread.mutable_data_ptr<double>(), to_temperature.mutable_data_ptr<double>());
-  } else {
-    finish(to_look.mutable_data_ptr<float>(), to_spread.mutable_data_ptr<float>(), to_temperature.mutable_data_ptr<float>());
-  }
+    *to_temperature.mutable_data_ptr<T>() = total(2 * taps * channels);
+  });
   return {to_look, to_spread, to_temperature};
 }
 

@@ -3,13 +3,10 @@
 import pytest
 import torch
 
-from jepa_fast.kernels import extension
 from jepa_fast.kernels.feature_gate import GateWeights, feature_gate, feature_gate_reference, why_not_compiled
+from tests.compiled import needs_library
 
 REACH, SUREST = 4.0, 20.0
-needs_library = pytest.mark.skipif(
-    not extension.LIBRARY.exists(), reason="jepa_fast is installed without its compiled extension"
-)
 
 
 def draw(batch=5, steps=13, border=16, wall=32, dtype=torch.float64):

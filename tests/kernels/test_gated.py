@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from jepa_fast.kernels import extension
 from jepa_fast.kernels.gated import (
     gated_columns,
     gated_columns_reference,
@@ -11,10 +10,8 @@ from jepa_fast.kernels.gated import (
     gated_likelihood_reference,
     why_not_compiled,
 )
+from tests.compiled import needs_library
 
-needs_library = pytest.mark.skipif(
-    not extension.LIBRARY.exists(), reason="jepa_fast is installed without its compiled extension"
-)
 SPREAD = 20.0
 
 

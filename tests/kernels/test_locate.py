@@ -4,14 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from jepa_fast.kernels import extension
 from jepa_fast.kernels.locate import locate, locate_reference, why_not_compiled
 from jepa_fast.models.softargmax import soft_argmax_of_windows
+from tests.compiled import needs_library
 
 SIZE = (21, 17)
-needs_library = pytest.mark.skipif(
-    not extension.LIBRARY.exists(), reason="jepa_fast is installed without its compiled extension"
-)
 
 
 def draw(count=9, window=(6, 5), channels=8, kernel=3, dtype=torch.float64):

@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from jepa_fast.kernels import extension
 from jepa_fast.kernels.probe_train import (
     join_probe,
     probe_outputs,
@@ -14,10 +13,8 @@ from jepa_fast.kernels.probe_train import (
     probe_train_reference,
     split_probe,
 )
+from tests.compiled import needs_library
 
-needs_library = pytest.mark.skipif(
-    not extension.LIBRARY.exists(), reason="jepa_fast is installed without its compiled extension"
-)
 DIM, HIDDEN = 19, 32
 
 

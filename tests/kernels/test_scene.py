@@ -3,12 +3,9 @@
 import pytest
 import torch
 
-from jepa_fast.kernels import extension, scene
+from jepa_fast.kernels import scene
 from jepa_fast.kernels.scene import read_centres, read_centres_reference, read_layout, read_layout_reference
-
-needs_library = pytest.mark.skipif(
-    not extension.LIBRARY.exists(), reason="jepa_fast is installed without its compiled extension"
-)
+from tests.compiled import needs_library
 
 
 def images(*shape, solid=1.0, seed=0):

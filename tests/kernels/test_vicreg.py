@@ -9,6 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 from jepa_fast.kernels import extension
 from jepa_fast.kernels import vicreg as module
 from jepa_fast.kernels.vicreg import covariance_term, vicreg, vicreg_reference
+from tests.compiled import needs_library
 
 # Against float64 on the same rounded input: each term relative to itself, a gradient by the norm of its error.
 VALUE_TOLERANCES = {torch.float32: 1e-6, torch.bfloat16: 1e-5, torch.float64: 1e-12}
@@ -23,10 +24,6 @@ SIZES = [
     (1, 512, 128), (2, 1009, 129), (1, 2048, 128), (1, 70, 1024), (1, 10007, 3),
 ]  # fmt: skip
 WEIGHTS = torch.tensor([25.0, 15.0, 2.0], dtype=torch.float64)
-
-needs_library = pytest.mark.skipif(
-    not extension.LIBRARY.exists(), reason="jepa_fast is installed without its compiled extension"
-)
 
 
 def states(groups, rows, dim, dtype=torch.float32, mean=0.0, scale=0.7, device="cpu"):

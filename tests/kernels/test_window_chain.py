@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from jepa_fast.kernels import dispatch, extension
+from jepa_fast.kernels import dispatch
 from jepa_fast.kernels.convnext_block import convnext_block_keep
 from jepa_fast.kernels.window_chain import (
     Blocks,
@@ -13,11 +13,9 @@ from jepa_fast.kernels.window_chain import (
     window_chain,
     window_chain_reference,
 )  # fmt: skip
+from tests.compiled import needs_library
 from tests.forked import finished
 
-needs_library = pytest.mark.skipif(
-    not extension.LIBRARY.exists(), reason="jepa_fast is installed without its compiled extension"
-)
 # (windows, their size, image, channels, blocks, bases)
 SHAPES = {
     "borders and corners": (7, (6, 5), (30, 31), 16, 2, 1),

@@ -268,8 +268,9 @@ struct GateBlock {
   }
 };
 
-template <typename T>
-void gate_forward(const FeatureGate& gate, void* log_stay, void* log_move, int64_t first, int64_t last) {
+// Calls f(block, first step, their number) for the steps in blocks, after their forward pass.
+template <typename T, typename F>
+JEPA_FAST_INLINE void for_blocks(const FeatureGate& gate, int64_t first, int64_t last, const F& f) {
   Pieces counted{nullptr};
   GateBlock<T>(gate, counted);
   Pieces pieces{static_cast<char*>(convnext_work_space(counted.used))};
@@ -278,30 +279,30 @@ void gate_forward(const FeatureGate& gate, void* log_stay, void* log_move, int64
   for (int64_t step = first; step < last; step += gate_block) {
     const int64_t count = least(gate_block, last - step);
     block.forward(step, count);
+    f(block, step, count);
+  }
+}
+
+template <typename T>
+void gate_forward(const FeatureGate& gate, void* log_stay, void* log_move, int64_t first, int64_t last) {
+  for_blocks<T>(gate, first, last, [&](const GateBlock<T>& block, int64_t step, int64_t count) {
     for (int64_t i = 0; i < count; ++i) {
       const typename GateBlock<T>::Chances chances(block.logits + 4 * i);
       static_cast<T*>(log_stay)[step + i] = chances.largest + static_cast<T>(log(chances.sum));
       static_cast<T*>(log_move)[step + i] = chances.log_move;
     }
-  }
+  });
 }
 
 template <typename T>
 void gate_backward(
     const FeatureGate& gate, const void* to_stay, const void* to_move, void* to_positions, double* sums, int64_t first,
     int64_t last) {
-  Pieces counted{nullptr};
-  GateBlock<T>(gate, counted);
-  Pieces pieces{static_cast<char*>(convnext_work_space(counted.used))};
-  GateBlock<T> block(gate, pieces);
-  block.begin();
-  for (int64_t step = first; step < last; step += gate_block) {
-    const int64_t count = least(gate_block, last - step);
-    block.forward(step, count);
+  for_blocks<T>(gate, first, last, [&](GateBlock<T>& block, int64_t step, int64_t count) {
     block.backward(
         step, count, static_cast<const T*>(to_stay), static_cast<const T*>(to_move), static_cast<T*>(to_positions));
     block.add_sums(sums);
-  }
+  });
 }
 
 }  // namespace
